@@ -1,0 +1,88 @@
+"""Operations on the service itself, which are ours."""
+
+from __future__ import annotations
+
+import datetime as dt
+import enum
+from typing import Annotated
+
+from msgspec import Meta
+
+from kmsd.api.operation import MAX_FRAME_BYTES, Cost, Operation
+from kmsd.api.shapes import Request, Response, Structure
+
+
+class SealState(enum.StrEnum):
+    """Whether the daemon holds keys."""
+
+    SEALED = "sealed"
+    UNSEALED = "unsealed"
+
+
+class TokenStatus(Structure, frozen=True, kw_only=True):
+    """The token as it was seen at the last job."""
+
+    label: str
+    manufacturer: str
+    model: str
+    serial: str
+    firmware: str
+
+
+class StatusRequest(Request, frozen=True, kw_only=True):
+    """Status has no members."""
+
+
+class StatusResponse(Response, frozen=True, kw_only=True):
+    """What Status answers; `started` is when the daemon began to serve."""
+
+    state: SealState
+    version: str
+    account: str
+    region: str
+    started: dt.datetime
+    secret_memory: str
+    secret_memory_used_bytes: int
+    secret_memory_limit_bytes: int
+    audit_sync: str
+    audit_sequence: int
+    connections: int
+    file_streams: int
+    token: TokenStatus | None = None
+
+
+class GetAuditRecordsRequest(Request, frozen=True, kw_only=True):
+    """Members of GetAuditRecords: without `after_sequence` the newest records."""
+
+    after_sequence: Annotated[int, Meta(ge=0)] | None = None
+    limit: Annotated[int, Meta(ge=1, le=1000)] = 100
+
+
+class GetAuditRecordsResponse(Response, frozen=True, kw_only=True):
+    """What GetAuditRecords answers: lines of the trail as they stand there, oldest first."""
+
+    records: list[str]
+    truncated: bool = False
+
+
+STATUS = Operation(
+    name="Status",
+    summary="Tell whether the daemon is sealed, and how it is.",
+    request=StatusRequest,
+    response=StatusResponse,
+    cost=Cost.STATUS,
+    works_sealed=True,
+    audit_fields=(),
+)
+GET_AUDIT_RECORDS = Operation(
+    name="GetAuditRecords",
+    summary="Read the audit trail.",
+    request=GetAuditRecordsRequest,
+    response=GetAuditRecordsResponse,
+    cost=Cost.STATUS,
+    works_sealed=True,
+    frame_bytes=MAX_FRAME_BYTES,  # a single record may be large: encryption contexts are logged whole
+    audit_fields=("after_sequence", "limit"),
+)
+
+OPERATIONS = (STATUS, GET_AUDIT_RECORDS)

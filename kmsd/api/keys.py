@@ -1,0 +1,168 @@
+"""Operations on keys and aliases."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from msgspec import Meta
+
+from kmsd.api.operation import Cost, KeyAccess, KeyState, KeyUsage, Operation
+from kmsd.api.shapes import (
+    AliasListEntry,
+    AliasName,
+    Description,
+    Empty,
+    GrantTokens,
+    KeyIdentifier,
+    KeyListEntry,
+    KeyMetadata,
+    KeyOrigin,
+    KeySpec,
+    Limit,
+    Marker,
+    PolicyText,
+    Request,
+    Response,
+    Tag,
+)
+
+
+class CreateKeyRequest(Request, frozen=True, kw_only=True):
+    """Members of CreateKey; without `policy` the key gets the default key policy."""
+
+    policy: PolicyText | None = None
+    description: Description = ""
+    key_usage: KeyUsage = KeyUsage.ENCRYPT_DECRYPT
+    key_spec: KeySpec = KeySpec.SYMMETRIC_DEFAULT
+    origin: KeyOrigin = KeyOrigin.AWS_KMS
+    bypass_policy_lockout_safety_check: bool = False
+    tags: Annotated[list[Tag], Meta(max_length=50)] = []
+    multi_region: bool = False
+
+
+class CreateKeyResponse(Response, frozen=True, kw_only=True):
+    """What CreateKey answers."""
+
+    key_metadata: KeyMetadata
+
+
+class DescribeKeyRequest(Request, frozen=True, kw_only=True):
+    """Members of DescribeKey."""
+
+    key_id: KeyIdentifier
+    grant_tokens: GrantTokens = []
+
+
+class DescribeKeyResponse(Response, frozen=True, kw_only=True):
+    """What DescribeKey answers."""
+
+    key_metadata: KeyMetadata
+
+
+class ListKeysRequest(Request, frozen=True, kw_only=True):
+    """Members of ListKeys."""
+
+    limit: Limit = 100
+    marker: Marker | None = None
+
+
+class ListKeysResponse(Response, frozen=True, kw_only=True):
+    """What ListKeys answers, ordered by key id."""
+
+    keys: list[KeyListEntry]
+    next_marker: str | None = None
+    truncated: bool = False
+
+
+class CreateAliasRequest(Request, frozen=True, kw_only=True):
+    """Members of CreateAlias; the target is a key id or key ARN."""
+
+    alias_name: AliasName
+    target_key_id: KeyIdentifier
+
+
+class ListAliasesRequest(Request, frozen=True, kw_only=True):
+    """Members of ListAliases; with `key_id` only that key's aliases."""
+
+    key_id: KeyIdentifier | None = None
+    limit: Annotated[int, Meta(ge=1, le=100)] = 50
+    marker: Marker | None = None
+
+
+class ListAliasesResponse(Response, frozen=True, kw_only=True):
+    """What ListAliases answers, ordered by name."""
+
+    aliases: list[AliasListEntry]
+    next_marker: str | None = None
+    truncated: bool = False
+
+
+CREATE_KEY = Operation(
+    name="CreateKey",
+    summary="Make a key.",
+    request=CreateKeyRequest,
+    response=CreateKeyResponse,
+    cost=Cost.STORE,
+    read_only=False,
+    # 131,072 characters of policy are what AWS's model lets through before the quota of 32,768 bytes answers; kmsd
+    # lets that much in too, so that the answer is the same LimitExceededException.
+    frame_bytes=512 * 1024,
+    audit_fields=(
+        "policy",
+        "description",
+        "key_usage",
+        "key_spec",
+        "origin",
+        "bypass_policy_lockout_safety_check",
+        "tags",
+        "multi_region",
+    ),
+    audit_response=("key_metadata",),
+)
+DESCRIBE_KEY = Operation(
+    name="DescribeKey",
+    summary="Tell a key's metadata.",
+    request=DescribeKeyRequest,
+    response=DescribeKeyResponse,
+    cost=Cost.STORE,
+    key="key_id",
+    key_access=KeyAccess.ANY,
+    audit_fields=("key_id",),
+)
+LIST_KEYS = Operation(
+    name="ListKeys",
+    summary="List all keys.",
+    request=ListKeysRequest,
+    response=ListKeysResponse,
+    cost=Cost.STORE,
+    audit_fields=("limit", "marker"),
+)
+CREATE_ALIAS = Operation(
+    name="CreateAlias",
+    summary="Give a key a name.",
+    request=CreateAliasRequest,
+    response=Empty,
+    cost=Cost.STORE,
+    read_only=False,
+    key="target_key_id",
+    key_access=KeyAccess.ID_OR_ARN,
+    usable_in=(
+        KeyState.ENABLED,
+        KeyState.DISABLED,
+        KeyState.PENDING_IMPORT,
+        KeyState.UNAVAILABLE,
+        KeyState.CREATING,
+        KeyState.UPDATING,
+    ),
+    audit_fields=("alias_name", "target_key_id"),
+)
+LIST_ALIASES = Operation(
+    name="ListAliases",
+    summary="List aliases, all of them or one key's.",
+    request=ListAliasesRequest,
+    response=ListAliasesResponse,
+    cost=Cost.STORE,
+    audit_fields=("key_id", "limit", "marker"),
+)
+
+OPERATIONS = (CREATE_KEY, DESCRIBE_KEY, LIST_KEYS, CREATE_ALIAS, LIST_ALIASES)
