@@ -1,0 +1,43 @@
+# What a person types. `make setup` is quick when nothing has changed; every other target runs it first.
+#
+#   PYTHON=...  a Python 3.11 or newer for `make setup` (default: python3)
+#   ARGS=...    further arguments for pytest (make test) or the benchmark (make bench)
+
+PY := .venv/bin/python
+ARGS ?=
+
+.PHONY: setup demo test bench lint types lock clean
+
+setup: .venv/.token
+
+# The stamps lie in .venv: removing it starts afresh, and a set-up that was interrupted leaves none.
+.venv/.packages: requirements.lock pyproject.toml .ci/setup
+	.ci/setup packages
+	touch $@
+
+.venv/.token: .venv/.packages
+	.ci/setup token
+	touch $@
+
+demo: setup
+	tests/support/demo.sh
+
+test: setup
+	$(PY) -m pytest $(ARGS)
+
+bench: setup
+	$(PY) -m tests.benchmarks $(ARGS)
+
+lint: setup
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+
+types: setup
+	$(PY) -m mypy
+
+# Resolves pyproject.toml's dependencies anew and pins them by hash. The only target that needs uv.
+lock:
+	.ci/lock
+
+clean:
+	rm -rf .venv .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis dist
