@@ -75,7 +75,7 @@ class InvalidAliasNameError(CallerError):
 
 
 class InvalidArnError(CallerError):
-    """An ARN is malformed, or names another account or region."""
+    """An ARN is malformed."""
 
     code = "InvalidArnException"
 
@@ -123,7 +123,7 @@ class MalformedPolicyDocumentError(CallerError):
 
 
 class NotFoundError(CallerError):
-    """No such key, alias or grant."""
+    """No such key or alias here; keys of another account or region are not here either."""
 
     code = "NotFoundException"
 

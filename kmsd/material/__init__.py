@@ -1,0 +1,1 @@
+"""Keys in use: how material is derived, wrapped, cached and turned into ciphertext."""

@@ -1,0 +1,1 @@
+"""What operations mean, knowing nothing of sockets."""

@@ -1,0 +1,124 @@
+"""Key records in memory: verified rows with their compiled policies, a bounded number of them."""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import TypeVar
+
+from kmsd.access.policy import Policy, parse_policy
+from kmsd.api.errors import NotFoundError
+from kmsd.api.operation import KeyAccess, KeyState, KeyUsage
+from kmsd.api.shapes import KeySpec
+from kmsd.identity.principals import Names
+from kmsd.material.versions import NotLoadedError
+from kmsd.service.identifiers import AliasName, Arns, KeyName
+from kmsd.store.base import KeyRow, Store
+
+# How long a policy that names users or groups is trusted before their names are looked up again: as long as nscd and
+# sssd keep an answer by default.
+NAMES_TRUSTED_SECONDS = 60.0
+
+_ValueT = TypeVar("_ValueT")
+
+
+class KeyRecord:
+    """A key as the daemon uses it."""
+
+    __slots__ = ("arn", "expires", "key_id", "policy", "row", "spec", "state", "usage")
+
+    def __init__(self, row: KeyRow, arn: str, policy: Policy, expires: float) -> None:
+        self.row = row
+        self.key_id = row.key_id
+        self.arn = arn
+        self.policy = policy
+        self.expires = expires
+        self.state = KeyState(row.key_state)
+        self.usage = KeyUsage(row.key_usage)
+        self.spec = KeySpec(row.key_spec)
+
+
+class KeyNotLoadedError(NotLoadedError):
+    """The key that `identifier` names is not in memory."""
+
+    def __init__(self, records: KeyRecords, identifier: str) -> None:
+        super().__init__()
+        self._records = records
+        self._identifier = identifier
+
+    async def load(self) -> None:
+        """Read it; raises NotFoundError when there is no such key."""
+        await self._records.load(self._identifier)
+
+
+class KeyRecords:
+    """A bounded cache of `capacity` keys and as many of the names they were asked by.
+
+    `clock` gives monotonic seconds.
+    """
+
+    def __init__(self, store: Store, arns: Arns, names: Names, *, capacity: int, clock: Callable[[], float]) -> None:
+        self._store = store
+        self._arns = arns
+        self._names = names
+        self._capacity = capacity
+        self._clock = clock
+        self._records: OrderedDict[str, KeyRecord] = OrderedDict()
+        self._identifiers: OrderedDict[str, str] = OrderedDict()
+
+    def get(self, identifier: str) -> KeyRecord:
+        """Return the key that `identifier`, in any of its forms, names; raises KeyNotLoadedError."""
+        key_id = self._identifiers.get(identifier)
+        record = self._records.get(key_id) if key_id is not None else None
+        if record is None or key_id is None or record.expires < self._clock():
+            raise KeyNotLoadedError(self, identifier)
+        self._records.move_to_end(key_id)
+        return record
+
+    async def load(self, identifier: str) -> KeyRecord:
+        """Read the key that `identifier` names from the store and keep it in memory.
+
+        Raises NotFoundError when there is none, InvalidArnError for a malformed ARN.
+        """
+        key_id = await self._key_id_of(self._arns.parse(identifier))
+        row = await self._store.key(key_id)
+        if row is None:
+            raise NotFoundError(f"Key '{self._arns.key(key_id)}' does not exist")
+        record = self._compile(row)
+        self._remember(self._records, key_id, record)
+        self._remember(self._identifiers, identifier, key_id)
+        return record
+
+    async def fetch(self, identifier: str, access: KeyAccess) -> KeyRecord:
+        """Return the key from memory or else from the store; `access` tells whether aliases are accepted."""
+        if access is KeyAccess.ID_OR_ARN:
+            self._arns.parse_key(identifier)
+        try:
+            return self.get(identifier)
+        except KeyNotLoadedError:
+            return await self.load(identifier)
+
+    async def _key_id_of(self, name: KeyName | AliasName) -> str:
+        if isinstance(name, KeyName):
+            return name.key_id
+        alias = await self._store.alias(name.alias)
+        if alias is None:
+            raise NotFoundError(f"Alias {self._arns.alias(name.alias)} is not found.")
+        return alias.key_id
+
+    def _compile(self, row: KeyRow) -> KeyRecord:
+        policy = parse_policy(row.policy, account=self._arns.account, names=self._names, resolved=row.policy_principals)
+        expires = self._clock() + NAMES_TRUSTED_SECONDS if policy.principals else math.inf
+        return KeyRecord(row, self._arns.key(row.key_id), policy, expires)
+
+    def _remember(self, cache: OrderedDict[str, _ValueT], name: str, value: _ValueT) -> None:
+        cache[name] = value
+        cache.move_to_end(name)
+        if len(cache) > self._capacity:
+            cache.popitem(last=False)
+
+    def forget_all(self) -> None:
+        """Forget everything: the store was sealed."""
+        self._records.clear()
+        self._identifiers.clear()
