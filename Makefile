@@ -12,15 +12,15 @@ setup: .venv/.token
 
 # The stamps lie in .venv: removing it starts afresh, and a set-up that was interrupted leaves none.
 .venv/.packages: requirements.lock pyproject.toml .ci/setup
-	.ci/setup packages
-	touch $@
+	@.ci/setup packages
+	@touch $@
 
 .venv/.token: .venv/.packages
-	.ci/setup token
-	touch $@
+	@.ci/setup token
+	@touch $@
 
 demo: setup
-	tests/support/demo.sh
+	@tests/support/demo.sh
 
 test: setup
 	$(PY) -m pytest $(ARGS)
@@ -37,7 +37,7 @@ types: setup
 
 # Resolves pyproject.toml's dependencies anew and pins them by hash. The only target that needs uv.
 lock:
-	.ci/lock
+	@.ci/lock
 
 clean:
 	rm -rf .venv .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis dist
