@@ -125,7 +125,7 @@ _ENCODER = msgspec.json.Encoder()
 
 
 def encode(record: Record) -> bytes:
-    """Return the record as one JSON object of printable ASCII characters, without `seq`, `prev` and `eventTime`.
+    """Return the record as one JSON object of ASCII characters, without `seq`, `prev` and `eventTime`.
 
     Everything else is escaped: JSON itself escapes what ends a line in a file, and escaping the rest too keeps U+2028
     from ending a line elsewhere, and control and direction characters of a hostile request from a reader's terminal.
@@ -139,7 +139,7 @@ def encode(record: Record) -> bytes:
         record.read_only,
         record.request_id,
         record.actor,
-        tuple([Resource(arn) for arn in record.resources]),
+        tuple(map(Resource, record.resources)),
         record.request_parameters,
         record.response_elements,
         record.error_code,
@@ -151,15 +151,13 @@ def encode(record: Record) -> bytes:
     except UnicodeEncodeError:
         # A path or a user name that is not UTF-8 carries its odd bytes as lone surrogates (PEP 383).
         return _escape(_well_formed(msgspec.to_builtins(body)))
-    if encoded.isascii() and b"\x7f" not in encoded:
+    if encoded.isascii():
         return encoded
     return _escape(msgspec.json.decode(encoded))
 
 
 def _escape(body: Any) -> bytes:
-    # The standard library's encoder escapes all but ASCII, and leaves DEL.
-    text = json.dumps(body, ensure_ascii=True, separators=(",", ":"))
-    return text.replace("\x7f", "\\u007f").encode("ascii")
+    return json.dumps(body, ensure_ascii=True, separators=(",", ":")).encode("ascii")
 
 
 def _well_formed(value: Any) -> Any:

@@ -1,0 +1,108 @@
+"""How the lines of the trail hang together: `seq` counts, `prev` is the SHA-256 of the line before (pure).
+
+A line is the record's JSON with three members in front: `{"seq":N,"prev":"...","eventTime":"...",...}` and one line
+feed. The hash covers the whole line as it lies in the file, line feed included, so that
+`head -n N FILE | tail -n 1 | sha256sum` prints the `prev` of line N+1.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import re
+import time
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+import msgspec
+
+from kmsd.audit.record import Actor, Resource
+
+# No record can be longer: the largest frame has 1 MiB (`kmsd.api.operation.MAX_FRAME_BYTES`), and JSON makes at most
+# six bytes of one (a control character becomes \u0000); the rest is for the members that kmsd adds.
+MAX_LINE_BYTES = 8 * 1024 * 1024
+
+_SEQ = re.compile(rb'\{"seq":([0-9]{1,19}),')  # 19 digits: as many as a signed 64-bit number has
+
+
+class Head(NamedTuple):
+    """Where a chain ends: the number of its last line and that line's SHA-256 in hex."""
+
+    seq: int
+    digest: str
+
+
+GENESIS = Head(0, "0" * 64)  # what the first line of a trail continues; no line is known to hash to it
+
+
+class Line(msgspec.Struct, frozen=True, rename="camel"):
+    """The members of a line that the chain and its open intents are checked by; others are left alone."""
+
+    seq: int
+    prev: str
+    event_time: str
+    event_type: str
+    event_name: str
+    request_id: str = msgspec.field(name="requestID")
+    user_identity: Actor | None = None
+    resources: tuple[Resource, ...] = ()
+    additional_event_data: dict[str, Any] | None = None
+
+
+class MalformedLineError(ValueError):
+    """A line is not a record; the message says in what way."""
+
+
+_DECODER = msgspec.json.Decoder(Line)
+
+
+def link(head: Head, bodies: Iterable[bytes], event_time: str) -> tuple[list[bytes], Head]:
+    """Return the lines that continue `head` with `bodies` (from `record.encode`), and the head they make.
+
+    Raises ValueError for a line above `MAX_LINE_BYTES`, which no reader would accept.
+    """
+    seq, digest = head
+    time_member = f'","eventTime":"{event_time}",'.encode("ascii")
+    lines = []
+    for body in bodies:
+        seq += 1
+        line = b'{"seq":%d,"prev":"%b%b%b\n' % (seq, digest.encode("ascii"), time_member, body[1:])
+        if len(line) > MAX_LINE_BYTES:
+            raise ValueError(f"an audit record of {len(line)} bytes; at most {MAX_LINE_BYTES} are possible")
+        digest = hashlib.sha256(line).hexdigest()
+        lines.append(line)
+    return lines, Head(seq, digest)
+
+
+def digest_of(line: bytes) -> str:
+    """Return the SHA-256 of a whole line in hex: the `prev` of the next one."""
+    return hashlib.sha256(line).hexdigest()
+
+
+def parse(line: bytes) -> Line:
+    """Return what the chain needs of a line; raises MalformedLineError when it is not a whole record."""
+    if len(line) > MAX_LINE_BYTES:
+        raise MalformedLineError(f"longer than {MAX_LINE_BYTES} bytes")
+    if not line.endswith(b"\n"):
+        raise MalformedLineError("does not end with a line feed")
+    try:
+        return _DECODER.decode(line)
+    except (msgspec.DecodeError, RecursionError) as exc:
+        raise MalformedLineError(f"not a record: {exc}") from None
+
+
+def seq_of(start: bytes) -> int | None:
+    """Return the `seq` of the line that starts with `start` (40 bytes suffice), None if it does not start as one."""
+    match = _SEQ.match(start)
+    return int(match[1]) if match else None
+
+
+def format_time(seconds: float) -> str:
+    """Return seconds since 1970 as CloudTrail writes them (ISO 8601, UTC), with milliseconds."""
+    milliseconds = int(seconds * 1000)
+    return f"{_format_second(milliseconds // 1000)}.{milliseconds % 1000:03d}Z"
+
+
+@functools.lru_cache(maxsize=1)  # strftime costs more than the rest of the line, and a second has many records
+def _format_second(second: int) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))

@@ -1,0 +1,179 @@
+"""Check a trail off-line: every line continues the one before, or the first that does not is named (pure).
+
+What a chain alone cannot show: that its last lines were cut off or its last line was edited (nothing comes behind it),
+and that somebody wrote the whole rest anew. For those, compare `Report.last_seq` and `Report.last_hash` with a head
+that was noted outside the file.
+"""
+
+from __future__ import annotations
+
+import enum
+import itertools
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import BinaryIO, NamedTuple
+
+import msgspec
+
+from kmsd.audit.chain import GENESIS, MAX_LINE_BYTES, Head, Line, MalformedLineError, digest_of, parse
+from kmsd.audit.record import SETTLES, Intent, Kind
+
+# The name of the record that repeats the open intents, so that a start need not read the file from its beginning.
+MARK = "MarkAuditTrail"
+
+# How many lines behind a break are looked at to tell a moved record from a removed one. Those who shuffle lines by
+# accident or to hide one rarely move them far; a record that was moved farther is reported as removed.
+LOOKAHEAD_LINES = 64
+
+
+class Fault(enum.StrEnum):
+    """What was most likely done to the trail."""
+
+    EDITED = "edited"
+    REMOVED = "removed"
+    INSERTED = "inserted"
+    REORDERED = "reordered"
+    TORN = "torn"
+
+
+class ChainBrokenError(Exception):
+    """The trail is not as it was written.
+
+    `line` counts from 1 and is where it shows, `seq` is the number of the record concerned, `what` says it in words.
+    """
+
+    def __init__(self, line: int, seq: int, fault: Fault, what: str) -> None:
+        super().__init__(f"line {line}, seq {seq}: {fault}: {what}")
+        self.line = line
+        self.seq = seq
+        self.fault = fault
+        self.what = what
+
+
+@dataclass(frozen=True)
+class Report:
+    """A whole trail: its length, where it starts (0 if empty) and ends, and the intents that nothing settles."""
+
+    lines: int
+    first_seq: int
+    last_seq: int
+    last_hash: str
+    open_intents: tuple[Intent, ...]
+
+
+class _Seen(NamedTuple):
+    """What is kept of a line behind a break; seq is 0 and prev empty for a line that is no record."""
+
+    seq: int
+    prev: str
+    digest: str
+
+    def continues(self, head: Head) -> bool:
+        return self.seq == head.seq + 1 and self.prev == head.digest
+
+
+def read_lines(stream: BinaryIO) -> Iterator[bytes]:
+    """Yield the lines of a file, holding at most `MAX_LINE_BYTES` and a byte; a longer line comes in pieces."""
+    while line := stream.readline(MAX_LINE_BYTES + 1):
+        yield line
+
+
+def verify(lines: Iterable[bytes], *, start: Head | None = GENESIS) -> Report:
+    """Check a trail, each line with its line feed, and return what it is.
+
+    `start` is the head that the first line continues: `GENESIS` for a whole trail, None to take the first line's own
+    word for it (a part of a trail). Raises ChainBrokenError at the first line that does not fit.
+    """
+    head = start
+    first_seq = count = 0
+    intents: dict[tuple[str, str], Intent] = {}
+    rest = iter(lines)
+    for count, raw in enumerate(rest, 1):
+        try:
+            line = parse(raw)
+        except MalformedLineError as exc:
+            raise _not_a_record(count, raw, str(exc), head or GENESIS, _look_ahead(rest)) from None
+        if head is None:
+            head = Head(line.seq - 1, line.prev)
+        if line.seq != head.seq + 1 or line.prev != head.digest:
+            raise _out_of_place(count, _Seen(line.seq, line.prev, digest_of(raw)), head, _look_ahead(rest))
+        if count == 1:
+            first_seq = line.seq
+            intents.update(_marked(count, line))
+        _settle(intents, line)
+        head = Head(line.seq, digest_of(raw))
+    seq, digest = head or GENESIS
+    return Report(count, first_seq, seq, digest, tuple(intents.values()))
+
+
+def _settle(intents: dict[tuple[str, str], Intent], line: Line) -> None:
+    if line.event_type in SETTLES.values():
+        intents[line.event_type, line.request_id] = Intent(
+            line.seq,
+            Kind(line.event_type),
+            line.event_name,
+            line.request_id,
+            line.user_identity,
+            tuple([resource.arn for resource in line.resources]),
+        )
+    elif line.event_type in SETTLES:
+        intents.pop((SETTLES[Kind(line.event_type)], line.request_id), None)
+
+
+def _marked(number: int, line: Line) -> dict[tuple[str, str], Intent]:
+    """Return the open intents that a mark repeats; none for other lines."""
+    if line.event_type != Kind.SYSTEM or line.event_name != MARK:
+        return {}
+    try:
+        found = msgspec.convert((line.additional_event_data or {}).get("openIntents"), list[Intent])
+    except msgspec.ValidationError as exc:
+        raise ChainBrokenError(number, line.seq, Fault.EDITED, f"openIntents: {exc}") from None
+    return {(intent.kind, intent.request_id): intent for intent in found}
+
+
+def _look_ahead(rest: Iterator[bytes]) -> list[_Seen]:
+    seen = []
+    for raw in itertools.islice(rest, LOOKAHEAD_LINES):
+        try:
+            line = parse(raw)
+        except MalformedLineError:
+            seen.append(_Seen(0, "", digest_of(raw)))
+        else:
+            seen.append(_Seen(line.seq, line.prev, digest_of(raw)))
+    return seen
+
+
+def _not_a_record(number: int, raw: bytes, why: str, head: Head, ahead: list[_Seen]) -> ChainBrokenError:
+    expected = head.seq + 1
+    if not ahead and not raw.endswith(b"\n") and len(raw) <= MAX_LINE_BYTES:
+        return ChainBrokenError(number, expected, Fault.TORN, "the last line was not written to its end")
+    if ahead and ahead[0].continues(head):
+        return ChainBrokenError(number, expected, Fault.INSERTED, f"{why}; the next line continues without it")
+    return ChainBrokenError(number, expected, Fault.EDITED, why)
+
+
+def _out_of_place(number: int, seen: _Seen, head: Head, ahead: list[_Seen]) -> ChainBrokenError:
+    """Return what most likely happened to a well-formed line that does not continue `head`."""
+    expected = head.seq + 1
+    following = ahead[0] if ahead else None
+    # 1. The line after it, or one soon after, is the one that belongs here.
+    if any(other.continues(head) for other in ahead):
+        if any(other.digest == seen.prev for other in ahead):
+            return ChainBrokenError(number, seen.seq, Fault.REORDERED, f"record {expected} comes later")
+        return ChainBrokenError(number, seen.seq, Fault.INSERTED, f"record {expected} comes later, without this one")
+    # 2. It follows its predecessor by hash, so its number is what was changed.
+    if seen.prev == head.digest:
+        return ChainBrokenError(number, expected, Fault.EDITED, f"its seq says {seen.seq}")
+    # 3. It has the right number, so either it or its predecessor was changed; its successor knows which.
+    if seen.seq == expected:
+        if following is not None and following.prev != seen.digest:
+            return ChainBrokenError(number, expected, Fault.EDITED, "its prev is not the hash of the line before")
+        if number > 1:
+            what = "the record behind it has another hash of it"
+            return ChainBrokenError(number - 1, head.seq, Fault.EDITED, what)
+        return ChainBrokenError(number, expected, Fault.EDITED, "it does not continue the start of the trail")
+    # 4. Numbers are missing, or come again.
+    if seen.seq > expected:
+        missing = f"record {expected} is" if seen.seq == expected + 1 else f"records {expected} to {seen.seq - 1} are"
+        return ChainBrokenError(number, expected, Fault.REMOVED, f"{missing} missing before record {seen.seq}")
+    return ChainBrokenError(number, seen.seq, Fault.INSERTED, f"record {expected} was expected: a line too many")
