@@ -1,0 +1,63 @@
+"""`make bench`: what kmsd reaches here, side by side with its peers in one run.
+
+Figures of different runs or machines compare badly, ratios within a run compare well: the last column says how a figure
+stands to its target, which for most rows comes from a peer of the same run (DESIGN 14).
+"""
+
+import argparse
+import os
+import platform
+import tempfile
+from pathlib import Path
+
+from tests.benchmarks.daemon import running_daemon
+from tests.benchmarks.files import make_source, missing_peers, race
+from tests.benchmarks.load import depth_one_rows, pipelined_rows
+from tests.benchmarks.report import print_table
+from tests.benchmarks.startup import startup_rows
+
+
+def arguments() -> argparse.Namespace:
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(prog="make bench ARGS=...", description=__doc__.partition("\n")[0])
+    parser.add_argument(
+        "--folder", type=Path, default=None, help="where files are made (default: the system's for temporary files)"
+    )
+    parser.add_argument("--file-mebibytes", type=int, default=1024, help="size of the file (default: 1024)")
+    parser.add_argument("--rounds", type=int, default=3, help="turns that each contestant takes (default: 3)")
+    parser.add_argument("--requests", type=int, default=20_000, help="requests at depth 1 (default: 20000)")
+    parser.add_argument("--seconds", type=float, default=3.0, help="duration of each pipelined run (default: 3)")
+    parser.add_argument("--streams", type=int, default=2, help="file streams beside the pipelined run (default: 2)")
+    parser.add_argument("--commands", type=int, default=15, help="runs of each command (default: 15)")
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Run everything and print a table for each part."""
+    chosen = arguments()
+    cores = sorted(os.sched_getaffinity(0))
+    with tempfile.TemporaryDirectory(prefix="kmsd-bench-", dir=chosen.folder) as name:
+        folder = Path(name)
+        with running_daemon(folder / "kmsd") as daemon:
+            status = daemon.status()
+            host = f"Python {platform.python_version()}, Linux {platform.release()}, {len(cores)} cores"
+            print(f"kmsd {status.version}, {host}")
+            print(f"audit.sync = {status.audit_sync}; keys in {status.secret_memory}; files in {folder.parent}")
+            source = folder / "source"
+            make_source(source, chosen.file_mebibytes << 20)
+            print_table(
+                "Requests, 64 bytes of plaintext", depth_one_rows(daemon, cores, count=chosen.requests, folder=folder)
+            )
+            rows = pipelined_rows(daemon, cores, seconds=chosen.seconds, source=source, streams=chosen.streams)
+            print_table("Requests, pipelined, the daemon on one core", rows)
+            daemon.pin(set(cores))
+            print_table("Processes", startup_rows(daemon, folder, count=chosen.commands))
+            rows = race(daemon, folder, source, rounds=chosen.rounds)
+            notes = [f"{peer} is not installed" for peer in missing_peers()]
+            print_table(
+                f"A file of {chosen.file_mebibytes} MiB in the page cache, median of {chosen.rounds}", rows, notes
+            )
+
+
+if __name__ == "__main__":
+    main()

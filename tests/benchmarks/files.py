@@ -1,0 +1,128 @@
+"""One file, encrypted and decrypted by kms and by its peers, interleaved in one run."""
+
+import filecmp
+import os
+import shutil
+import subprocess
+import time
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.benchmarks.daemon import SCRIPTS, Daemon
+from tests.benchmarks.report import Better, Row, median
+
+# DESIGN 14. Ratios of throughput, but for the pipe (GB/s).
+TO_CP = 0.9
+TO_AGE = 3.0
+TO_DD = 0.9
+PIPE_GIGABYTES_PER_SECOND = 1.5
+
+# Debian's package of each peer.
+PACKAGES = {"age": "age", "gpg": "gpg", "openssl": "openssl"}
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """A way to make `output` from `input`; the commands are for sh, and name the two as $1 and $2."""
+
+    name: str
+    encrypt: str
+    decrypt: str | None = None
+
+
+def missing_peers() -> list[str]:
+    """Return the peers that are not there, after root has tried to install them."""
+    missing = [name for name in PACKAGES if shutil.which(name) is None]
+    if missing and os.geteuid() == 0 and shutil.which("apt-get"):
+        print(f"installing {', '.join(missing)}")
+        install = ["apt-get", "install", "-y", "-qq", "--no-install-recommends", *(PACKAGES[name] for name in missing)]
+        subprocess.run(install, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False)
+        missing = [name for name in missing if shutil.which(name) is None]
+    return missing
+
+
+def contestants(folder: Path, missing: Sequence[str]) -> list[Contestant]:
+    """Return everyone who takes part; keys and passphrases for the peers are made in `folder`."""
+    passphrase = folder / "passphrase"
+    passphrase.write_text("a passphrase for the benchmark\n")
+    found = [
+        Contestant("cp", 'cp --reflink=never "$1" "$2"'),
+        Contestant("kms, no fsync", 'kms encrypt -k "$KEY" -o - "$1" >"$2"', 'kms decrypt -o - "$1" >"$2"'),
+        Contestant("dd, fsync", 'dd if="$1" of="$2" bs=1M conv=fsync status=none'),
+        Contestant("kms", 'kms encrypt -k "$KEY" -o "$2" "$1"', 'kms decrypt -o "$2" "$1"'),
+        Contestant(
+            "kms, pipe to pipe",
+            'cat "$1" | kms encrypt -k "$KEY" - | cat >/dev/null',
+        ),
+    ]
+    if "age" not in missing:
+        identity = folder / "identity"
+        subprocess.run(["age-keygen", "-o", identity], stderr=subprocess.DEVNULL, check=True)
+        recipient = subprocess.run(["age-keygen", "-y", identity], stdout=subprocess.PIPE, text=True, check=True)
+        encrypt = f'age -r {recipient.stdout.strip()} -o "$2" "$1"'
+        found.append(Contestant("age", encrypt, f'age -d -i {identity} -o "$2" "$1"'))
+    if "gpg" not in missing:
+        gpg = f"gpg --batch --quiet --yes --pinentry-mode loopback --passphrase-file {passphrase}"
+        encrypt = f'{gpg} --symmetric --cipher-algo AES256 --compress-algo none -o "$2" "$1"'
+        found.append(Contestant("gpg", encrypt, f'{gpg} --decrypt -o "$2" "$1"'))
+    if "openssl" not in missing:
+        openssl = f'openssl enc -aes-256-ctr -pbkdf2 -pass file:{passphrase} -in "$1" -out "$2"'
+        found.append(Contestant("openssl enc", openssl, f"{openssl} -d"))
+    return found
+
+
+def make_source(path: Path, size: int) -> None:
+    """Write `size` random bytes, and leave them in the page cache."""
+    with path.open("wb") as file:
+        for _ in range(size >> 20):
+            file.write(os.urandom(1 << 20))
+
+
+def timed(command: str, source: Path, output: Path, environment: Mapping[str, str]) -> float:
+    """Run a command and return its seconds; what earlier ones left unwritten is written first."""
+    os.sync()
+    began = time.perf_counter()
+    subprocess.run(["sh", "-c", command, "sh", source, output], env=environment, check=True)
+    return time.perf_counter() - began
+
+
+def race(daemon: Daemon, folder: Path, source: Path, *, rounds: int) -> list[Row]:
+    """Let all contestants run `rounds` times, taking turns, and compare their medians."""
+    missing = missing_peers()
+    gnupg = folder / "gnupg"
+    gnupg.mkdir(mode=0o700)
+    environment = daemon.environment | {"KEY": daemon.key, "GNUPGHOME": str(gnupg)}
+    environment["PATH"] = f"{SCRIPTS}:{environment['PATH']}"
+    taking_part = contestants(folder, missing)
+    seconds: dict[tuple[str, str], list[float]] = defaultdict(list)
+    sealed, opened = folder / "sealed", folder / "opened"
+    for turn in range(rounds):
+        for contestant in taking_part:
+            direction = "encrypt" if contestant.decrypt else "copy"
+            seconds[contestant.name, direction].append(timed(contestant.encrypt, source, sealed, environment))
+            if contestant.decrypt is not None:
+                seconds[contestant.name, "decrypt"].append(timed(contestant.decrypt, sealed, opened, environment))
+                if turn == 0 and not filecmp.cmp(source, opened, shallow=False):
+                    raise SystemExit(f"bench: error: {contestant.name} did not give the file back")
+            sealed.unlink(missing_ok=True)
+            opened.unlink(missing_ok=True)
+    if "gpg" not in missing:
+        subprocess.run(["gpgconf", "--kill", "all"], env=environment, check=False)
+    return _rows({key: source.stat().st_size / 1e9 / median(samples) for key, samples in seconds.items()})
+
+
+def _rows(speed: dict[tuple[str, str], float]) -> list[Row]:
+    targets = {
+        ("kms, no fsync", "encrypt"): max(TO_CP * speed["cp", "copy"], TO_AGE * speed.get(("age", "encrypt"), 0)),
+        ("kms, no fsync", "decrypt"): max(TO_CP * speed["cp", "copy"], TO_AGE * speed.get(("age", "decrypt"), 0)),
+        ("kms", "encrypt"): TO_DD * speed["dd, fsync", "copy"],
+        ("kms", "decrypt"): TO_DD * speed["dd, fsync", "copy"],
+        ("kms, pipe to pipe", "copy"): PIPE_GIGABYTES_PER_SECOND,
+    }
+    rows = []
+    for (name, direction), figure in speed.items():
+        what = name if direction == "copy" else f"{name}, {direction}"
+        rows.append(Row(what, figure, "GB/s", targets.get((name, direction)), Better.HIGHER))
+    return rows
