@@ -1,9 +1,9 @@
 """The README's commands work, and print what the README shows.
 
-Its fenced `console` blocks are one session: `$ ` opens a command, a trailing backslash continues it, other lines are its
-output, in which `...` stands for anything. What follows the command that opens a shell runs in that shell. A command
-whose shown output has an `error:` line has to fail. `python` blocks run in the same session. `make` is not run, but its
-targets have to exist.
+Its fenced `console` blocks are one session: `$ ` opens a command, a trailing backslash continues it, other lines are
+its output, in which `...` stands for anything. What follows the command that opens a shell runs in that shell. A
+command whose shown output has an `error:` line has to fail. `python` blocks run in the same session. `make` is not run,
+but its targets have to exist.
 """
 
 import os
