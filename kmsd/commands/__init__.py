@@ -1,0 +1,1 @@
+"""kmsd's own verbs."""

@@ -1,0 +1,138 @@
+"""`kmsd dev DIR [-- COMMAND...]`: everything embedded under one directory.
+
+The daemon runs in a child process when there is a command to run, because the daemon itself must be able to do
+without starting programs; this process holds no key and waits for the command.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import stat
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from kmsd.config import Config
+
+# What a shell answers for a command that does not exist, and for one that a signal ended (added to its number).
+_EXIT_NOT_FOUND = 127
+_EXIT_SIGNAL = 128
+# The longest path that fits into sockaddr_un (unix(7): 108 bytes with the zero at the end).
+_SOCKET_PATH_BYTES = 107
+
+
+class DirectoryError(RuntimeError):
+    """The directory cannot be used; the message says why."""
+
+
+def run_dev(directory: Path, config: Config, *, shared: bool, command: Sequence[str]) -> int:
+    """Run the daemon, and a command beside it if there is one; return the exit code."""
+    try:
+        directory = _prepare(directory, shared=shared)
+    except DirectoryError as error:
+        sys.stderr.write(f"kmsd: error: {error}\n")
+        return 1
+    if not command:
+        return _run_daemon(directory, config, shared=shared, ready=lambda: _say_ready(directory))
+    return _run_beside(directory, config, command, shared=shared)
+
+
+def _prepare(directory: Path, *, shared: bool) -> Path:
+    """Make the directory, or check that it is this user's own; return its absolute path."""
+    directory = directory.absolute()
+    if len(os.fsencode(directory / "kmsd.sock")) > _SOCKET_PATH_BYTES:
+        raise DirectoryError(f"{directory}: a socket's path may have {_SOCKET_PATH_BYTES} bytes; use a shorter one")
+    try:
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        facts = directory.lstat()
+    except OSError as error:
+        raise DirectoryError(f"{directory}: {error.strerror}") from None
+    if not stat.S_ISDIR(facts.st_mode):
+        raise DirectoryError(f"{directory} is a symbolic link; name the directory itself")
+    if facts.st_uid != os.getuid():
+        raise DirectoryError(f"{directory} belongs to uid {facts.st_uid}, not to you")
+    # Sharing lets others reach the socket and nothing else: they may enter, but not list.
+    directory.chmod(0o711 if shared else 0o700)
+    return directory
+
+
+def _say_ready(directory: Path) -> None:
+    sys.stderr.write(f"kmsd: ready: export KMSD_SOCKET={directory / 'kmsd.sock'}\n")
+
+
+def _run_daemon(directory: Path, config: Config, *, shared: bool, ready: Callable[[], None]) -> int:
+    # Imported here: beside a command, only the child that becomes the daemon needs any of it.
+    from kmsd.api.errors import KmsError  # noqa: PLC0415
+    from kmsd.audit.writer import AuditBrokenError  # noqa: PLC0415
+    from kmsd.hsm.root import RootError  # noqa: PLC0415
+    from kmsd.identity.peer import IncompleteUidMapError, check_identity_map  # noqa: PLC0415
+    from kmsd.memory.arena import SecretMemoryUnavailableError  # noqa: PLC0415
+    from kmsd.server.daemon import Development, run_development  # noqa: PLC0415
+    from kmsd.server.listener import SocketInUseError  # noqa: PLC0415
+    from kmsd.store.base import StoreError  # noqa: PLC0415
+
+    only_uid = None if shared else os.getuid()
+    try:
+        check_identity_map()
+    except IncompleteUidMapError as error:
+        only_uid = os.getuid()
+        sys.stderr.write(f"kmsd: warning: {error}; only uid {only_uid} is served\n")
+    if os.getuid() == 0:
+        sys.stderr.write("kmsd: warning: running as root; an ordinary user is enough to try kmsd\n")
+    try:
+        run_development(Development(directory=directory, config=config, shared=shared, only_uid=only_uid, ready=ready))
+    except (
+        KmsError,
+        RootError,
+        StoreError,
+        AuditBrokenError,
+        SecretMemoryUnavailableError,
+        SocketInUseError,
+        FileNotFoundError,
+    ) as error:
+        sys.stderr.write(f"kmsd: error: {error}\n")
+        return 1
+    return 0
+
+
+def _run_beside(directory: Path, config: Config, command: Sequence[str], *, shared: bool) -> int:
+    """Run the daemon in a child process and the command in another; the command's exit code is ours."""
+    read_end, write_end = os.pipe()
+    daemon = os.fork()
+    if daemon == 0:
+        os.close(read_end)
+        # The command's terminal sends its signals to the whole group; the daemon outlives the command.
+        os.setsid()
+        code = _run_daemon(directory, config, shared=shared, ready=lambda: os.close(write_end))
+        sys.stderr.flush()
+        os._exit(code)
+    os.close(write_end)
+    # The pipe closes when the daemon is ready, or gone.
+    os.read(read_end, 1)
+    os.close(read_end)
+    finished, status = os.waitpid(daemon, os.WNOHANG)
+    if finished:
+        return os.waitstatus_to_exitcode(status) or 1
+    try:
+        return _run_command(command, directory / "kmsd.sock")
+    finally:
+        os.kill(daemon, signal.SIGTERM)
+        os.waitpid(daemon, 0)
+
+
+def _run_command(command: Sequence[str], socket: Path) -> int:
+    try:
+        process = subprocess.Popen(  # noqa: S603 - to run what it was given is what this verb is for
+            list(command), env={**os.environ, "KMSD_SOCKET": str(socket)}
+        )
+    except OSError as error:
+        sys.stderr.write(f"kmsd: error: {command[0]}: {error.strerror}\n")
+        return _EXIT_NOT_FOUND
+    # The terminal's signals reach the command too, and its end decides.
+    for number in (signal.SIGINT, signal.SIGQUIT):
+        signal.signal(number, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: process.terminate())
+    code = process.wait()
+    return code if code >= 0 else _EXIT_SIGNAL - code

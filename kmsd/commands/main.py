@@ -1,0 +1,49 @@
+"""`kmsd`: the command that runs the daemon."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import kmsd
+from kmsd.commands.dev import run_dev
+from kmsd.config import Config, ConfigurationError, load_config
+
+# What shells and sysexits use for a wrong command line.
+_EXIT_USAGE = 2
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="kmsd", description="A key management service behind a Unix socket.")
+    parser.add_argument("--version", action="version", version=f"kmsd {kmsd.__version__}")
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+    dev = verbs.add_parser(
+        "dev",
+        help="run with everything embedded in one directory",
+        description="Run in the foreground with token, store, audit trail and socket under DIR. With a COMMAND: run it "
+        "with KMSD_SOCKET set and stop with its exit code.",
+    )
+    dev.add_argument("--share", action="store_true", help="let other users connect")
+    dev.add_argument("--config", type=Path, metavar="FILE", help="settings, as TOML")
+    dev.add_argument("directory", type=Path, metavar="DIR", help="made if missing; only its owner may enter")
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run `kmsd` and return its exit code."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    # Behind -- stands somebody else's command line, which is not argparse's to read.
+    command = words[words.index("--") + 1 :] if "--" in words else []
+    options = _parser().parse_args(words[: words.index("--")] if "--" in words else words)
+    try:
+        config = load_config(options.config) if options.config else Config()
+    except ConfigurationError as error:
+        sys.stderr.write(f"kmsd: error: {error}\n")
+        return _EXIT_USAGE
+    return run_dev(options.directory, config, shared=options.share, command=command)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

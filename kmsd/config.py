@@ -1,0 +1,73 @@
+"""The configuration: every setting with its default; units stand in the names."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+
+import msgspec
+
+
+class ConfigurationError(ValueError):
+    """The configuration file is not valid; the message says where."""
+
+
+class Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Base of the sections: a key nobody knows is an error."""
+
+
+class Limits(Section, frozen=True, kw_only=True):
+    """What one uid, and all together, may use (DESIGN 13)."""
+
+    connections: int = 1024
+    connections_per_uid: int = 64
+    requests_in_flight_per_uid: int = 256
+    requests_per_second_per_uid: int = 20_000
+    # A request is charged at least once, and once more for each so many bytes: encryption of 4 KiB takes about twice
+    # the time of the smallest request.
+    bytes_per_request_charge: int = 4096
+    file_streams_per_uid: int = 4
+    keys_per_uid: int = 1000
+    # 0: as many as there are cores.
+    file_workers: int = 0
+    keys_in_memory: int = 10_000
+    send_buffer_bytes_per_connection: int = 1024 * 1024
+
+
+class Memory(Section, frozen=True, kw_only=True):
+    """Secret memory; 0 bytes: half of RLIMIT_MEMLOCK, at most 8 MiB."""
+
+    limit_bytes: int = 0
+    allow_fallback: bool = True
+
+
+class Audit(Section, frozen=True, kw_only=True):
+    """The audit trail; `sync` is interval, always or os."""
+
+    sync: str = "interval"
+
+
+class Hsm(Section, frozen=True, kw_only=True):
+    """The token."""
+
+    deadline_seconds: float = 30.0
+
+
+class Config(Section, frozen=True, kw_only=True):
+    """All settings."""
+
+    # Of the form that AWS regions have, so that tools which check ARNs accept it.
+    region: str = "local-host-1"
+    shutdown_grace_seconds: float = 10.0
+    limits: Limits = Limits()
+    memory: Memory = Memory()
+    audit: Audit = Audit()
+    hsm: Hsm = Hsm()
+
+
+def load_config(path: Path) -> Config:
+    """Read a TOML file; raises ConfigurationError for anything that is not a known key with a value of its type."""
+    try:
+        return msgspec.convert(tomllib.loads(path.read_text(encoding="utf-8")), Config)
+    except (OSError, UnicodeError, tomllib.TOMLDecodeError, msgspec.ValidationError) as error:
+        raise ConfigurationError(f"{path}: {error}") from None

@@ -1,0 +1,55 @@
+"""The service log: what the daemon has to say to its administrator, as JSON lines on standard error.
+
+It is not the audit trail. Values of local variables and messages of foreign exceptions may hold secrets, so a fault is
+logged as its type and the places it passed through.
+"""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from typing import Any, Protocol, TextIO
+
+import structlog
+
+
+class Logger(Protocol):
+    """What the daemon logs with."""
+
+    def info(self, event: str, **fields: Any) -> None:
+        """Tell something that is as it should be."""
+
+    def warning(self, event: str, **fields: Any) -> None:
+        """Tell something that an administrator should look at."""
+
+    def fault(self, event: str, fault: BaseException, **fields: Any) -> None:
+        """Tell a fault that nobody foresaw."""
+
+
+class StructuredLogger:
+    """A logger of JSON lines on `stream`, made with structlog."""
+
+    def __init__(self, stream: TextIO | None = None) -> None:
+        self._logger = structlog.wrap_logger(
+            structlog.WriteLogger(stream or sys.stderr),
+            processors=[
+                structlog.processors.add_log_level,
+                structlog.processors.TimeStamper(fmt="iso", utc=True),
+                structlog.processors.JSONRenderer(sort_keys=True),
+            ],
+        )
+
+    def info(self, event: str, **fields: Any) -> None:
+        """Log at level info."""
+        self._logger.info(event, **fields)
+
+    def warning(self, event: str, **fields: Any) -> None:
+        """Log at level warning."""
+        self._logger.warning(event, **fields)
+
+    def fault(self, event: str, fault: BaseException, **fields: Any) -> None:
+        """Log type and places of a fault, never its message or any local variable."""
+        frames = traceback.extract_tb(fault.__traceback__, limit=-20)
+        places = [f"{frame.filename.rpartition('/')[2]}:{frame.lineno} {frame.name}" for frame in frames]
+        errno = fault.errno if isinstance(fault, OSError) else None
+        self._logger.error(event, fault=type(fault).__name__, errno=errno, places=places, **fields)

@@ -1,0 +1,231 @@
+"""Builds the service out of its parts, in the order in which they depend on each other."""
+
+from __future__ import annotations
+
+import asyncio
+import datetime as dt
+import os
+import random
+import socket
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import kmsd
+from kmsd.access.decision import Authorizer, HostPolicy
+from kmsd.api import OPERATIONS
+from kmsd.api.errors import KMSInternalError
+from kmsd.audit.record import Intent, Kind, Record
+from kmsd.audit.writer import SyncMode, Trail
+from kmsd.config import Config
+from kmsd.envelope.pool import WorkerPool
+from kmsd.hsm.root import Root, TokenInfo
+from kmsd.identity.peer import Peer
+from kmsd.identity.principals import Administrators, SystemNames
+from kmsd.logs import Logger
+from kmsd.material.ciphertext import BlobCipher
+from kmsd.material.hierarchy import Hierarchy
+from kmsd.material.versions import Versions
+from kmsd.memory.arena import Arena
+from kmsd.processes.zygote import Zygote
+from kmsd.server.limits import Shares
+from kmsd.server.listener import Listener
+from kmsd.service.administration import Administration
+from kmsd.service.aliases import Aliases
+from kmsd.service.files import Files
+from kmsd.service.identifiers import Arns
+from kmsd.service.keys import Keys
+from kmsd.service.pipeline import Pipeline
+from kmsd.service.records import KeyRecords
+from kmsd.service.scratch import Scratch
+from kmsd.service.seal import Seal
+from kmsd.service.symmetric import Symmetric
+from kmsd.store.base import SettingsRow
+from kmsd.store.sql import SqlStore
+
+# AWS account ids have 12 digits, and the first is never 0 here so that no reader takes them for a number.
+_ACCOUNTS = (100_000_000_000, 999_999_999_999)
+
+
+@dataclass(frozen=True)
+class Foundation:
+    """What exists before the event loop does, or what the command decided."""
+
+    config: Config
+    zygote: Zygote
+    arena: Arena
+    logger: Logger
+    root: Root
+    token: TokenInfo | None
+    administrators: Administrators
+    admit: Callable[[Peer], None]
+    host_policy: HostPolicy
+    store_path: Path
+    audit_path: Path
+
+
+class Service:
+    """Everything that serves, from `open` to `close`."""
+
+    def __init__(
+        self, foundation: Foundation, store: SqlStore, trail: Trail, settings: SettingsRow, *, is_new: bool
+    ) -> None:
+        config = foundation.config
+        self._foundation = foundation
+        self._store = store
+        self._trail = trail
+        self._settings = settings
+        self._is_new = is_new
+        self._names = SystemNames()
+        arena = foundation.arena
+        arns = Arns(settings.account, settings.region)
+        authorizer = Authorizer(foundation.host_policy)
+        hierarchy = Hierarchy(arena, foundation.root, os.urandom)
+        self._versions = Versions(arena, hierarchy, store, capacity=config.limits.keys_in_memory)
+        records = KeyRecords(store, arns, self._names, capacity=config.limits.keys_in_memory, clock=time.monotonic)
+        self._seal = Seal(
+            store=store, hierarchy=hierarchy, versions=self._versions, records=records, arena=arena, clock=time.time
+        )
+        cipher = BlobCipher(arena, os.urandom)
+        scratch = Scratch(arena)
+        workers = config.limits.file_workers or os.cpu_count() or 1
+        self._pool = WorkerPool(foundation.zygote, size=workers, spare=workers)
+        self._files = Files(
+            records=records,
+            versions=self._versions,
+            cipher=cipher,
+            arena=arena,
+            pool=self._pool,
+            trail=trail,
+            random=os.urandom,
+        )
+        self._shares = Shares(config.limits, time.monotonic)
+        symmetric = Symmetric(records=records, versions=self._versions, cipher=cipher, scratch=scratch, arena=arena)
+        keys = Keys(
+            store=store,
+            versions=self._versions,
+            arns=arns,
+            names=self._names,
+            clock=time.time,
+            keys_per_uid=config.limits.keys_per_uid,
+        )
+        administration = Administration(
+            seal=self._seal,
+            arns=arns,
+            arena=arena,
+            trail=trail,
+            audit_sync=config.audit.sync,
+            started=dt.datetime.now(dt.UTC),
+            token=foundation.token,
+            connections=lambda: self._shares.connections,
+            streams=lambda: self._files.streams,
+        )
+        self._pipeline = Pipeline(
+            OPERATIONS,
+            {
+                **symmetric.handlers(),
+                **keys.handlers(),
+                **Aliases(store=store, arns=arns, clock=time.time).handlers(),
+                **self._files.handlers(),
+                **administration.handlers(),
+            },
+            authorizer=authorizer,
+            records=records,
+            trail=trail,
+            scratch=scratch,
+            logger=foundation.logger,
+        )
+        self._listener: Listener | None = None
+
+    @classmethod
+    async def open(cls, foundation: Foundation) -> Service:
+        """Open store and trail; the service is sealed and accepts nobody yet."""
+        config = foundation.config
+        trail = Trail.open(foundation.audit_path, sync=SyncMode(config.audit.sync), clock=time.time)
+        store = await SqlStore.open(foundation.store_path)
+        settings = await store.settings()
+        is_new = settings is None
+        if settings is None:
+            # An account id is a name and no secret, but two hosts should not draw the same one.
+            account = random.SystemRandom().randint(*_ACCOUNTS)
+            settings = SettingsRow(account=str(account), region=config.region, version=1)
+        return cls(foundation, store, trail, settings, is_new=is_new)
+
+    async def unseal(self) -> None:
+        """Bring the keys into memory, making the first ones in an empty store, and settle what was left open."""
+        if self._is_new:
+            await self._seal.initialize(self._settings)
+        else:
+            await self._seal.unseal()
+        await self._settle(self._trail.open_intents())
+        self._pipeline.sealed = False
+        self._record("Unseal")
+
+    async def _settle(self, intents: tuple[Intent, ...]) -> None:
+        """Write the missing counterpart of each intent and begin record that an earlier run left open."""
+        committed = await self._store.committed([intent.request_id for intent in intents])
+        for intent in intents:
+            happened = intent.request_id in committed
+            error = None if happened else KMSInternalError("the daemon stopped before this was done")
+            self._trail.append(
+                [
+                    Record(
+                        kind=Kind.OUTCOME if intent.kind is Kind.INTENT else Kind.END,
+                        event_name=intent.event_name,
+                        actor=intent.actor,
+                        request_id=intent.request_id,
+                        read_only=False,
+                        resources=intent.resources,
+                        error_code=error.code if error else None,
+                        error_message=error.message if error else None,
+                        details={"settledAtStart": True},
+                    )
+                ]
+            )
+
+    def listen(self, sock: socket.socket) -> None:
+        """Begin to serve on a listening socket."""
+        foundation = self._foundation
+        self._record("Start")
+        self._listener = Listener(
+            asyncio.get_running_loop(),
+            sock,
+            pipeline=self._pipeline,
+            shares=self._shares,
+            names=self._names,
+            administrators=foundation.administrators,
+            admit=foundation.admit,
+            max_body=max(operation.frame_bytes for operation in OPERATIONS),
+            logger=foundation.logger,
+        )
+        self._listener.start()
+
+    def _record(self, event: str) -> None:
+        self._trail.append(
+            [
+                Record(
+                    kind=Kind.SYSTEM,
+                    event_name=event,
+                    actor=None,
+                    request_id="",
+                    read_only=False,
+                    details={"version": kmsd.__version__},
+                )
+            ]
+        )
+
+    async def close(self) -> None:
+        """Finish what is under way within the configured grace, record the stop, wipe the keys."""
+        grace = self._foundation.config.shutdown_grace_seconds
+        self._pipeline.stopping = True
+        if self._listener is not None:
+            await self._files.drain(grace)
+            await self._listener.stop(grace)
+        await self._pipeline.drain()
+        await self._pool.close()
+        await self._files.drain(grace)
+        self._record("Stop")
+        self._seal.seal()
+        self._trail.close()
+        await self._store.close()

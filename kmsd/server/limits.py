@@ -1,0 +1,81 @@
+"""What one uid may use of the daemon at once and over time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from kmsd.api.errors import LimitExceededError
+from kmsd.config import Limits
+
+# Uids that passwd does not know (subordinate, dynamic, container) share one place: who can make uids at will must not
+# get a fresh allowance with each.
+_UNKNOWN_UIDS = -1
+
+
+class TokenBucket:
+    """`rate` charges a second, and as many at once after a quiet second."""
+
+    __slots__ = ("_clock", "_rate", "_tokens", "_updated")
+
+    def __init__(self, rate: float, clock: Callable[[], float]) -> None:
+        self._rate = rate
+        self._tokens = rate
+        self._clock = clock
+        self._updated = clock()
+
+    def charge(self, amount: float) -> float:
+        """Take `amount`, and return for how many seconds the payer has to wait before its next request (0.0: none)."""
+        now = self._clock()
+        self._tokens = min(self._rate, self._tokens + (now - self._updated) * self._rate) - amount
+        self._updated = now
+        return -self._tokens / self._rate if self._tokens < 0 else 0.0
+
+
+class Share:
+    """What connections of one uid have in common."""
+
+    __slots__ = ("bucket", "connections", "in_flight", "limits")
+
+    def __init__(self, limits: Limits, clock: Callable[[], float]) -> None:
+        self.limits = limits
+        self.bucket = TokenBucket(limits.requests_per_second_per_uid, clock)
+        self.connections = 0
+        self.in_flight = 0
+
+
+class Shares:
+    """The shares of all uids that have connections; `clock` gives monotonic seconds."""
+
+    def __init__(self, limits: Limits, clock: Callable[[], float]) -> None:
+        self._limits = limits
+        self._clock = clock
+        self._shares: dict[int, Share] = {}
+        self._connections = 0
+
+    @property
+    def connections(self) -> int:
+        """How many connections there are."""
+        return self._connections
+
+    def join(self, uid: int, *, known: bool) -> Share:
+        """Count a new connection of `uid`, `known` to passwd or not; raises LimitExceededError."""
+        place = uid if known else _UNKNOWN_UIDS
+        share = self._shares.get(place)
+        if share is None:
+            share = Share(self._limits, self._clock)
+        if self._connections >= self._limits.connections:
+            raise LimitExceededError(f"kmsd has {self._connections} connections, which is its limit")
+        if share.connections >= self._limits.connections_per_uid:
+            raise LimitExceededError(f"uid {uid} has {share.connections} connections, which is its limit")
+        self._shares[place] = share
+        share.connections += 1
+        self._connections += 1
+        return share
+
+    def leave(self, share: Share) -> None:
+        """Count a closed connection.
+
+        A share is kept while its uid has none: reconnecting must not refill its bucket.
+        """
+        share.connections -= 1
+        self._connections -= 1

@@ -1,0 +1,173 @@
+"""The listening socket: accepts connections and learns who each peer is before a byte is parsed."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import socket
+from collections.abc import Callable
+from pathlib import Path
+
+from kmsd.api.errors import KmsError, LimitExceededError
+from kmsd.audit.record import Actor
+from kmsd.identity.peer import Peer, peer_of
+from kmsd.identity.principals import Administrators, Caller, Names, caller_of
+from kmsd.logs import Logger
+from kmsd.server.connection import Connection
+from kmsd.server.limits import Shares
+from kmsd.service.call import Session
+from kmsd.service.pipeline import Pipeline
+from kmsd.wire.codec import ReplyEncoder
+
+# Connections that the kernel keeps until they are accepted: the system's usual maximum.
+_BACKLOG = 4096
+# Connections accepted before those that exist have their turn.
+_ACCEPTS_PER_TICK = 16
+# How long to accept nothing after the process ran out of descriptors.
+_OUT_OF_DESCRIPTORS_SECONDS = 0.1
+
+
+class SocketInUseError(RuntimeError):
+    """Another process serves the socket."""
+
+
+def bind(path: Path, mode: int) -> socket.socket:
+    """Return a listening socket at `path` whose file has `mode` from the first moment.
+
+    A socket nobody listens on any more (after a crash) is replaced. Raises SocketInUseError or OSError.
+    """
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
+    try:
+        _remove_stale(path)
+        # bind creates the file under the umask, so that there is no moment at which it has another mode.
+        previous = os.umask(0o777 & ~mode)
+        try:
+            sock.bind(str(path))
+        finally:
+            os.umask(previous)
+        sock.listen(_BACKLOG)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+def _remove_stale(path: Path) -> None:
+    if not path.is_socket():
+        return
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        try:
+            probe.connect(str(path))
+        except ConnectionRefusedError:
+            path.unlink()
+            return
+        except FileNotFoundError:
+            return
+    raise SocketInUseError(f"another process serves {path}")
+
+
+class Listener:
+    """Accepts connections on a listening socket; `admit` may refuse a peer by raising a KmsError."""
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        sock: socket.socket,
+        *,
+        pipeline: Pipeline,
+        shares: Shares,
+        names: Names,
+        administrators: Administrators,
+        admit: Callable[[Peer], None],
+        max_body: int,
+        logger: Logger,
+    ) -> None:
+        self._loop = loop
+        self._socket = sock
+        self._pipeline = pipeline
+        self._shares = shares
+        self._names = names
+        self._administrators = administrators
+        self._admit = admit
+        self._max_body = max_body
+        self._logger = logger
+        self._encoder = ReplyEncoder()
+        self._connections: set[Connection] = set()
+
+    def start(self) -> None:
+        """Begin to accept."""
+        self._loop.add_reader(self._socket, self._acceptable)
+
+    def _acceptable(self) -> None:
+        for _ in range(_ACCEPTS_PER_TICK):
+            try:
+                sock, _ = self._socket.accept()
+            except (BlockingIOError, ConnectionAbortedError):
+                return
+            except OSError as error:
+                if error.errno not in {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}:
+                    raise
+                self._rest(error)
+                return
+            sock.setblocking(False)
+            self._welcome(sock)
+
+    def _rest(self, error: OSError) -> None:
+        self._logger.warning("accept_failed", errno=error.errno)
+        self._loop.remove_reader(self._socket)
+        self._loop.call_later(_OUT_OF_DESCRIPTORS_SECONDS, self._accept_again)
+
+    def _accept_again(self) -> None:
+        if self._socket.fileno() >= 0:
+            self.start()
+
+    def _welcome(self, sock: socket.socket) -> None:
+        try:
+            peer = peer_of(sock)
+            self._admit(peer)
+            caller = caller_of(peer, self._names, self._administrators)
+            share = self._shares.join(caller.uid, known=caller.user is not None)
+        except KmsError as error:
+            self._turn_away(sock, error)
+            return
+        except OSError:
+            sock.close()  # the peer is gone already
+            return
+        session = Session(caller, _actor(caller))
+        connection = Connection(
+            self._loop, sock, session, share, self._pipeline, max_body=self._max_body, closed=self._forget
+        )
+        self._connections.add(connection)
+        connection.start()
+
+    def _turn_away(self, sock: socket.socket, error: KmsError) -> None:
+        level = self._logger.info if isinstance(error, LimitExceededError) else self._logger.warning
+        level("peer_refused", code=error.code, reason=error.message)
+        out = bytearray()
+        self._encoder.append_error(out, 0, error)
+        with sock:
+            try:
+                sock.send(out)
+            except OSError:
+                return
+
+    def _forget(self, connection: Connection) -> None:
+        self._connections.discard(connection)
+        self._shares.leave(connection.share)
+
+    async def stop(self, grace_seconds: float) -> None:
+        """Accept nothing more, let what is being served end for at most `grace_seconds`, close all connections."""
+        self._loop.remove_reader(self._socket)
+        self._socket.close()
+        finishing = [asyncio.ensure_future(connection.finish()) for connection in self._connections]
+        if finishing:
+            _, late = await asyncio.wait(finishing, timeout=grace_seconds)
+            for task in late:
+                task.cancel()
+        for connection in list(self._connections):
+            connection.close()
+
+
+def _actor(caller: Caller) -> Actor:
+    return Actor(uid=caller.uid, gid=caller.gid, user=caller.user, pid=caller.pid, unit=caller.unit, exe=caller.exe)

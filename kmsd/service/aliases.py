@@ -1,0 +1,68 @@
+"""Aliases: names of keys."""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Callable
+from typing import Any
+
+from kmsd.api import keys as api
+from kmsd.api.errors import AlreadyExistsError, LimitExceededError
+from kmsd.api.operation import Operation
+from kmsd.api.shapes import AliasListEntry, Empty
+from kmsd.service.call import Call
+from kmsd.service.identifiers import Arns, check_new_alias
+from kmsd.service.pagination import after, cut
+from kmsd.service.pipeline import Handler
+from kmsd.service.records import KeyRecord
+from kmsd.store.base import AliasRow, Insert, RowExistsError, Store
+
+# AWS KMS quota: aliases of one key.
+ALIASES_PER_KEY = 50
+
+
+class Aliases:
+    """Handlers of aliases; `clock` gives seconds since 1970 UTC."""
+
+    def __init__(self, *, store: Store, arns: Arns, clock: Callable[[], float]) -> None:
+        self._store = store
+        self._arns = arns
+        self._clock = clock
+
+    def handlers(self) -> dict[Operation[Any, Any], Handler]:
+        """Return the operations served here."""
+        return {api.CREATE_ALIAS: self.create, api.LIST_ALIASES: self.list}
+
+    async def create(self, call: Call, request: api.CreateAliasRequest, key: KeyRecord) -> Empty:
+        """Name a key; the caller needs the permission on the key (checked by now) and on the alias."""
+        check_new_alias(request.alias_name)
+        call.permit(resource=self._arns.alias(request.alias_name))
+        existing = await self._store.aliases(key_id=key.key_id, after=None, limit=ALIASES_PER_KEY)
+        if len(existing) >= ALIASES_PER_KEY:
+            raise LimitExceededError(f"{key.arn} has {ALIASES_PER_KEY} aliases, which is the limit")
+        now_ms = int(self._clock() * 1000)
+        row = AliasRow(name=request.alias_name, key_id=key.key_id, creation_ms=now_ms, updated_ms=now_ms, version=1)
+        try:
+            await self._store.commit(call.request_id, [Insert(row)])
+        except RowExistsError:
+            raise AlreadyExistsError(
+                f"An alias with the name {self._arns.alias(request.alias_name)} already exists"
+            ) from None
+        return Empty()
+
+    async def list(self, call: Call, request: api.ListAliasesRequest) -> api.ListAliasesResponse:  # noqa: ARG002 - handlers share one form
+        """List aliases by name."""
+        key_id = self._arns.parse_key(request.key_id).key_id if request.key_id is not None else None
+        rows = await self._store.aliases(key_id=key_id, after=after(request.marker), limit=request.limit + 1)
+        rows, page = cut(rows, request.limit, lambda row: row.name)
+        entries = [self._entry(row) for row in rows]
+        return api.ListAliasesResponse(aliases=entries, next_marker=page.next_marker, truncated=page.truncated)
+
+    def _entry(self, row: AliasRow) -> AliasListEntry:
+        return AliasListEntry(
+            alias_name=row.name,
+            alias_arn=self._arns.alias(row.name),
+            target_key_id=row.key_id,
+            creation_date=dt.datetime.fromtimestamp(row.creation_ms / 1000, dt.UTC),
+            last_updated_date=dt.datetime.fromtimestamp(row.updated_ms / 1000, dt.UTC),
+        )

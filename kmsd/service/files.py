@@ -1,0 +1,190 @@
+"""Encrypted files: the daemon authorizes, derives and records; a worker process moves the data.
+
+1. Authorize, then make or open the message header with the data key: for decryption, commitment and header tag are
+   verified before any descriptor moves.
+2. Write the `begin` record.
+3. Hand header and message key to a worker, and the client's end of its socketpair to the client.
+4. When the worker reports, write the `end` record, and only then let the worker tell the client that it is done.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from kmsd.api import files as api
+from kmsd.api.errors import IncorrectKeyError, InvalidCiphertextError, KmsError, MessageFormatError
+from kmsd.api.operation import Operation
+from kmsd.audit.record import Kind
+from kmsd.envelope.header import EncryptedDataKey, MessageHeader, make_header, open_header, parse_header
+from kmsd.envelope.pool import Direction, FileJob, FileStream, WorkerPool
+from kmsd.material.ciphertext import BlobCipher, address_of
+from kmsd.material.versions import NotLoadedError, Versions
+from kmsd.memory.arena import Arena
+from kmsd.service.call import Call
+from kmsd.service.pipeline import Handler, Trail, WithDescriptors
+from kmsd.service.records import KeyRecord, KeyRecords
+
+# AWS Encryption SDK: the provider id of data keys that AWS KMS wraps; its info is the key's ARN.
+_PROVIDER = "aws-kms"
+_DATA_KEY_BYTES = 32
+_MESSAGE_ID_BYTES = 32
+
+_ResultT = TypeVar("_ResultT")
+
+
+class Files:
+    """Handlers of files; `random` gives that many public random bytes, for message ids."""
+
+    def __init__(
+        self,
+        *,
+        records: KeyRecords,
+        versions: Versions,
+        cipher: BlobCipher,
+        arena: Arena,
+        pool: WorkerPool,
+        trail: Trail,
+        random: Callable[[int], bytes],
+    ) -> None:
+        self._records = records
+        self._versions = versions
+        self._cipher = cipher
+        self._arena = arena
+        self._pool = pool
+        self._trail = trail
+        self._random = random
+        self._streams: set[asyncio.Task[None]] = set()
+
+    def handlers(self) -> dict[Operation[Any, Any], Handler]:
+        """Return the operations served here."""
+        return {api.ENCRYPT_FILE: self.encrypt, api.DECRYPT_FILE: self.decrypt}
+
+    @property
+    def streams(self) -> int:
+        """How many files are being worked on."""
+        return len(self._streams)
+
+    async def encrypt(self, call: Call, request: api.EncryptFileRequest, key: KeyRecord) -> WithDescriptors:
+        """Make a data key and a header for a new message and start a worker on it."""
+        context = request.encryption_context
+        with self._arena.random(_DATA_KEY_BYTES) as data_key, self._arena.lease(_DATA_KEY_BYTES) as message_key:
+            wrapped = await _loaded(lambda: self._wrap(key, data_key.view, context))
+            header = make_header(
+                data_key.view,
+                message_id=self._random(_MESSAGE_ID_BYTES),
+                encryption_context=context,
+                encrypted_data_keys=(EncryptedDataKey(_PROVIDER, key.arn.encode(), wrapped),),
+                frame_length=request.frame_length,
+                into=message_key.view,
+            ).serialize()
+            parameters = {"keyId": request.key_id, "encryptionContext": context, "frameLength": request.frame_length}
+            job = FileJob(direction=Direction.ENCRYPT, header=header, message_key=message_key.view)
+            stream = await self._start(call, job, parameters)
+        response = api.EncryptFileResponse(key_id=key.arn, header=header)
+        return WithDescriptors(response, [stream.client_descriptor])
+
+    async def decrypt(self, call: Call, request: api.DecryptFileRequest) -> WithDescriptors:
+        """Authenticate a message's header and start a worker on what follows it."""
+        header, length = parse_header(request.header)
+        if length != len(request.header):
+            raise MessageFormatError(f"the header has {length} bytes, but {len(request.header)} were sent")
+        key, wrapped = await self._key_of(call, header, request.key_id)
+        _check_wanted(header, request.encryption_context)
+        context = dict(header.encryption_context)
+        with self._arena.lease(_DATA_KEY_BYTES) as data_key, self._arena.lease(_DATA_KEY_BYTES) as message_key:
+            await _loaded(lambda: self._unwrap(wrapped, context, data_key.view))
+            open_header(header, data_key.view, into=message_key.view)
+            parameters = {"keyId": request.key_id or key.arn, "encryptionContext": context}
+            job = FileJob(direction=Direction.DECRYPT, header=request.header, message_key=message_key.view)
+            stream = await self._start(call, job, parameters)
+        response = api.DecryptFileResponse(key_id=key.arn, encryption_context=context)
+        return WithDescriptors(response, [stream.client_descriptor])
+
+    def _wrap(self, key: KeyRecord, data_key: memoryview, context: dict[str, str]) -> bytes:
+        material = self._versions.get(key.key_id, key.row.current_material)
+        return self._cipher.encrypt(material.view, material.prefix, data_key, context)
+
+    def _unwrap(self, wrapped: bytes, context: dict[str, str], into: memoryview) -> None:
+        material = self._versions.get(*address_of(wrapped))
+        if self._cipher.decrypt_into(material.view, wrapped, context, into) != len(into):
+            raise InvalidCiphertextError
+
+    async def _key_of(self, call: Call, header: MessageHeader, named: str | None) -> tuple[KeyRecord, bytes]:
+        """Return the key that can unwrap one of the header's data keys, authorized, and that data key's blob."""
+        wanted = await self._records.fetch(named, call.operation.key_access) if named is not None else None
+        if wanted is not None:
+            call.use(wanted)
+        for candidate in header.encrypted_data_keys:
+            if candidate.provider_id != _PROVIDER:
+                continue
+            key = await self._record_of(candidate)
+            if key is None or (wanted is not None and key.key_id != wanted.key_id):
+                continue
+            if wanted is None:
+                call.use(key)
+            # The header's ARN chose the key that was authorized; the blob must be that key's and no other's.
+            if address_of(candidate.ciphertext).key_id != key.key_id:
+                raise InvalidCiphertextError
+            return key, candidate.ciphertext
+        if wanted is not None:
+            raise IncorrectKeyError("The key ID in the request does not identify a CMK that can decrypt this message.")
+        names = ", ".join(_named(candidate) for candidate in header.encrypted_data_keys)
+        raise MessageFormatError(f"no key of this service made this message; it names: {names}")
+
+    async def _record_of(self, candidate: EncryptedDataKey) -> KeyRecord | None:
+        try:
+            return await self._records.fetch(candidate.provider_info.decode(), api.DECRYPT_FILE.key_access)
+        except (KmsError, UnicodeDecodeError) as error:
+            if isinstance(error, KmsError) and error.retryable:
+                raise
+            return None  # a key of another account, or one that never was here
+
+    async def _start(self, call: Call, job: FileJob, parameters: dict[str, Any]) -> FileStream:
+        self._trail.append([call.record(Kind.BEGIN, parameters=parameters)])
+        call.began = True
+        try:
+            stream = await self._pool.start(job, uid=call.caller.uid)
+        except KmsError as error:
+            self._trail.append([call.record(Kind.END, parameters=parameters, error=error)])
+            raise
+        task = asyncio.ensure_future(self._follow(call, stream, parameters))
+        self._streams.add(task)
+        task.add_done_callback(self._streams.discard)
+        return stream
+
+    async def _follow(self, call: Call, stream: FileStream, parameters: dict[str, Any]) -> None:
+        outcome = await stream.outcome()
+        details = {"plaintextBytes": outcome.plaintext_bytes, "messageBytes": outcome.message_bytes}
+        try:
+            self._trail.append([call.record(Kind.END, parameters=parameters, error=outcome.error, details=details)])
+        except KmsError as error:
+            await stream.acknowledge(error)
+        else:
+            await stream.acknowledge()
+
+    async def drain(self, timeout_seconds: float) -> None:
+        """Give files under way so long to end; the pool's close ends the rest."""
+        if self._streams:
+            await asyncio.wait(self._streams, timeout=timeout_seconds)
+
+
+async def _loaded(use: Callable[[], _ResultT]) -> _ResultT:
+    """Call `use`, loading what it misses."""
+    while True:
+        try:
+            return use()
+        except NotLoadedError as missing:
+            await missing.load()
+
+
+def _check_wanted(header: MessageHeader, wanted: dict[str, str]) -> None:
+    for name, value in wanted.items():
+        if header.encryption_context.get(name) != value:
+            raise InvalidCiphertextError(f"the message's encryption context does not have the pair '{name}={value}'")
+
+
+def _named(candidate: EncryptedDataKey) -> str:
+    # The peer's bytes: bounded and printable in what we say of them.
+    return repr(f"{candidate.provider_id[:32]} {candidate.provider_info[:96].decode(errors='replace')}")

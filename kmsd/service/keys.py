@@ -1,0 +1,137 @@
+"""Making, describing and listing keys."""
+
+from __future__ import annotations
+
+import datetime as dt
+import uuid
+from collections.abc import Callable
+from typing import Any
+
+from kmsd.access.decision import would_lock_out
+from kmsd.access.policy import default_key_policy, parse_policy
+from kmsd.api import keys as api
+from kmsd.api.errors import (
+    LimitExceededError,
+    MalformedPolicyDocumentError,
+    TagError,
+    UnsupportedOperationError,
+    ValidationError,
+)
+from kmsd.api.operation import KeyState, Operation
+from kmsd.api.shapes import KeyListEntry, KeyManager, KeyMetadata, KeyOrigin, KeySpec, Tag
+from kmsd.identity.principals import Names
+from kmsd.material.specs import SPECS
+from kmsd.material.versions import Versions
+from kmsd.service.call import Call
+from kmsd.service.identifiers import Arns
+from kmsd.service.pagination import after, cut
+from kmsd.service.pipeline import Handler
+from kmsd.service.records import KeyRecord
+from kmsd.store.base import Insert, KeyRow, MaterialRow, Store
+
+# Material is numbered from 1; 0 stands for secrets that have no versions.
+_FIRST_MATERIAL = 1
+
+
+class Keys:
+    """Handlers of keys; `clock` gives seconds since 1970 UTC, `keys_per_uid` bounds what one uid may make."""
+
+    def __init__(
+        self,
+        *,
+        store: Store,
+        versions: Versions,
+        arns: Arns,
+        names: Names,
+        clock: Callable[[], float],
+        keys_per_uid: int,
+    ) -> None:
+        self._store = store
+        self._versions = versions
+        self._arns = arns
+        self._names = names
+        self._clock = clock
+        self._keys_per_uid = keys_per_uid
+
+    def handlers(self) -> dict[Operation[Any, Any], Handler]:
+        """Return the operations served here."""
+        return {api.CREATE_KEY: self.create, api.DESCRIBE_KEY: self.describe, api.LIST_KEYS: self.list}
+
+    async def create(self, call: Call, request: api.CreateKeyRequest) -> api.CreateKeyResponse:
+        """Make a key with fresh material; the row and its material are committed together."""
+        facts = SPECS[request.key_spec]
+        if request.key_usage not in facts.usages:
+            raise ValidationError(f"KeyUsage {request.key_usage} is not compatible with KeySpec {request.key_spec}")
+        if request.multi_region:
+            raise UnsupportedOperationError("multi-Region keys are not offered: keys stay on the host that made them")
+        tags = _checked_tags(request.tags)
+        policy = request.policy or default_key_policy(self._arns.account, call.caller.uid)
+        parsed = parse_policy(policy, account=self._arns.account, names=self._names)
+        if not request.bypass_policy_lockout_safety_check and would_lock_out(parsed, call.caller):
+            raise MalformedPolicyDocumentError(
+                "The new key policy will not allow you to update the key policy in the future."
+            )
+        if await self._store.count_keys(call.caller.uid) >= self._keys_per_uid:
+            raise LimitExceededError(f"uid {call.caller.uid} has made {self._keys_per_uid} keys, which is its limit")
+        now_ms = int(self._clock() * 1000)
+        key_id = str(uuid.uuid4())
+        material = self._versions.create(key_id, _FIRST_MATERIAL, request.key_spec, facts.material_bytes, now_ms)
+        row = KeyRow(
+            key_id=key_id,
+            creator_uid=call.caller.uid,
+            creation_ms=now_ms,
+            description=request.description,
+            key_usage=request.key_usage,
+            key_spec=request.key_spec,
+            key_state=KeyState.ENABLED,
+            origin=request.origin,
+            key_manager=KeyManager.CUSTOMER,
+            policy=policy,
+            policy_principals=dict(parsed.principals),
+            current_material=_FIRST_MATERIAL,
+            tags=tags,
+            version=1,
+        )
+        await self._store.commit(call.request_id, [Insert(row), Insert(material)])
+        call.resources.append(self._arns.key(key_id))
+        return api.CreateKeyResponse(key_metadata=self._metadata(row, material))
+
+    async def describe(self, call: Call, request: api.DescribeKeyRequest, key: KeyRecord) -> api.DescribeKeyResponse:  # noqa: ARG002 - handlers share one form
+        """Tell a key's metadata."""
+        material = await self._store.material(key.key_id, key.row.current_material)
+        return api.DescribeKeyResponse(key_metadata=self._metadata(key.row, material))
+
+    async def list(self, call: Call, request: api.ListKeysRequest) -> api.ListKeysResponse:  # noqa: ARG002 - handlers share one form
+        """List all keys; whoever may list sees ids, and nothing else, of keys that others use."""
+        rows = await self._store.keys(after=after(request.marker), limit=request.limit + 1)
+        rows, page = cut(rows, request.limit, lambda row: row.key_id)
+        entries = [KeyListEntry(key_id=row.key_id, key_arn=self._arns.key(row.key_id)) for row in rows]
+        return api.ListKeysResponse(keys=entries, next_marker=page.next_marker, truncated=page.truncated)
+
+    def _metadata(self, row: KeyRow, material: MaterialRow | None) -> KeyMetadata:
+        spec = KeySpec(row.key_spec)
+        return KeyMetadata(
+            account_id=self._arns.account,
+            key_id=row.key_id,
+            arn=self._arns.key(row.key_id),
+            creation_date=dt.datetime.fromtimestamp(row.creation_ms / 1000, dt.UTC),
+            enabled=row.key_state == KeyState.ENABLED,
+            description=row.description,
+            key_usage=api.KeyUsage(row.key_usage),
+            key_state=KeyState(row.key_state),
+            origin=KeyOrigin(row.origin),
+            key_manager=KeyManager(row.key_manager),
+            key_spec=spec,
+            encryption_algorithms=list(SPECS[spec].encryption_algorithms),
+            multi_region=False,
+            current_key_material_id=material.material_id if material else "",
+        )
+
+
+def _checked_tags(tags: list[Tag]) -> dict[str, str]:
+    checked = {tag.tag_key: tag.tag_value for tag in tags}
+    if len(checked) != len(tags):
+        raise TagError("a tag key is given twice")
+    if any(name.startswith("aws:") for name in checked):
+        raise TagError("tag keys that begin with aws: are reserved")
+    return checked

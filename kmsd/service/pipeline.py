@@ -1,0 +1,394 @@
+"""How every request is served, whatever it asks.
+
+1. Find the operation's declaration; a name nobody declared is refused.
+2. Decode the parameters into the declared shape.
+3. Refuse what needs keys while the daemon is sealed.
+4. Find the key the request names, in memory or else in the store.
+5. Authorize: key policy and host policy; then the key's state and usage.
+6. Call the handler. A mutation first writes an `intent` record that is synced, and an `outcome` record after it,
+   shielded from cancellation; a file operation writes `begin` itself.
+7. Put the reply into the batch, and the audit record beside it.
+8. `finish` writes all records of a batch with one write. Only if that succeeded may the caller of the pipeline
+   send the batch; if it failed, every reply in it has become an error that names the trail.
+
+The caller MUST call `finish` before it sends anything of a batch; `serve_later` has done so itself.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from typing import Any, Protocol, TypeAlias
+
+import msgspec
+
+from kmsd.access.decision import Authorizer
+from kmsd.api.errors import (
+    AuditUnavailableError,
+    KeyUnavailableError,
+    KmsError,
+    KMSInternalError,
+    SealedError,
+    ShuttingDownError,
+    UnknownOperationError,
+    ValidationError,
+)
+from kmsd.api.operation import Cost, Operation, member_name
+from kmsd.audit.record import Kind, Record
+from kmsd.logs import Logger
+from kmsd.material.versions import NotLoadedError
+from kmsd.service.call import Call, Session
+from kmsd.service.records import KeyRecords
+from kmsd.service.scratch import Scratch
+from kmsd.wire.codec import ParamsDecoder, ReplyEncoder, Request
+
+Handler: TypeAlias = Callable[[Call, Any], Any]
+
+# A cache miss is loaded and the call repeated; each round loads one thing (a key, its material, for ReEncrypt twice),
+# and only a cache that forgets faster than it loads takes more.
+_LOADS = 16
+
+
+class Trail(Protocol):
+    """What the pipeline needs of `kmsd.audit.writer.Trail`."""
+
+    def append(self, records: Sequence[Record]) -> None:
+        """Write records, all or none; raises AuditUnavailableError."""
+
+    async def sync(self) -> None:
+        """Wait until everything written is on the disk; raises AuditUnavailableError."""
+
+
+class WithDescriptors(msgspec.Struct, frozen=True):
+    """A response that descriptors come with; the pipeline's caller sends and then closes them."""
+
+    response: msgspec.Struct
+    descriptors: list[int]
+
+
+class Batch:
+    """Replies that leave together, and the records that must be written before they do."""
+
+    __slots__ = ("descriptors", "identifiers", "out", "records")
+
+    def __init__(self) -> None:
+        self.out = bytearray()
+        self.records: list[Record] = []
+        self.identifiers: list[int] = []
+        self.descriptors: list[int] = []
+
+
+class _Entry:
+    """An operation with everything the hot path needs at hand."""
+
+    __slots__ = ("decode", "elements", "fields", "handler", "operation", "synchronous")
+
+    def __init__(self, operation: Operation[Any, Any], handler: Handler) -> None:
+        self.operation = operation
+        self.handler = handler
+        self.decode = ParamsDecoder(operation.request).decode
+        self.synchronous = operation.cost is Cost.CRYPTOGRAPHY
+        self.fields = tuple((_json_name(attribute), attribute) for attribute in operation.audit_fields)
+        self.elements = tuple((_json_name(attribute), attribute) for attribute in operation.audit_response)
+
+    def parameters(self, request: msgspec.Struct | None) -> dict[str, Any] | None:
+        """Return the request's members that may be logged."""
+        return _chosen(request, self.fields)
+
+    def response_elements(self, response: msgspec.Struct | None) -> dict[str, Any] | None:
+        """Return the response's members that may be logged."""
+        return _chosen(response, self.elements)
+
+
+def _json_name(attribute: str) -> str:
+    name = member_name(attribute)
+    return name[:1].lower() + name[1:]
+
+
+def _chosen(struct: msgspec.Struct | None, fields: tuple[tuple[str, str], ...]) -> dict[str, Any] | None:
+    if struct is None:
+        return None
+    chosen = {}
+    for name, attribute in fields:
+        value = getattr(struct, attribute)
+        if not value and value != 0:
+            continue
+        chosen[name] = value if isinstance(value, str | dict) else msgspec.to_builtins(value)
+    return chosen or None
+
+
+class _Foreseen:
+    """The daemon's one catch-all: what a handler did not foresee becomes KMSInternalError and an incident in the log.
+
+    A class and no generator, because every request passes through it.
+    """
+
+    __slots__ = ("_call", "_pipeline")
+
+    def __init__(self, pipeline: Pipeline, call: Call) -> None:
+        self._pipeline = pipeline
+        self._call = call
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: type[BaseException] | None, fault: BaseException | None, trace: object) -> None:
+        if isinstance(fault, Exception) and not isinstance(fault, KmsError | NotLoadedError):
+            raise self._pipeline.incident(self._call, fault) from None
+
+
+class Pipeline:
+    """Serves requests; `handlers` must have one for each of `operations`, or nothing starts."""
+
+    def __init__(
+        self,
+        operations: Sequence[Operation[Any, Any]],
+        handlers: Mapping[Operation[Any, Any], Handler],
+        *,
+        authorizer: Authorizer,
+        records: KeyRecords,
+        trail: Trail,
+        scratch: Scratch,
+        logger: Logger,
+    ) -> None:
+        missing = {operation.name for operation in set(operations) ^ set(handlers)}
+        if missing:
+            raise TypeError(f"operations without a handler, or handlers without an operation: {sorted(missing)}")
+        self._table = {operation.name: _Entry(operation, handlers[operation]) for operation in operations}
+        self._authorizer = authorizer
+        self._records = records
+        self._trail = trail
+        self._scratch = scratch
+        self._logger = logger
+        self._encoder = ReplyEncoder()
+        self._mutations: set[asyncio.Task[Any]] = set()
+        # Request ids are unique without a draw for each: a random start, and a count.
+        self._boot = os.urandom(8).hex()
+        self._served = 0
+        self.sealed = True
+        self.stopping = False
+
+    def serve(self, session: Session, request: Request, batch: Batch) -> Coroutine[Any, Any, Batch] | None:
+        """Serve a request at once into `batch`, or return what has to be awaited for a batch of its own.
+
+        `request.params` need be valid only during this call. Never raises for anything a request can cause.
+        """
+        entry = self._table.get(request.op)
+        if entry is None:
+            self._refuse_unknown(session, request, batch)
+            return None
+        if not entry.synchronous:
+            return self._serve_later(session, request.id, entry, bytearray(request.params))
+        try:
+            self._serve_now(session, request.id, entry, request.params, batch, failure=None)
+        except NotLoadedError as missing:
+            return self._load_and_serve(session, request.id, entry, bytearray(request.params), missing)
+        return None
+
+    def finish(self, batch: Batch) -> None:
+        """Write the batch's records; if they cannot be written, turn each of its replies into that error."""
+        try:
+            self._trail.append(batch.records)
+        except AuditUnavailableError as error:
+            batch.out[:] = bytes(len(batch.out))
+            batch.out.clear()
+            for identifier in batch.identifiers:
+                self._encoder.append_error(batch.out, identifier, error)
+            _close(batch.descriptors)
+
+    def _next_request_id(self) -> str:
+        self._served += 1
+        return f"{self._boot}{self._served:016x}"
+
+    def _refuse_unknown(self, session: Session, request: Request, batch: Batch) -> None:
+        # The name is the peer's own text: the record keeps a bounded piece of it.
+        error = UnknownOperationError(
+            f"no operation has the name '{request.op[:64]}'", request_id=self._next_request_id()
+        )
+        batch.records.append(
+            Record(
+                kind=Kind.REQUEST,
+                event_name=request.op[:64],
+                actor=session.actor,
+                request_id=error.request_id,
+                read_only=True,
+                resources=(),
+                request_parameters=None,
+                response_elements=None,
+                error_code=error.code,
+                error_message=error.message,
+                decision=None,
+                details=None,
+            )
+        )
+        batch.identifiers.append(request.id)
+        self._encoder.append_error(batch.out, request.id, error)
+
+    def _serve_now(
+        self,
+        session: Session,
+        identifier: int,
+        entry: _Entry,
+        params: memoryview,
+        batch: Batch,
+        *,
+        failure: KmsError | None,
+    ) -> None:
+        """Serve a request of cost CRYPTOGRAPHY; raises NotLoadedError before anything is in the batch.
+
+        `failure` is what became of loading what an earlier round missed.
+        """
+        operation = entry.operation
+        call = Call(session, operation, self._next_request_id(), self._authorizer)
+        request: msgspec.Struct | None = None
+        try:
+            with _Foreseen(self, call):
+                request = self._decode(entry, params)
+                if failure is not None:
+                    raise failure
+                response = self._answer_now(call, entry, request)
+                self._encoder.append_result(batch.out, identifier, response)
+        except KmsError as error:
+            self._refuse(call, identifier, batch, error, entry.parameters(request))
+        else:
+            batch.records.append(call.record(Kind.REQUEST, parameters=entry.parameters(request)))
+            batch.identifiers.append(identifier)
+        finally:
+            self._scratch.wipe()
+
+    def _answer_now(self, call: Call, entry: _Entry, request: msgspec.Struct) -> msgspec.Struct:
+        operation = entry.operation
+        response: msgspec.Struct
+        if operation.key is not None:
+            key = self._records.get(getattr(request, operation.key))
+            call.use(key)
+            call.end_dry_run(dry_run=getattr(request, "dry_run", False))
+            response = entry.handler(call, request, key)
+            return response
+        if operation.resolves_keys:
+            call.permit()
+        response = entry.handler(call, request)
+        return response
+
+    async def _load_and_serve(
+        self, session: Session, identifier: int, entry: _Entry, params: bytearray, missing: NotLoadedError
+    ) -> Batch:
+        batch = Batch()
+        failure: KmsError | None = None
+        for round_number in range(_LOADS + 1):
+            try:
+                await missing.load()
+            except KmsError as error:
+                failure = error
+            if round_number == _LOADS:
+                failure = KeyUnavailableError("the daemon's caches are too small for the keys in use at once")
+            try:
+                self._serve_now(session, identifier, entry, memoryview(params), batch, failure=failure)
+                break
+            except NotLoadedError as again:
+                missing = again
+        params[:] = bytes(len(params))
+        self.finish(batch)
+        return batch
+
+    async def _serve_later(self, session: Session, identifier: int, entry: _Entry, params: bytearray) -> Batch:
+        batch = Batch()
+        call = Call(session, entry.operation, self._next_request_id(), self._authorizer)
+        request: msgspec.Struct | None = None
+        try:
+            with _Foreseen(self, call):
+                request = self._decode(entry, memoryview(params))
+                response = await self._answer(call, entry, request)
+        except KmsError as error:
+            self._refuse(call, identifier, batch, error, entry.parameters(request))
+        else:
+            if isinstance(response, WithDescriptors):
+                batch.descriptors = response.descriptors
+                response = response.response
+            self._encoder.append_result(batch.out, identifier, response, len(batch.descriptors))
+            batch.identifiers.append(identifier)
+            if not call.began:
+                parameters = entry.parameters(request)
+                batch.records.append(call.record(Kind.REQUEST, parameters=parameters))
+        self.finish(batch)
+        return batch
+
+    async def _answer(self, call: Call, entry: _Entry, request: msgspec.Struct) -> Any:
+        operation = entry.operation
+        arguments: tuple[Any, ...] = (call, request)
+        if operation.key is not None:
+            key = await self._records.fetch(getattr(request, operation.key), operation.key_access)
+            call.use(key)
+            call.end_dry_run(dry_run=getattr(request, "dry_run", False))
+            arguments = (call, request, key)
+        elif operation.resolves_keys:
+            call.permit()
+        if operation.read_only:
+            return await entry.handler(*arguments)
+        mutation = asyncio.ensure_future(self._mutate(call, entry, request, entry.handler(*arguments)))
+        self._mutations.add(mutation)
+        mutation.add_done_callback(self._mutations.discard)
+        # A peer that hangs up cancels its work, but never between the commit and its record.
+        return await asyncio.shield(mutation)
+
+    async def _mutate(
+        self, call: Call, entry: _Entry, request: msgspec.Struct, work: Coroutine[Any, Any, msgspec.Struct]
+    ) -> msgspec.Struct:
+        parameters = entry.parameters(request)
+        try:
+            self._trail.append([call.record(Kind.INTENT, parameters=parameters)])
+            await self._trail.sync()
+        except BaseException:
+            work.close()
+            raise
+        call.began = True
+        try:
+            with _Foreseen(self, call):
+                response = await work
+        except KmsError as error:
+            self._trail.append([call.record(Kind.OUTCOME, parameters=parameters, error=error)])
+            raise
+        elements = entry.response_elements(response)
+        self._trail.append([call.record(Kind.OUTCOME, parameters=parameters, response=elements)])
+        return response
+
+    def _decode(self, entry: _Entry, params: memoryview) -> msgspec.Struct:
+        if self.stopping:
+            raise ShuttingDownError("kmsd is stopping; ask again when it has started")
+        if self.sealed and not entry.operation.works_sealed:
+            raise SealedError("kmsd is sealed: an administrator has to unseal it")
+        if len(params) > entry.operation.frame_bytes:
+            raise ValidationError(
+                f"a request of {entry.operation.name} has at most {entry.operation.frame_bytes} bytes"
+            )
+        return entry.decode(params)
+
+    def incident(self, call: Call, fault: Exception) -> KMSInternalError:
+        """Log what nobody foresaw and return the error that the caller is told instead."""
+        self._logger.fault("request_failed", fault, operation=call.operation.name, request_id=call.request_id)
+        return KMSInternalError("kmsd failed to serve this request; its log tells why, under the request id")
+
+    def _refuse(
+        self, call: Call, identifier: int, batch: Batch, error: KmsError, parameters: dict[str, Any] | None
+    ) -> None:
+        # Errors may be shared (a future that several await): the id goes into a reply's own copy.
+        told = type(error)(error.message, request_id=call.request_id)
+        self._encoder.append_error(batch.out, identifier, told)
+        batch.identifiers.append(identifier)
+        rule = getattr(error, "rule", None)
+        if rule is not None:
+            call.decision = rule
+        if not call.began:
+            batch.records.append(call.record(Kind.REQUEST, parameters=parameters, error=error))
+
+    async def drain(self) -> None:
+        """Wait until every mutation under way has its outcome in the trail."""
+        while self._mutations:
+            await asyncio.wait(self._mutations)
+
+
+def _close(descriptors: list[int]) -> None:
+    for descriptor in descriptors:
+        os.close(descriptor)
+    descriptors.clear()

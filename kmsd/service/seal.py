@@ -1,0 +1,106 @@
+"""Sealing and unsealing: when the daemon holds keys.
+
+Unsealing, with N domain keys, is one job of the token:
+
+1. Read the domain-key records, the wrapped row-MAC key and the settings, which need no MAC key to be read: the token's
+   own authenticated encryption and the wrap of the hierarchy vouch for the first two.
+2. The token unwraps the domain keys into secret memory.
+3. Unwrap the row-MAC key; from now on every row is verified.
+4. Verify the rows of step 1 like all others.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable
+
+from kmsd.api.errors import IntegrityError
+from kmsd.hsm.root import WrappedDomainKey
+from kmsd.material.hierarchy import Hierarchy, Place
+from kmsd.material.versions import Versions
+from kmsd.memory.arena import Arena, Slot
+from kmsd.service.records import KeyRecords
+from kmsd.store.base import DomainKeyRow, Insert, SecretRow, SettingsRow, Store
+
+_ROW_MAC = "row-mac"
+# HMAC-SHA-256 takes a key of its own output's size (RFC 2104, section 3).
+_ROW_MAC_BYTES = 32
+_ROW_MAC_PLACE = Place("secrets", _ROW_MAC, 0, "HMAC_256")
+
+
+class Seal:
+    """Holds the keys that the rest of the service works with, or does not. `clock` gives seconds since 1970 UTC."""
+
+    def __init__(
+        self,
+        *,
+        store: Store,
+        hierarchy: Hierarchy,
+        versions: Versions,
+        records: KeyRecords,
+        arena: Arena,
+        clock: Callable[[], float],
+    ) -> None:
+        self._store = store
+        self._hierarchy = hierarchy
+        self._versions = versions
+        self._records = records
+        self._arena = arena
+        self._clock = clock
+        self._mac_key: Slot | None = None
+
+    @property
+    def sealed(self) -> bool:
+        """Whether the daemon holds no keys."""
+        return self._mac_key is None
+
+    async def initialize(self, settings: SettingsRow) -> None:
+        """Make the first domain key and the service's own secrets in an empty store; leaves the daemon unsealed."""
+        now_ms = int(self._clock() * 1000)
+        domain_key_id = str(uuid.uuid4())
+        made = await self._hierarchy.create(domain_key_id, generation=1)
+        mac_key = self._arena.random(_ROW_MAC_BYTES)
+        self._store.unseal(mac_key.view)
+        domain_key = DomainKeyRow(
+            domain_key_id=domain_key_id,
+            generation=made.generation,
+            wrapped=made.wrapped,
+            creation_ms=now_ms,
+            version=1,
+        )
+        secret = SecretRow(
+            name=_ROW_MAC,
+            domain_key_id=domain_key_id,
+            wrapped=self._hierarchy.wrap(_ROW_MAC_PLACE, mac_key.view),
+            version=1,
+        )
+        await self._store.commit(str(uuid.uuid4()), [Insert(settings), Insert(domain_key), Insert(secret)])
+        self._mac_key = mac_key
+
+    async def unseal(self) -> None:
+        """Bring the keys into memory; raises a RootError when the token refuses, IntegrityError for a changed store."""
+        rows = await self._store.domain_keys()
+        secret = await self._store.secret(_ROW_MAC)
+        if not rows or secret is None:
+            raise IntegrityError("the store has no domain key or no row-MAC key; restore it from a backup")
+        await self._hierarchy.unseal([WrappedDomainKey(row.domain_key_id, row.generation, row.wrapped) for row in rows])
+        mac_key = self._hierarchy.unwrap(_ROW_MAC_PLACE, secret.domain_key_id, secret.wrapped)
+        self._store.unseal(mac_key.view)
+        try:
+            await self._store.verify_early_rows()
+        except IntegrityError:
+            self._store.seal()
+            mac_key.release()
+            self._hierarchy.seal()
+            raise
+        self._mac_key = mac_key
+
+    def seal(self) -> None:
+        """Wipe every key from memory."""
+        self._store.seal()
+        self._records.forget_all()
+        self._versions.seal()
+        self._hierarchy.seal()
+        if self._mac_key is not None:
+            self._mac_key.release()
+            self._mac_key = None

@@ -1,0 +1,152 @@
+"""Encryption, data keys and random bytes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from kmsd.api import symmetric as api
+from kmsd.api.errors import IncorrectKeyError, ValidationError
+from kmsd.api.operation import Operation
+from kmsd.api.shapes import EncryptionAlgorithm
+from kmsd.material.ciphertext import BlobCipher, address_of
+from kmsd.material.specs import DATA_KEY_BYTES
+from kmsd.material.versions import Versions
+from kmsd.memory.arena import Arena
+from kmsd.service.call import Call
+from kmsd.service.pipeline import Handler
+from kmsd.service.records import KeyRecord, KeyRecords
+from kmsd.service.scratch import Scratch
+
+# The largest plaintext of a blob (AWS KMS).
+_MAX_PLAINTEXT_BYTES = 4096
+
+
+class Symmetric:
+    """Handlers of cost CRYPTOGRAPHY: plain functions that never await."""
+
+    def __init__(
+        self, *, records: KeyRecords, versions: Versions, cipher: BlobCipher, scratch: Scratch, arena: Arena
+    ) -> None:
+        self._records = records
+        self._versions = versions
+        self._cipher = cipher
+        self._scratch = scratch
+        self._arena = arena
+
+    def handlers(self) -> dict[Operation[Any, Any], Handler]:
+        """Return the operations served here."""
+        return {
+            api.ENCRYPT: self.encrypt,
+            api.DECRYPT: self.decrypt,
+            api.REENCRYPT: self.re_encrypt,
+            api.GENERATE_DATA_KEY: self.generate_data_key,
+            api.GENERATE_DATA_KEY_WITHOUT_PLAINTEXT: self.generate_data_key_without_plaintext,
+            api.GENERATE_RANDOM: self.generate_random,
+        }
+
+    def encrypt(self, call: Call, request: api.EncryptRequest, key: KeyRecord) -> api.EncryptResponse:  # noqa: ARG002 - handlers share one form
+        """Encrypt under the key's current material."""
+        blob, _ = self._encrypt(key, request.plaintext, request.encryption_context)
+        return api.EncryptResponse(
+            ciphertext_blob=blob, key_id=key.arn, encryption_algorithm=EncryptionAlgorithm.SYMMETRIC_DEFAULT
+        )
+
+    def decrypt(self, call: Call, request: api.DecryptRequest) -> api.DecryptResponse:
+        """Decrypt a blob with the material its header names."""
+        key = self._key_of(request.ciphertext_blob, request.key_id, call, "kms:Decrypt")
+        call.end_dry_run(dry_run=request.dry_run)
+        plaintext, material_id = self._decrypt(request.ciphertext_blob, request.encryption_context)
+        return api.DecryptResponse(
+            key_id=key.arn,
+            plaintext=plaintext,
+            encryption_algorithm=EncryptionAlgorithm.SYMMETRIC_DEFAULT,
+            key_material_id=material_id,
+        )
+
+    def re_encrypt(self, call: Call, request: api.ReEncryptRequest) -> api.ReEncryptResponse:
+        """Decrypt a blob and encrypt it again; both keys are authorized before either is used."""
+        source = self._key_of(request.ciphertext_blob, request.source_key_id, call, "kms:ReEncryptFrom")
+        destination = self._records.get(request.destination_key_id)
+        call.use(destination, "kms:ReEncryptTo")
+        call.end_dry_run(dry_run=request.dry_run)
+        plaintext, source_material = self._decrypt(request.ciphertext_blob, request.source_encryption_context)
+        blob, material = self._encrypt(destination, plaintext, request.destination_encryption_context)
+        return api.ReEncryptResponse(
+            ciphertext_blob=blob,
+            source_key_id=source.arn,
+            key_id=destination.arn,
+            source_encryption_algorithm=EncryptionAlgorithm.SYMMETRIC_DEFAULT,
+            destination_encryption_algorithm=EncryptionAlgorithm.SYMMETRIC_DEFAULT,
+            source_key_material_id=source_material,
+            destination_key_material_id=material,
+        )
+
+    def generate_data_key(
+        self,
+        call: Call,  # noqa: ARG002 - handlers share one form
+        request: api.GenerateDataKeyRequest,
+        key: KeyRecord,
+    ) -> api.GenerateDataKeyResponse:
+        """Draw a data key and give it out in both forms."""
+        data_key = self._random(_data_key_bytes(request))
+        blob, material_id = self._encrypt(key, data_key, request.encryption_context)
+        return api.GenerateDataKeyResponse(
+            ciphertext_blob=blob, plaintext=data_key, key_id=key.arn, key_material_id=material_id
+        )
+
+    def generate_data_key_without_plaintext(
+        self,
+        call: Call,  # noqa: ARG002 - handlers share one form
+        request: api.GenerateDataKeyRequest,
+        key: KeyRecord,
+    ) -> api.GenerateDataKeyWithoutPlaintextResponse:
+        """Draw a data key and give it out encrypted only."""
+        data_key = self._random(_data_key_bytes(request))
+        blob, material_id = self._encrypt(key, data_key, request.encryption_context)
+        return api.GenerateDataKeyWithoutPlaintextResponse(
+            ciphertext_blob=blob, key_id=key.arn, key_material_id=material_id
+        )
+
+    def generate_random(self, call: Call, request: api.GenerateRandomRequest) -> api.GenerateRandomResponse:  # noqa: ARG002 - handlers share one form
+        """Give bytes of the kernel's generator."""
+        return api.GenerateRandomResponse(plaintext=self._random(request.number_of_bytes))
+
+    def _key_of(self, blob: bytes, named: str | None, call: Call, action: str) -> KeyRecord:
+        """Return the key that made `blob`, authorized; a key the request names has to be the same one."""
+        made_by = address_of(blob).key_id
+        if named is None:
+            key = self._records.get(made_by)
+            call.use(key, action)
+            return key
+        key = self._records.get(named)
+        call.use(key, action)
+        if key.key_id != made_by:
+            raise IncorrectKeyError(
+                "The key ID in the request does not identify a CMK that can perform this operation."
+            )
+        return key
+
+    def _encrypt(self, key: KeyRecord, plaintext: memoryview, context: dict[str, str]) -> tuple[bytes, str]:
+        material = self._versions.get(key.key_id, key.row.current_material)
+        return self._cipher.encrypt(material.view, material.prefix, plaintext, context), material.material_id
+
+    def _decrypt(self, blob: bytes, context: dict[str, str]) -> tuple[memoryview, str]:
+        material = self._versions.get(*address_of(blob))
+        plaintext = self._scratch.take(_MAX_PLAINTEXT_BYTES)
+        length = self._cipher.decrypt_into(material.view, blob, context, plaintext)
+        return plaintext[:length], material.material_id
+
+    def _random(self, size: int) -> memoryview:
+        scratch = self._scratch.take(size)
+        with self._arena.random(size) as drawn:
+            scratch[:] = drawn.view
+        return scratch
+
+
+def _data_key_bytes(request: api.GenerateDataKeyRequest) -> int:
+    """Return the data key's size; exactly one member has to give it."""
+    if request.key_spec is not None and request.number_of_bytes is None:
+        return DATA_KEY_BYTES[request.key_spec]
+    if request.number_of_bytes is not None and request.key_spec is None:
+        return request.number_of_bytes
+    raise ValidationError("Please specify either number of bytes or key spec.")
