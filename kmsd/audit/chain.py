@@ -1,8 +1,7 @@
 """How the lines of the trail hang together: `seq` counts, `prev` is the SHA-256 of the line before (pure).
 
-A line is the record's JSON with three members in front: `{"seq":N,"prev":"...","eventTime":"...",...}` and one line
-feed. The hash covers the whole line as it lies in the file, line feed included, so that
-`head -n N FILE | tail -n 1 | sha256sum` prints the `prev` of line N+1.
+A line is `{"seq":N,"prev":"...","eventTime":"...",...}` and one line feed. The hash covers the whole line as it lies in
+the file, line feed included: `head -n N FILE | tail -n 1 | sha256sum` prints the `prev` of line N+1.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from kmsd.audit.record import Actor, Resource
+from kmsd.audit.record import Actor, Record, Resource, encode
 
 # No record can be longer: the largest frame has 1 MiB (`kmsd.api.operation.MAX_FRAME_BYTES`), and JSON makes at most
 # six bytes of one (a control character becomes \u0000); the rest is for the members that kmsd adds.
@@ -56,17 +55,16 @@ class MalformedLineError(ValueError):
 _DECODER = msgspec.json.Decoder(Line)
 
 
-def link(head: Head, bodies: Iterable[bytes], event_time: str) -> tuple[list[bytes], Head]:
-    """Return the lines that continue `head` with `bodies` (from `record.encode`), and the head they make.
+def link(head: Head, records: Iterable[Record], event_time: str) -> tuple[list[bytes], Head]:
+    """Return the lines of `records` that continue `head`, and the head they make.
 
     Raises ValueError for a line above `MAX_LINE_BYTES`, which no reader would accept.
     """
     seq, digest = head
-    time_member = f'","eventTime":"{event_time}",'.encode("ascii")
     lines = []
-    for body in bodies:
+    for record in records:
         seq += 1
-        line = b'{"seq":%d,"prev":"%b%b%b\n' % (seq, digest.encode("ascii"), time_member, body[1:])
+        line = encode(record, seq, digest, event_time)
         if len(line) > MAX_LINE_BYTES:
             raise ValueError(f"an audit record of {len(line)} bytes; at most {MAX_LINE_BYTES} are possible")
         digest = hashlib.sha256(line).hexdigest()

@@ -105,9 +105,12 @@ class Intent(
     resources: tuple[str, ...]
 
 
-class _Body(msgspec.Struct, frozen=True, omit_defaults=True, rename="camel"):
-    """The members of a line behind `seq`, `prev` and `eventTime`, in their order."""
+class _Line(msgspec.Struct, frozen=True, gc=False, omit_defaults=True, rename="camel"):
+    """All members of a line, in their order; gc: lives for one call, so that it cannot be part of a cycle."""
 
+    seq: int
+    prev: str
+    event_time: str
     event_type: Kind
     event_name: str
     read_only: bool
@@ -124,16 +127,21 @@ class _Body(msgspec.Struct, frozen=True, omit_defaults=True, rename="camel"):
 _ENCODER = msgspec.json.Encoder()
 
 
-def encode(record: Record) -> bytes:
-    """Return the record as one JSON object of ASCII characters, without `seq`, `prev` and `eventTime`.
+def encode(record: Record, seq: int, prev: str, event_time: str) -> bytes:
+    """Return the record's line: one JSON object of ASCII characters, and a line feed.
 
     Everything else is escaped: JSON itself escapes what ends a line in a file, and escaping the rest too keeps U+2028
     from ending a line elsewhere, and control and direction characters of a hostile request from a reader's terminal.
+    One pass over one struct, because this is on the path of every request: putting the first three members in front of
+    an encoded record costs 0.4 us more of about 1.7.
     """
     details = record.details
     if record.decision is not None:
         details = {"decision": record.decision} if details is None else {**details, "decision": record.decision}
-    body = _Body(
+    line = _Line(
+        seq,
+        prev,
+        event_time,
         record.kind,
         record.event_name,
         record.read_only,
@@ -147,17 +155,17 @@ def encode(record: Record) -> bytes:
         details,
     )
     try:
-        encoded = _ENCODER.encode(body)
+        encoded = _ENCODER.encode(line) + b"\n"
     except UnicodeEncodeError:
         # A path or a user name that is not UTF-8 carries its odd bytes as lone surrogates (PEP 383).
-        return _escape(_well_formed(msgspec.to_builtins(body)))
+        return _escape(_well_formed(msgspec.to_builtins(line)))
     if encoded.isascii():
         return encoded
     return _escape(msgspec.json.decode(encoded))
 
 
-def _escape(body: Any) -> bytes:
-    return json.dumps(body, ensure_ascii=True, separators=(",", ":")).encode("ascii")
+def _escape(line: Any) -> bytes:
+    return json.dumps(line, ensure_ascii=True, separators=(",", ":")).encode("ascii") + b"\n"
 
 
 def _well_formed(value: Any) -> Any:
