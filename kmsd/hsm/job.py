@@ -1,0 +1,83 @@
+"""A token job: one process, one request, one reply, and its heap is gone.
+
+Vendors' modules crash, hang and lose their handles after a fork, and python-pkcs11 takes PINs and returns keys in
+objects that cannot be wiped. So the daemon never loads either: the zygote forks a process for each job.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import socket
+from collections.abc import Sequence
+
+import msgspec
+
+from kmsd.hsm.conversation import (
+    MAX_DATAGRAM_BYTES,
+    PIN_LENGTH_BYTES,
+    Done,
+    Failed,
+    Look,
+    Looked,
+    MakeDomainKey,
+    MakeToken,
+    Reply,
+    Request,
+    Unwrap,
+    Wrapped,
+)
+from kmsd.hsm.root import DOMAIN_KEY_BYTES, PinIncorrectError, RootError
+from kmsd.memory.page import Page
+
+# The name under which the daemon gives `run_job` to the zygote.
+JOB_ENTRY = "hsm-job"
+
+# The security officer's PIN of a SoftHSM token only allows to reset the user PIN and to erase the token, which whoever
+# has the files can do anyway; nobody keeps it.
+_OFFICER_PIN_BYTES = 16
+
+
+def run_job(descriptors: list[int]) -> None:
+    """Serve one request. `descriptors` are the channel and the pages that the request needs (see `conversation`)."""
+    with socket.socket(fileno=descriptors[0]) as channel:
+        # Not closed here: that would wipe them for the daemon too, which has yet to read the keys. It wipes them.
+        pages = [Page.from_descriptor(descriptor).view for descriptor in descriptors[1:]]
+        request = msgspec.json.decode(channel.recv(MAX_DATAGRAM_BYTES), type=Request)
+        os.environ.update(request.config.environment)
+        try:
+            reply = _perform(request, pages)
+        except RootError as error:
+            reply = Failed.of(error)
+        channel.send(msgspec.json.encode(reply))
+
+
+def _perform(request: Request, pages: Sequence[memoryview]) -> Reply:
+    # Imported here and nowhere else: these load python-pkcs11, which the daemon must not.
+    from kmsd.hsm import cryptoki, initialization  # noqa: PLC0415 - see above
+
+    match request:
+        case Look(config):
+            return Looked(cryptoki.describe(config))
+        case MakeToken(config):
+            officer_pin = secrets.token_hex(_OFFICER_PIN_BYTES)
+            initialization.make_token(config, _pin(pages[0]), officer_pin, os.urandom)
+            return Done()
+        case MakeDomainKey(config, domain_key_id, generation):
+            key = pages[1][:DOMAIN_KEY_BYTES]
+            key[:] = os.urandom(DOMAIN_KEY_BYTES)
+            with cryptoki.root_key(config, _pin(pages[0]), os.urandom) as root_key:
+                return Wrapped(root_key.wrap(key, domain_key_id, generation))
+        case Unwrap(config, records):
+            with cryptoki.root_key(config, _pin(pages[0]), os.urandom) as root_key:
+                for record, page in zip(records, pages[1:], strict=True):
+                    root_key.unwrap(record, page[:DOMAIN_KEY_BYTES])
+            return Done()
+
+
+def _pin(page: memoryview) -> str:
+    length = int.from_bytes(page[:PIN_LENGTH_BYTES], "big")
+    try:
+        return str(page[PIN_LENGTH_BYTES : PIN_LENGTH_BYTES + length], "utf-8")
+    except UnicodeDecodeError:
+        raise PinIncorrectError("the configured PIN is not UTF-8 text: correct it") from None

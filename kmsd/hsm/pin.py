@@ -1,0 +1,61 @@
+"""Where the token's PIN comes from."""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+from typing import Protocol
+
+from kmsd.hsm.root import PinUnavailableError
+
+_NEWLINES = b"\r\n"
+
+
+class PinSource(Protocol):
+    """Gives the PIN for one login."""
+
+    def read_into(self, view: memoryview) -> int:
+        """Write the PIN (UTF-8) to the start of `view`, which is secret memory, and return its length in bytes.
+
+        Keep no reference to `view`. Raises PinUnavailableError.
+        """
+
+
+class FilePin:
+    """A PIN in a file, such as a systemd credential; newlines at its end do not count.
+
+    Read anew for each login, so that a corrected file works at once.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def read_into(self, view: memoryview) -> int:
+        """Read the file straight into `view`; raises PinUnavailableError when it is not a private regular file."""
+        try:
+            # Not blocking: a FIFO in its place would otherwise stop the daemon.
+            descriptor = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+            try:
+                self._check(os.fstat(descriptor))
+                length = os.readv(descriptor, [view])
+            finally:
+                os.close(descriptor)
+        except OSError as error:
+            raise PinUnavailableError(
+                f"the PIN file {self._path} cannot be read ({error.strerror}): make it, readable for kmsd only"
+            ) from None
+        if length == len(view):
+            raise PinUnavailableError(f"the PIN file {self._path} is too long: it has to hold the PIN alone")
+        while length and view[length - 1] in _NEWLINES:
+            length -= 1
+        if not length:
+            raise PinUnavailableError(f"the PIN file {self._path} is empty: write the token's PIN into it")
+        return length
+
+    def _check(self, status: os.stat_result) -> None:
+        if not stat.S_ISREG(status.st_mode):
+            raise PinUnavailableError(f"the PIN file {self._path} is not a regular file")
+        # The group's bits may be set: on a systemd credential they are the mask of the ACL that lets the service in.
+        if status.st_mode & stat.S_IRWXO:
+            raise PinUnavailableError(f"the PIN file {self._path} is open to everyone: chmod 600 it")

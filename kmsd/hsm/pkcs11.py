@@ -1,0 +1,198 @@
+"""The root key in a PKCS#11 token, each use of it a one-shot process.
+
+Nothing here loads the vendor's module, or python-pkcs11: both run only in the job's process (`job`), which lives for
+one request and at most for the deadline.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Sequence
+from contextlib import ExitStack, suppress
+from itertools import islice
+from typing import TypeVar
+
+import msgspec
+
+from kmsd.hsm.conversation import (
+    KEYS_IN_A_JOB,
+    MAX_DATAGRAM_BYTES,
+    PIN_LENGTH_BYTES,
+    Done,
+    Failed,
+    Look,
+    Looked,
+    MakeDomainKey,
+    Reply,
+    Request,
+    TokenConfig,
+    Unwrap,
+    Wrapped,
+)
+from kmsd.hsm.job import JOB_ENTRY, run_job
+from kmsd.hsm.pin import FilePin, PinSource
+from kmsd.hsm.root import (
+    DOMAIN_KEY_BYTES,
+    TokenCrashedError,
+    TokenFailedError,
+    TokenInfo,
+    TokenTimeoutError,
+    WrappedDomainKey,
+    WrappedKeyInvalidError,
+)
+from kmsd.hsm.wrapped import associated_data, split
+from kmsd.memory.page import Page
+from kmsd.processes.zygote import Child, SpawnError, Zygote, ZygoteGoneError
+
+__all__ = ["JOB_ENTRY", "FilePin", "PinSource", "Pkcs11Root", "TokenConfig", "TokenJobs", "run_job"]
+
+# Long enough for a network HSM that reconnects, short enough for someone who waits for `kms unseal`.
+DEADLINE_SECONDS = 30.0
+
+_Answer = TypeVar("_Answer", Looked, Wrapped, Done)
+
+
+class TokenJobs:
+    """Runs requests, one at a time: many modules bear no second process, and a wrong PIN must not be tried twice."""
+
+    def __init__(self, zygote: Zygote, *, deadline_seconds: float = DEADLINE_SECONDS) -> None:
+        self._zygote = zygote
+        self._deadline_seconds = deadline_seconds
+        self._turn = asyncio.Lock()
+
+    async def run(self, request: Request, pages: Sequence[Page], answer: type[_Answer]) -> _Answer:
+        """Return the job's reply to `request`, which is an `answer`; raises the `RootError` it reports.
+
+        The job gets `pages` by their descriptors, which are closed here. When this ends, in whatever way, so does the
+        job's process.
+        """
+        async with self._turn:
+            reply = await self._converse(request, pages)
+        if isinstance(reply, answer):
+            return reply
+        if isinstance(reply, Failed):
+            raise reply.to_error()
+        raise TokenCrashedError(f"the token job answered {type(reply).__name__} instead of {answer.__name__}")
+
+    async def _converse(self, request: Request, pages: Sequence[Page]) -> Reply:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        ours.setblocking(False)
+        with ours:
+            with theirs:
+                ours.send(msgspec.json.encode(request))
+                child = await self._spawn([theirs.fileno(), *(page.fd for page in pages)])
+            for page in pages:
+                page.close_descriptor()
+            try:
+                async with asyncio.timeout(self._deadline_seconds):
+                    return await self._reply(ours, child)
+            except TimeoutError:
+                raise TokenTimeoutError(
+                    f"the token did not answer within {self._deadline_seconds:g} s, so its process was killed: look "
+                    "at the token and its connection, then try again"
+                ) from None
+            except ZygoteGoneError:
+                raise _zygote_gone() from None
+            finally:
+                # Also after a reply: some modules hang when their process ends.
+                with suppress(ZygoteGoneError, SpawnError):  # it is gone, or the zygote is beyond being asked
+                    await self._zygote.kill(child)
+
+    async def _spawn(self, descriptors: Sequence[int]) -> Child:
+        try:
+            return await self._zygote.spawn(JOB_ENTRY, descriptors)
+        except SpawnError as error:
+            raise TokenFailedError(f"no process for the token could be started: {error}") from None
+        except ZygoteGoneError:
+            raise _zygote_gone() from None
+
+    @staticmethod
+    async def _reply(channel: socket.socket, child: Child) -> Reply:
+        datagram = await asyncio.get_running_loop().sock_recv(channel, MAX_DATAGRAM_BYTES)
+        if not datagram:
+            raise TokenCrashedError(
+                f"the process that ran the PKCS#11 module {_ending(await child.wait())} before it answered: update "
+                "the module, or look into its own log"
+            )
+        try:
+            reply: Reply = msgspec.json.decode(datagram, type=Reply)
+        except msgspec.DecodeError:
+            raise TokenCrashedError("the token job gave no valid answer: update the PKCS#11 module") from None
+        return reply
+
+
+def _ending(code: int) -> str:
+    return f"was ended by signal {-code}" if code < 0 else f"ended with code {code}"
+
+
+def _zygote_gone() -> TokenFailedError:
+    return TokenFailedError("the process that starts token jobs has ended: restart kmsd")
+
+
+class Pkcs11Root:
+    """A `Root` whose key is in the token that `config` names; `pin` gives the PIN for each login.
+
+    The zygote's entry `JOB_ENTRY` has to be `run_job`. Methods also raise `SecretMemoryUnavailableError`.
+    """
+
+    def __init__(
+        self, zygote: Zygote, config: TokenConfig, pin: PinSource, *, deadline_seconds: float = DEADLINE_SECONDS
+    ) -> None:
+        self._jobs = TokenJobs(zygote, deadline_seconds=deadline_seconds)
+        self._config = config
+        self._pin = pin
+
+    async def look(self) -> TokenInfo:
+        """Ask the token who it is and what it can do; needs no PIN."""
+        return (await self._jobs.run(Look(self._config), [], Looked)).info
+
+    async def make_domain_key(self, domain_key_id: str, generation: int, into: memoryview) -> WrappedDomainKey:
+        """Write a new random domain key into `into` (`DOMAIN_KEY_BYTES` long) and return it wrapped."""
+        associated_data(domain_key_id, generation)  # refuses what no wrap could be bound to
+        with ExitStack() as stack:
+            pin, page = stack.enter_context(pin_page(self._pin)), stack.enter_context(Page.create())
+            request = MakeDomainKey(self._config, domain_key_id, generation)
+            reply = await self._jobs.run(request, [pin, page], Wrapped)
+            record = WrappedDomainKey(domain_key_id, generation, reply.wrapped)
+            split(record)
+            into[:] = page.view[:DOMAIN_KEY_BYTES]
+        return record
+
+    async def unwrap(self, records: Sequence[WrappedDomainKey], into: Sequence[memoryview]) -> None:
+        """Write each record's domain key into the buffer at the same place of `into`.
+
+        When this raises, some buffers may already hold their key: the caller wipes them all.
+        """
+        for record in records:
+            _check(record)
+        pairs = zip(records, into, strict=True)
+        while batch := list(islice(pairs, KEYS_IN_A_JOB)):
+            with ExitStack() as stack:
+                pin = stack.enter_context(pin_page(self._pin))
+                pages = [stack.enter_context(Page.create()) for _ in batch]
+                request = Unwrap(self._config, tuple(record for record, _ in batch))
+                await self._jobs.run(request, [pin, *pages], Done)
+                for (_, buffer), page in zip(batch, pages, strict=True):
+                    buffer[:] = page.view[:DOMAIN_KEY_BYTES]
+
+
+def pin_page(source: PinSource) -> Page:
+    """Return a new page with the PIN, as a job expects it. Raises PinUnavailableError."""
+    page = Page.create()
+    try:
+        with page.view[PIN_LENGTH_BYTES:] as room:
+            length = source.read_into(room)
+        page.view[:PIN_LENGTH_BYTES] = length.to_bytes(PIN_LENGTH_BYTES, "big")
+    except BaseException:
+        page.close()
+        raise
+    return page
+
+
+def _check(record: WrappedDomainKey) -> None:
+    split(record)
+    try:
+        associated_data(record.domain_key_id, record.generation)
+    except ValueError as error:
+        raise WrappedKeyInvalidError(f"a domain key's record is damaged ({error}): restore the store") from None

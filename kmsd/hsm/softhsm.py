@@ -1,0 +1,152 @@
+"""The development token: SoftHSM2 with everything it needs in one directory.
+
+    softhsm2.conf   written anew at each start, so that the directory may be moved
+    tokens/         SoftHSM's own files (0700)
+    pin             the user PIN (0600)
+
+The token is made in `tokens.making`, which becomes `tokens` by one rename when its root key exists and works. So there
+is either no `tokens`, and what is left of an attempt is removed (nothing can have been wrapped by it), or a whole one,
+which is never touched: another root key in its place would make everything under the first unreadable.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import secrets
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from kmsd.hsm.conversation import Done, MakeToken, TokenConfig
+from kmsd.hsm.pin import FilePin
+from kmsd.hsm.pkcs11 import TokenJobs, pin_page
+from kmsd.hsm.root import TokenFailedError
+from kmsd.processes.zygote import Zygote
+
+MODULE_VARIABLE = "KMSD_SOFTHSM_MODULE"
+PIN_NAME = "pin"
+ROOT_KEY_LABEL = "kmsd-root"
+
+_CONFIGURATION_NAME = "softhsm2.conf"
+_TOKENS_NAME = "tokens"
+_MAKING = ".making"
+# 106 bits: SoftHSM encrypts its objects under the PIN, so this is what protects a copy of `tokens` alone. (It takes
+# 4 to 255 characters.)
+_PIN_DIGITS = 32
+# Where distributions put it, below / or below the folder where `make setup` unpacks the package for one user.
+_MODULE_PATTERNS = tuple(f"{lib}/softhsm/libsofthsm2.so" for lib in ("usr/lib", "usr/lib64", "usr/lib/*"))
+# SimpleConfigLoader.cpp in SoftHSM 2.6 ends each line at the first of these, and trims blanks.
+_UNWRITABLE = frozenset("#\n\r")
+
+
+def find_module() -> Path:
+    """Return SoftHSM2's PKCS#11 module; raises FileNotFoundError that says what to install."""
+    if named := os.environ.get(MODULE_VARIABLE):
+        if Path(named).is_file():
+            return Path(named)
+        raise FileNotFoundError(f"{MODULE_VARIABLE} names {named}, which is not a file: correct it or unset it")
+    for top in (Path(sys.prefix, "softhsm2"), Path("/")):
+        for pattern in _MODULE_PATTERNS:
+            for found in sorted(top.glob(pattern)):
+                return found
+    raise FileNotFoundError(
+        f"SoftHSM2 is not installed: install it (Debian: softhsm2), or name its libsofthsm2.so in {MODULE_VARIABLE}"
+    )
+
+
+async def make_token(
+    zygote: Zygote, directory: Path, *, label: str, random_below: Callable[[int], int] = secrets.randbelow
+) -> TokenConfig:
+    """Make the token with its PIN file and root key in `directory`, unless it is there, and return how to use it.
+
+    May be interrupted at any instant and called again. `random_below(n)` gives a random integer from 0 to n-1. Raises
+    a `RootError`, OSError when the directory cannot be written, and ValueError when SoftHSM could not read its path.
+    """
+    directory = _own_directory(directory)
+    with _locked(directory):
+        tokens = directory / _TOKENS_NAME
+        if not tokens.is_dir():
+            making = directory / (_TOKENS_NAME + _MAKING)
+            _clear(making)
+            _write_pin(directory / PIN_NAME, random_below)
+            await _fill(zygote, directory, making, label)
+            _make_durable(making)
+            making.rename(tokens)
+        return _configure(directory, tokens, label)
+
+
+def _own_directory(directory: Path) -> Path:
+    directory = directory.absolute()
+    if _UNWRITABLE & set(str(directory)):
+        raise ValueError(f"SoftHSM cannot read the path {str(directory)!r} in its settings: use one without '#'")
+    directory.mkdir(mode=0o700, exist_ok=True)
+    return directory
+
+
+def _clear(making: Path) -> None:
+    if making.exists():
+        shutil.rmtree(making)
+    making.mkdir(mode=0o700)
+
+
+async def _fill(zygote: Zygote, directory: Path, tokens: Path, label: str) -> None:
+    config = _configure(directory, tokens, label)
+    with pin_page(FilePin(directory / PIN_NAME)) as pin:
+        await TokenJobs(zygote).run(MakeToken(config), [pin], Done)
+
+
+@contextmanager
+def _locked(directory: Path) -> Iterator[None]:
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise TokenFailedError(
+            f"another process is making the token in {directory}: try again when it has ended"
+        ) from None
+    else:
+        yield
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _write_pin(path: Path, random_below: Callable[[int], int]) -> None:
+    path.unlink(missing_ok=True)  # of an attempt that was interrupted: there is no token it could open
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try:
+        for _ in range(_PIN_DIGITS):
+            # Digit by digit, so that no object ever holds the whole PIN.
+            os.write(descriptor, b"%d" % random_below(10))
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _configure(directory: Path, tokens: Path, label: str) -> TokenConfig:
+    path = directory / _CONFIGURATION_NAME
+    draft = directory / (_CONFIGURATION_NAME + _MAKING)
+    draft.write_text(
+        f"directories.tokendir = {tokens}\nobjectstore.backend = file\nlog.level = ERROR\nslots.removable = false\n"
+    )
+    draft.rename(path)
+    return TokenConfig(
+        module=str(find_module()),
+        token_label=label,
+        root_key_label=ROOT_KEY_LABEL,
+        environment=(("SOFTHSM2_CONF", str(path)),),
+    )
+
+
+def _make_durable(tokens: Path) -> None:
+    # SoftHSM leaves its files to the page cache; after a power cut the rename must not be all that is there.
+    for folder, _, names in os.walk(tokens, topdown=False):
+        for path in (*(Path(folder, name) for name in names), Path(folder)):
+            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
