@@ -63,8 +63,8 @@ class Slot:
     """Leased secret memory, zeroed when it is handed out; as a context manager it is released at the end.
 
     `view` is writable and exactly as long as was asked for. After release it can no longer be used (ValueError). A
-    slice of it that is kept beyond the release would show the next holder's key: keep none. A slot that is dropped without
-    release stays leased until `Arena.wipe`.
+    slice of it that is kept beyond the release would show the next holder's key: keep none. A slot that is dropped
+    without release stays leased until `Arena.wipe`.
     """
 
     __slots__ = ("_block", "_leased", "_shelf", "view")
