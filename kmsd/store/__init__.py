@@ -1,0 +1,1 @@
+"""Durable records: rows that authenticate themselves, in short transactions."""

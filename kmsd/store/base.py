@@ -1,0 +1,188 @@
+"""What is stored: frozen rows, changes to them, and the interface of every store.
+
+Times are integer milliseconds since 1970 UTC. `version` is 1 when a row is made and grows by one with each change.
+Optional members have defaults, so that rows written before a member existed still read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import msgspec
+
+
+class Row(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Base of all rows."""
+
+    version: int
+
+
+class KeyRow(Row, frozen=True, kw_only=True):
+    """A key. `policy_principals` are the names in its policy as they were resolved when it was stored."""
+
+    key_id: str
+    creator_uid: int
+    creation_ms: int
+    description: str
+    key_usage: str
+    key_spec: str
+    key_state: str
+    origin: str
+    key_manager: str
+    policy: str
+    policy_principals: dict[str, int]
+    current_material: int
+    tags: dict[str, str] = {}
+
+
+class MaterialRow(Row, frozen=True, kw_only=True):
+    """One version of a key's material, wrapped under a domain key. `material_id` is 64 hex digits."""
+
+    key_id: str
+    number: int
+    material_id: str
+    spec: str
+    domain_key_id: str
+    wrapped: bytes
+    creation_ms: int
+
+
+class AliasRow(Row, frozen=True, kw_only=True):
+    """A key's name, beginning with `alias/`."""
+
+    name: str
+    key_id: str
+    creation_ms: int
+    updated_ms: int
+
+
+class DomainKeyRow(Row, frozen=True, kw_only=True):
+    """A domain key, wrapped by the token's root key; the highest generation wraps what is new."""
+
+    domain_key_id: str
+    generation: int
+    wrapped: bytes
+    creation_ms: int
+
+
+class SecretRow(Row, frozen=True, kw_only=True):
+    """A secret of the service itself, wrapped like material."""
+
+    name: str
+    domain_key_id: str
+    wrapped: bytes
+
+
+class SettingsRow(Row, frozen=True, kw_only=True):
+    """What ARNs are made of: the 12-digit account and the region."""
+
+    account: str
+    region: str
+    name: str = "settings"
+
+
+class Insert(msgspec.Struct, frozen=True):
+    """Make a row that does not exist."""
+
+    row: Row
+
+
+class Replace(msgspec.Struct, frozen=True):
+    """Change a row whose stored version is one less than the new one's."""
+
+    row: Row
+
+
+class Delete(msgspec.Struct, frozen=True):
+    """Remove a row whose stored version is this one's."""
+
+    row: Row
+
+
+Change = Insert | Replace | Delete
+
+
+class StoreError(RuntimeError):
+    """Base of what a store says of itself."""
+
+
+class RowExistsError(StoreError):
+    """A row with this primary key exists; nothing was written."""
+
+    def __init__(self, table: str, primary_key: str) -> None:
+        super().__init__(f"{table} {primary_key} exists")
+        self.table = table
+        self.primary_key = primary_key
+
+
+class RowChangedError(StoreError):
+    """The row is gone, or has another version than expected; nothing was written."""
+
+    def __init__(self, table: str, primary_key: str) -> None:
+        super().__init__(f"{table} {primary_key} was changed by somebody else")
+        self.table = table
+        self.primary_key = primary_key
+
+
+class StoreUnavailableError(StoreError):
+    """The store cannot be read or written now: no space, no permission, another daemon has it; the text says which."""
+
+
+class StoreFormatError(StoreError):
+    """The file is not a store of kmsd, is damaged, or was written by a newer kmsd."""
+
+
+class Store(Protocol):
+    """Durable rows. Everything but the early rows needs `unseal` first and raises SealedError before.
+
+    Reading a row whose MAC is wrong raises IntegrityError naming table and primary key.
+    """
+
+    async def key(self, key_id: str) -> KeyRow | None:
+        """Return a key."""
+
+    async def keys(self, *, after: str | None, limit: int) -> list[KeyRow]:
+        """Return keys by ascending key id, those behind `after`."""
+
+    async def count_keys(self, creator_uid: int) -> int:
+        """Return how many keys a uid has made."""
+
+    async def material(self, key_id: str, number: int) -> MaterialRow | None:
+        """Return one version of a key's material."""
+
+    async def alias(self, name: str) -> AliasRow | None:
+        """Return an alias."""
+
+    async def aliases(self, *, key_id: str | None, after: str | None, limit: int) -> list[AliasRow]:
+        """Return aliases by ascending name, those behind `after`; with `key_id` only that key's."""
+
+    async def domain_keys(self) -> list[DomainKeyRow]:
+        """Return all domain keys; an early row: readable before `unseal`."""
+
+    async def secret(self, name: str) -> SecretRow | None:
+        """Return a secret of the service; an early row."""
+
+    async def settings(self) -> SettingsRow | None:
+        """Return the settings; an early row."""
+
+    async def commit(self, mutation_id: str, changes: Sequence[Change]) -> None:
+        """Make all changes in one transaction that is durable on return, and remember `mutation_id` with them.
+
+        Raises RowExistsError, RowChangedError or StoreUnavailableError; nothing was written then.
+        """
+
+    async def committed(self, mutation_ids: Sequence[str]) -> set[str]:
+        """Return those of the mutation ids whose commits happened, among the newest 10,000 commits."""
+
+    def unseal(self, mac_key: memoryview) -> None:
+        """Verify and write rows with this MAC key (32 bytes, borrowed) from now on."""
+
+    async def verify_early_rows(self) -> None:
+        """Verify the MACs of the early rows; raises IntegrityError."""
+
+    def seal(self) -> None:
+        """Forget the MAC key."""
+
+    async def close(self) -> None:
+        """Close the store."""
