@@ -10,7 +10,7 @@ import platform
 import tempfile
 from pathlib import Path
 
-from tests.benchmarks.daemon import running_daemon
+from tests.benchmarks.daemon import RAISED_LIMITS, running_daemon
 from tests.benchmarks.files import make_source, missing_peers, race
 from tests.benchmarks.load import depth_one_rows, pipelined_rows
 from tests.benchmarks.report import print_table
@@ -43,6 +43,7 @@ def main() -> None:
             host = f"Python {platform.python_version()}, Linux {platform.release()}, {len(cores)} cores"
             print(f"kmsd {status.version}, {host}")
             print(f"audit.sync = {status.audit_sync}; keys in {status.secret_memory}; files in {folder.parent}")
+            print("limits raised: " + ", ".join(f"{name} = {value:,}" for name, value in RAISED_LIMITS.items()))
             source = folder / "source"
             make_source(source, chosen.file_mebibytes << 20)
             print_table(

@@ -16,6 +16,14 @@ from kmsd_client import Client
 # Where the console scripts of this environment are.
 SCRIPTS = Path(sys.executable).parent
 
+# Above what one uid may ask for by default (DESIGN 13), as the benchmark is one uid.
+RAISED_LIMITS = {
+    "requests_per_second_per_uid": 10_000_000,
+    "requests_in_flight_per_uid": 4096,
+    "file_streams_per_uid": 16,
+    "file_workers": 8,
+}
+
 # A start that takes longer than this has failed (DESIGN 14 allows 0.8 s, making a token a few seconds more).
 START_DEADLINE_SECONDS = 60
 
@@ -27,6 +35,8 @@ class Daemon:
         self.socket = folder / "kmsd.sock"
         self._log = folder.with_suffix(".log")
         self._folder = folder
+        self._config = folder.with_suffix(".toml")
+        self._config.write_text("[limits]\n" + "".join(f"{name} = {value}\n" for name, value in RAISED_LIMITS.items()))
         self.seconds_to_ready = self._start()
         with Client(str(self.socket)) as client:
             self.key = client.call(CREATE_KEY, CreateKeyRequest()).key_metadata.arn
@@ -34,7 +44,7 @@ class Daemon:
     def _start(self) -> float:
         began = time.perf_counter()
         with self._log.open("ab") as log:
-            command = [str(SCRIPTS / "kmsd"), "dev", str(self._folder)]
+            command = [str(SCRIPTS / "kmsd"), "dev", "--config", str(self._config), str(self._folder)]
             self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
         while time.perf_counter() - began < START_DEADLINE_SECONDS:
             with contextlib.suppress(OSError, KmsError):

@@ -136,8 +136,8 @@ def pipelined(daemon: Daemon, *, seconds: float, client_core: int) -> float:
 @contextlib.contextmanager
 def file_streams(daemon: Daemon, source: Path, count: int) -> Iterator[None]:
     """Keep `count` file workers busy, encrypting `source` to nowhere again and again."""
-    command = [SCRIPTS / "kms", "encrypt", "-k", daemon.key, "-o", "-", source]
-    loop = ["sh", "-c", 'while "$@" >/dev/null; do :; done', "loop", *command]
+    command = f'while {SCRIPTS}/kms encrypt -k {daemon.key} -o - "$1" >/dev/null; do :; done'
+    loop = ["sh", "-c", command, "sh", str(source)]
     running = [subprocess.Popen(loop, env=daemon.environment, process_group=0) for _ in range(count)]
     try:
         time.sleep(0.5)

@@ -29,7 +29,16 @@ def startup_rows(daemon: Daemon, folder: Path, *, count: int) -> list[Row]:
     """Measure commands from start to end, and the daemon's start and memory."""
     small = folder / "small"
     small.write_bytes(bytes(1024))
-    encrypt = [SCRIPTS / "kms", "encrypt", "--force", "-k", daemon.key, "-o", folder / "small.kms", small]
+    encrypt: list[str | Path] = [
+        SCRIPTS / "kms",
+        "encrypt",
+        "--force",
+        "-k",
+        daemon.key,
+        "-o",
+        folder / "small.kms",
+        small,
+    ]
     rows = [
         Row("python3 -c pass", milliseconds([sys.executable, "-c", "pass"], daemon, count=count), "ms"),
         Row("kms status", milliseconds([SCRIPTS / "kms", "status"], daemon, count=count), "ms"),
