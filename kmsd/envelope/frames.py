@@ -44,6 +44,12 @@ def body_length(plaintext_bytes: int, frame_length: int) -> int:
     return plaintext_bytes + regular * REGULAR_OVERHEAD + FINAL_OVERHEAD
 
 
+def plaintext_length(body_bytes: int, frame_length: int) -> int:
+    """Return how much plaintext a body of this length has when `FrameSealer` made it; other writers' may differ."""
+    frames = max(1, -(-(body_bytes - (FINAL_OVERHEAD - REGULAR_OVERHEAD)) // (frame_length + REGULAR_OVERHEAD)))
+    return max(0, body_bytes - (frames - 1) * REGULAR_OVERHEAD - FINAL_OVERHEAD)
+
+
 class FrameSealer:
     """Makes the frames of one message in order. `message_key` is borrowed for the sealer's life, never copied."""
 

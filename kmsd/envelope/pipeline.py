@@ -15,7 +15,7 @@ import threading
 from queue import SimpleQueue
 
 from kmsd.api.errors import KmsError, KMSInternalError
-from kmsd.envelope.descriptors import Sink
+from kmsd.envelope.descriptors import Sink, Source
 from kmsd.envelope.stages import Stage
 
 _BUFFERS = 3
@@ -42,19 +42,24 @@ class Pipeline:
 
     def __init__(self) -> None:
         self.finished_fd = os.eventfd(0, os.EFD_CLOEXEC)
-        self._stages: SimpleQueue[Stage] = SimpleQueue()
+        self._stages: SimpleQueue[tuple[Stage, Source]] = SimpleQueue()
         self._sinks: SimpleQueue[Sink] = SimpleQueue()
         self._free: SimpleQueue[memoryview | None] = SimpleQueue()
         self._full: SimpleQueue[_Filled | _End] = SimpleQueue()
+        self._stopped = False
         self._outcome = _End(KMSInternalError("writing failed unexpectedly"))
         # Daemon threads: a thread stuck in a system call must not keep its process from ending.
         threading.Thread(target=self._read, name="read", daemon=True).start()
         threading.Thread(target=self._write, name="write", daemon=True).start()
 
-    def start(self, stage: Stage, sink: Sink) -> None:
+    def start(self, stage: Stage, source: Source, sink: Sink) -> None:
         """Begin; to be called once."""
         self._sinks.put(sink)
-        self._stages.put(stage)
+        self._stages.put((stage, source))
+
+    def stop(self) -> None:
+        """Begin no further write, whatever has been produced."""
+        self._stopped = True
 
     def result(self) -> KmsError | None:
         """Wait for the end and return why it failed, None when everything was written.
@@ -68,7 +73,8 @@ class Pipeline:
     def _read(self) -> None:
         end = _End(KMSInternalError("reading failed unexpectedly"))
         try:
-            stage = self._stages.get()
+            stage, source = self._stages.get()
+            source.check()
             for buffer in _buffers(stage.buffer_bytes):
                 self._free.put(buffer)
             # None: the writing thread failed and takes no more.
@@ -87,10 +93,12 @@ class Pipeline:
     def _write(self) -> None:
         try:
             sink = self._sinks.get()
-            while isinstance(item := self._full.get(), _Filled):
+            sink.check()
+            while isinstance(item := self._full.get(), _Filled) and not self._stopped:
                 sink.write(item.buffer[: item.length])
                 self._free.put(item.buffer)
-            self._outcome = item
+            if isinstance(item, _End):
+                self._outcome = item
         except KmsError as error:
             self._outcome = _End(error)
         finally:

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kmsd.api.errors import InvalidCiphertextError, LimitExceededError, MessageFormatError
-from kmsd.envelope.frames import MAX_FRAMES, FrameOpener, FrameSealer, body_length
+from kmsd.envelope.frames import MAX_FRAMES, FrameOpener, FrameSealer, body_length, plaintext_length
 
 MESSAGE_ID = bytes(range(32))
 KEY = memoryview(bytearray(range(32)))
@@ -47,6 +47,7 @@ def test_frames_open_to_what_was_sealed(plaintext: bytes, frame_length: int, res
 
     assert opened(body + rest, frame_length) == (plaintext, rest)
     assert len(body) == body_length(len(plaintext), frame_length)
+    assert plaintext_length(len(body), frame_length) == len(plaintext)
 
 
 @given(st.binary(max_size=100), st.data())
