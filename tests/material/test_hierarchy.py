@@ -1,0 +1,182 @@
+"""Wrapped secrets belong to one place, and cached material can be dropped at any time."""
+
+import os
+import uuid
+from collections.abc import Iterator, Sequence
+
+import pytest
+
+from kmsd.api.errors import IntegrityError, KeyUnavailableError, SealedError
+from kmsd.hsm.root import TokenInfo, WrappedDomainKey
+from kmsd.material.hierarchy import Hierarchy, Place
+from kmsd.material.versions import MaterialNotLoadedError, Versions, material_id_of
+from kmsd.memory.arena import Arena
+from kmsd.store.base import MaterialRow
+
+PLACE = Place("material", "a", 1, "SYMMETRIC_DEFAULT")
+
+
+class PlainRoot:
+    """A root that keeps domain keys as they are: what is tested here lies above the token."""
+
+    async def look(self) -> TokenInfo:
+        raise NotImplementedError
+
+    async def make_domain_key(self, domain_key_id: str, generation: int, into: memoryview) -> WrappedDomainKey:
+        into[:] = os.urandom(len(into))
+        return WrappedDomainKey(domain_key_id, generation, bytes(into))
+
+    async def unwrap(self, records: Sequence[WrappedDomainKey], into: Sequence[memoryview]) -> None:
+        for record, view in zip(records, into, strict=True):
+            view[:] = record.wrapped
+
+
+class Rows:
+    """Material rows in a dict."""
+
+    def __init__(self) -> None:
+        self.rows: dict[tuple[str, int], MaterialRow] = {}
+
+    async def material(self, key_id: str, number: int) -> MaterialRow | None:
+        return self.rows.get((key_id, number))
+
+
+@pytest.fixture
+def arena() -> Iterator[Arena]:
+    arena = Arena(128 * 1024)
+    yield arena
+    arena.wipe()
+
+
+@pytest.fixture
+async def hierarchy(arena: Arena) -> Hierarchy:
+    hierarchy = Hierarchy(arena, PlainRoot(), os.urandom)
+    await hierarchy.create("domain-1", 1)
+    return hierarchy
+
+
+async def test_a_secret_comes_back_from_its_place(arena: Arena, hierarchy: Hierarchy) -> None:
+    """Wrapping and unwrapping at the same place are inverse."""
+    secret = arena.random(32)
+
+    with hierarchy.unwrap(PLACE, "domain-1", hierarchy.wrap(PLACE, secret.view)) as found:
+        assert found.view == secret.view
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        PLACE._replace(table="secrets"),
+        PLACE._replace(record="b"),
+        PLACE._replace(number=2),
+        PLACE._replace(spec="HMAC_256"),
+        Place("materiala", "", 1, "SYMMETRIC_DEFAULT"),
+    ],
+    ids=["table", "record", "number", "spec", "shifted"],
+)
+async def test_a_secret_does_not_open_elsewhere(arena: Arena, hierarchy: Hierarchy, other: Place) -> None:
+    """A wrapped secret moved to another record is refused, whichever part of the place differs."""
+    wrapped = hierarchy.wrap(PLACE, arena.random(32).view)
+
+    with pytest.raises(IntegrityError):
+        hierarchy.unwrap(other, "domain-1", wrapped)
+
+
+async def test_a_changed_secret_is_named(arena: Arena, hierarchy: Hierarchy) -> None:
+    """The error says which record was changed, and leaves no slot behind."""
+    wrapped = bytearray(hierarchy.wrap(PLACE, arena.random(32).view))
+    wrapped[-1] ^= 1
+    used = arena.used_bytes
+
+    with pytest.raises(IntegrityError, match="material record a"):
+        hierarchy.unwrap(PLACE, "domain-1", bytes(wrapped))
+
+    assert arena.used_bytes == used
+
+
+async def test_the_newest_domain_key_wraps_and_all_unwrap(arena: Arena) -> None:
+    """After a rotation, what an older domain key wrapped still opens."""
+    root = PlainRoot()
+    hierarchy = Hierarchy(arena, root, os.urandom)
+    first = await hierarchy.create("domain-1", 1)
+    wrapped = hierarchy.wrap(PLACE, arena.random(32).view)
+    second = await hierarchy.create("domain-2", 2)
+
+    again = Hierarchy(arena, root, os.urandom)
+    await again.unseal([second, first])
+
+    assert again.current_domain_key == "domain-2"
+    again.unwrap(PLACE, "domain-1", wrapped).release()
+
+
+async def test_sealed_there_is_nothing(arena: Arena, hierarchy: Hierarchy) -> None:
+    """Sealing forgets every domain key and gives their memory back."""
+    wrapped = hierarchy.wrap(PLACE, arena.random(32).view)
+    hierarchy.seal()
+
+    with pytest.raises(SealedError):
+        hierarchy.unwrap(PLACE, "domain-1", wrapped)
+    with pytest.raises(SealedError):
+        hierarchy.wrap(PLACE, arena.random(32).view)
+
+
+async def test_material_is_loaded_on_first_use(arena: Arena, hierarchy: Hierarchy) -> None:
+    """A miss says how to load it; afterwards the same call answers."""
+    rows = Rows()
+    versions = Versions(arena, hierarchy, rows, capacity=10)
+    key_id = str(uuid.uuid4())
+    row = versions.create(key_id, 1, "SYMMETRIC_DEFAULT", 32, 0)
+    rows.rows[key_id, 1] = row
+
+    with pytest.raises(MaterialNotLoadedError) as missing:
+        versions.get(key_id, 1)
+    await missing.value.load()
+
+    material = versions.get(key_id, 1)
+    assert material.material_id == row.material_id == material_id_of(key_id, material.view)
+
+
+async def test_the_least_recently_used_is_forgotten(arena: Arena, hierarchy: Hierarchy) -> None:
+    """The cache holds as many as its capacity says, and gives the memory of the others back."""
+    rows = Rows()
+    versions = Versions(arena, hierarchy, rows, capacity=2)
+    ids = [str(uuid.uuid4()) for _ in range(3)]
+    for key_id in ids:
+        rows.rows[key_id, 1] = versions.create(key_id, 1, "SYMMETRIC_DEFAULT", 32, 0)
+    used = arena.used_bytes
+    for key_id in ids[:2]:
+        await versions.load(key_id, 1)
+    versions.get(ids[0], 1)
+
+    await versions.load(ids[2], 1)
+
+    versions.get(ids[0], 1)
+    with pytest.raises(MaterialNotLoadedError):
+        versions.get(ids[1], 1)
+    assert arena.used_bytes == used + 2 * 32
+
+
+async def test_a_full_arena_forgets_before_it_fails(hierarchy: Hierarchy) -> None:
+    """More keys than fit into secret memory are served one after the other."""
+    small = Arena(64 * 1024)
+    tight = Hierarchy(small, PlainRoot(), os.urandom)
+    await tight.create("domain-1", 1)
+    rows = Rows()
+    versions = Versions(small, tight, rows, capacity=100_000)
+    key_ids = [str(uuid.uuid4()) for _ in range(2500)]
+    for key_id in key_ids:
+        rows.rows[key_id, 1] = versions.create(key_id, 1, "SYMMETRIC_DEFAULT", 32, 0)
+
+    for key_id in key_ids:
+        await versions.load(key_id, 1)
+        versions.get(key_id, 1)
+
+    assert small.used_bytes <= small.limit_bytes
+
+
+async def test_missing_material_is_said(arena: Arena, hierarchy: Hierarchy) -> None:
+    """A blob may name a material number that the key never had."""
+    versions = Versions(arena, hierarchy, Rows(), capacity=10)
+
+    with pytest.raises(KeyUnavailableError, match="no material number 9"):
+        await versions.load(str(uuid.uuid4()), 9)
