@@ -1,0 +1,101 @@
+"""JSON text to plain values, within bounds: what is refused before a policy's grammar is looked at.
+
+1. At most MAX_BYTES, and only the characters that AWS lets into a policy.
+2. Nesting of at most MAX_DEPTH, found by a scan that does not recurse.
+3. JSON as RFC 8259 has it: no NaN, and no member twice in an object (parsers differ in which one they take, so that a
+   reader may see another policy than the daemon).
+
+Every refusal tells line and column, both counted from 1.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+from kmsd.api.errors import LimitExceededError, MalformedPolicyDocumentError
+
+# AWS's quota for a key policy document.
+MAX_BYTES = 32_768
+# Document, statements, statement, conditions, operator, values: a policy has no deeper place.
+MAX_DEPTH = 6
+
+# The characters of the AWS model's PolicyType.
+_FOREIGN = re.compile(r"[^\t\n\r\x20-\xff]")
+# Strings (to be passed over), brackets, and the constants that Python reads beside JSON's. The quantifier never gives
+# back and the closing quote may be missing, so that a string that does not end is passed over once, not once for each
+# quote in it; the JSON parser has the better message for it.
+_TOKEN = re.compile(r'"(?:[^"\\]|\\.)*+"?|[{}\[\]]|NaN|-?Infinity', re.DOTALL)
+_MEMBER_FOLLOWS = re.compile(r"[ \t\n\r]*:")
+
+
+class _RepeatedMemberError(ValueError):
+    """An object has a member twice."""
+
+
+def read_document(text: str) -> dict[str, Any]:
+    """Return the JSON object that `text` holds; numbers become floats.
+
+    Raises LimitExceededError when it is too long and MalformedPolicyDocumentError for everything else.
+    """
+    # No character takes less than a byte, so a text that is far too long is never encoded.
+    if len(text) > MAX_BYTES or len(text.encode(errors="surrogatepass")) > MAX_BYTES:
+        raise LimitExceededError(f"A policy document may have at most {MAX_BYTES} bytes.")
+    if foreign := _FOREIGN.search(text):
+        raise _refusal(text, foreign.start(), f"the character U+{ord(foreign.group()):04X} is not allowed")
+    _scan(text)
+    try:
+        # Integers as floats: Python takes quadratic time for long ones, and no member of a policy is a large number.
+        document = json.loads(text, object_pairs_hook=_members, parse_int=float)
+    except _RepeatedMemberError:
+        raise _repetition(text) from None
+    except json.JSONDecodeError as error:
+        raise _refusal(text, error.pos, error.msg) from None
+    if not isinstance(document, dict):
+        raise _refusal(text, 0, "a policy is a JSON object")
+    return document
+
+
+def _refusal(text: str, position: int, problem: str) -> MalformedPolicyDocumentError:
+    line = text.count("\n", 0, position) + 1
+    column = position - text.rfind("\n", 0, position)
+    return MalformedPolicyDocumentError(f"line {line} column {column}: {problem}")
+
+
+def _scan(text: str) -> None:
+    depth = 0
+    for token in _TOKEN.finditer(text):
+        match token.group()[0]:
+            case "{" | "[":
+                depth += 1
+                if depth > MAX_DEPTH:
+                    raise _refusal(text, token.start(), f"nested more than {MAX_DEPTH} deep")
+            case "}" | "]":
+                depth -= 1
+            case "N" | "I" | "-":
+                raise _refusal(text, token.start(), f"{token.group()} is not JSON")
+
+
+def _members(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    members = dict(pairs)
+    if len(members) != len(pairs):
+        raise _RepeatedMemberError
+    return members
+
+
+def _repetition(text: str) -> MalformedPolicyDocumentError:
+    """Return the refusal of the first repeated member of `text`, which is valid JSON up to the end of its object."""
+    objects: list[set[str]] = []
+    for token in _TOKEN.finditer(text):
+        match token.group()[0]:
+            case "{":
+                objects.append(set())
+            case "}":
+                objects.pop()
+            case '"' if _MEMBER_FOLLOWS.match(text, token.end()):
+                name = json.loads(token.group())
+                if name in objects[-1]:
+                    return _refusal(text, token.start(), f"the member {name!a:.80} appears twice in one object")
+                objects[-1].add(name)
+    raise AssertionError("the JSON parser found a repeated member and the scan did not")  # pragma: no cover

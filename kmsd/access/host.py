@@ -1,0 +1,141 @@
+"""The host policy: what an administrator allows and denies for the whole host, as IAM does for an AWS account.
+
+It is the shipped default and the files of a directory, together. A file with the default's name takes its place.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import time
+from collections.abc import Callable
+from importlib import resources
+from pathlib import Path
+
+from kmsd.access.document import MAX_BYTES
+from kmsd.access.policy import Policy, PolicyKind, parse_policy
+from kmsd.access.rules import Effect, Rules, RuleTable, Statement
+from kmsd.api.errors import KmsError
+from kmsd.identity.principals import Names
+
+DEFAULT_NAME = "00-default.json"
+# How long the names of users and groups are trusted before they are looked up again.
+NAMES_TRUSTED_SECONDS = 60.0
+
+
+class HostPolicyError(RuntimeError):
+    """The host policy cannot be used; the message names the file. Without all of it nothing may be decided."""
+
+
+class HostPolicy:
+    """Host policy documents, compiled; `documents` are their texts by file name.
+
+    A user or group that does not exist may be named in an Allow, which then allows nothing until it exists. In a Deny
+    it is refused: whom it was meant to stop cannot be told. Names are looked up again every NAMES_TRUSTED_SECONDS by
+    `clock`; one that has another id by then is suspended, as in a stored key policy. The documents stay what they
+    were. Raises HostPolicyError.
+    """
+
+    def __init__(
+        self,
+        documents: dict[str, str],
+        *,
+        account: str,
+        names: Names,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._documents = documents
+        self._account = account
+        self._names = names
+        self._clock = clock
+        self._resolved: dict[str, int] = {}
+        statements = self._read()
+        if lost := _lost_deny(statements):
+            raise HostPolicyError(f"{lost.decision.rule}: denies something to a user or group that does not exist")
+        self._table = RuleTable(statements)
+        self._expires = clock() + NAMES_TRUSTED_SECONDS
+
+    @classmethod
+    def load(
+        cls,
+        directory: Path | None,
+        *,
+        account: str,
+        names: Names,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> HostPolicy:
+        """Return the shipped default together with the `*.json` files of `directory`, if that exists.
+
+        Raises HostPolicyError for a file that cannot be read, is not valid, or that others than its owner (root or
+        this process's user) may write.
+        """
+        documents = {DEFAULT_NAME: resources.files("kmsd.access").joinpath("host_policy.json").read_text("utf-8")}
+        try:
+            if directory is not None and directory.exists():
+                _check_owner(directory.stat(), directory)
+                files = sorted(path for path in directory.iterdir() if _is_policy_file(path.name))
+                documents |= {path.name: _read_file(path) for path in files}
+        except OSError as error:
+            raise HostPolicyError(f"the host policy cannot be read: {error}") from error
+        return cls(documents, account=account, names=names, clock=clock)
+
+    def rules(self, action: str, resource: str) -> Rules:
+        """Return the statements about `action` on `resource`."""
+        if self._clock() >= self._expires:
+            self._table = RuleTable(self._read())
+            self._expires = self._clock() + NAMES_TRUSTED_SECONDS
+        return self._table.rules(action, resource)
+
+    def _read(self) -> list[Statement]:
+        statements: list[Statement] = []
+        for name, text in self._documents.items():
+            # A name keeps the id with which it was first seen.
+            self._resolved = {**self._parse(name, text, None).principals, **self._resolved}
+            statements += self._parse(name, text, self._resolved).statements
+        return statements
+
+    def _parse(self, name: str, text: str, resolved: dict[str, int] | None) -> Policy:
+        origin = f"host policy {name}"
+        try:
+            return parse_policy(
+                text,
+                account=self._account,
+                names=self._names,
+                resolved=resolved,
+                kind=PolicyKind.HOST,
+                origin=origin,
+            )
+        except KmsError as error:
+            raise HostPolicyError(f"{origin}: {error.message}") from None
+
+
+def _lost_deny(statements: list[Statement]) -> Statement | None:
+    """Return a Deny that names somebody who does not exist."""
+    for statement in statements:
+        if statement.effect is Effect.DENY and any(one.suspended for one in statement.principals):
+            return statement
+    return None
+
+
+def _is_policy_file(name: str) -> bool:
+    # A hidden file is an editor's.
+    return name.endswith(".json") and not name.startswith(".")
+
+
+def _read_file(path: Path) -> str:
+    # Not blocking, so that a pipe in the directory is refused and not waited for.
+    with open(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK), "rb") as file:  # noqa: PTH123 - a descriptor
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode):
+            raise HostPolicyError(f"{path} is not a regular file")
+        _check_owner(status, path)
+        data = file.read(MAX_BYTES + 1)
+    try:
+        return data.decode()
+    except UnicodeDecodeError as error:
+        raise HostPolicyError(f"{path} is not UTF-8: {error.reason} at byte {error.start}") from None
+
+
+def _check_owner(status: os.stat_result, path: Path) -> None:
+    if status.st_uid not in {0, os.geteuid()} or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        raise HostPolicyError(f"{path} must belong to root or the daemon's user, and nobody else may write it")

@@ -1,0 +1,191 @@
+"""What the kernel says about the process at the other end of a Unix socket.
+
+1. SO_PEERCRED and SO_PEERGROUPS were fixed by the kernel when the peer called connect(2), so they are asked for once,
+   at accept, before a byte is parsed. A connection that is handed on keeps the identity of who opened it.
+2. An identity that is not one (an unconnected socket, an id from another user namespace) is refused.
+3. What has to be read from /proc belongs to a pid, and pids are used again. A pidfd names the process itself: whatever
+   was read while the pidfd shows a living process was read about that process.
+
+The user namespace must map every id to itself, or all of this lies: `check_identity_map` is for start-up.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import select
+import socket
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from kmsd.api.errors import AccessDeniedError
+
+# Python 3.11 does not name these two (include/uapi/asm-generic/socket.h).
+_SO_PEERGROUPS = 59
+_SO_PEERPIDFD = 77
+_UCRED = struct.Struct("iII")  # struct ucred: pid_t, uid_t, gid_t
+_GID = struct.Struct("I")
+# (uid_t)-1 and (gid_t)-1 mean "none" (credentials(7)).
+_NO_ID = 2**32 - 1
+# Ids are 0 to 2**32-2, so a full map covers this many (user_namespaces(7)).
+_ALL_IDS = 2**32 - 1
+# A Windows access token carries at most 1,024 SIDs, so that directories keep accounts below it. Linux would allow
+# 65,536 groups, which anybody with a range of subordinate gids can have and which would cost megabytes a connection.
+MAX_GROUPS = 1024
+# What an id that has no mapping looks like unless the system says otherwise (user_namespaces(7)).
+_USUAL_OVERFLOW_ID = 65534
+_OVERFLOW_UID = "/proc/sys/kernel/overflowuid"
+_ID_MAPS = ("/proc/self/uid_map", "/proc/self/gid_map")
+
+
+class IncompleteUidMapError(RuntimeError):
+    """The process is in a user namespace in which other users' ids cannot be told apart."""
+
+
+@dataclass(frozen=True)
+class Peer:
+    """Who opened a connection: effective ids and supplementary groups at that moment.
+
+    `pid` is 0 for a process in a PID namespace that is not below ours. `exe` is the path of its program, or None if it
+    could not be determined. It is what the process itself chose to run and proves nothing (DESIGN 5).
+    """
+
+    uid: int
+    gid: int
+    groups: frozenset[int]
+    pid: int
+    exe: str | None
+
+
+def peer_of(sock: socket.socket) -> Peer:
+    """Return who is at the other end of the connected Unix socket `sock`.
+
+    Raises AccessDeniedError for a peer that has no identity here: not connected, from a user namespace whose ids do
+    not exist in ours (the overflow uid), or in more than MAX_GROUPS groups.
+    """
+    pid, uid, gid = _credentials(sock)
+    if uid == _NO_ID:
+        raise AccessDeniedError("the peer has no identity: it is not connected")
+    if uid in _overflow_uids():
+        raise AccessDeniedError(f"uid {uid} stands for every user who is unknown here, so it is nobody's identity")
+    return Peer(uid=uid, gid=gid, groups=_groups(sock), pid=pid, exe=_program(sock, pid))
+
+
+def server_uid(sock: socket.socket) -> int:
+    """Return the uid of the process that listens behind the connected Unix socket `sock`."""
+    return _credentials(sock)[1]
+
+
+def _credentials(sock: socket.socket) -> tuple[int, int, int]:
+    pid, uid, gid = _UCRED.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
+    return pid, uid, gid
+
+
+def _overflow_uids() -> set[int]:
+    """Return what unmapped uids look like: the usual value, and the system's own if /proc/sys can be read here."""
+    try:
+        return {_USUAL_OVERFLOW_ID, int(Path(_OVERFLOW_UID).read_text(encoding="ascii"))}
+    except OSError:
+        return {_USUAL_OVERFLOW_ID}
+
+
+def _groups(sock: socket.socket) -> frozenset[int]:
+    # Python gives getsockopt a buffer of at most 1,024 bytes, that is 256 groups, so more of them need libc.
+    try:
+        raw = sock.getsockopt(socket.SOL_SOCKET, _SO_PEERGROUPS, 256 * _GID.size)
+    except OSError as error:
+        if error.errno != errno.ERANGE:
+            raise
+        raw = _many_groups(sock)
+    return frozenset(gid for (gid,) in _GID.iter_unpack(raw))
+
+
+def _many_groups(sock: socket.socket) -> bytes:
+    import ctypes  # noqa: PLC0415 - hardly any peer needs it, and the client imports this module at start-up
+
+    buffer = ctypes.create_string_buffer(MAX_GROUPS * _GID.size)
+    length = ctypes.c_uint32(len(buffer))
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.getsockopt(sock.fileno(), socket.SOL_SOCKET, _SO_PEERGROUPS, buffer, ctypes.byref(length)) != 0:
+        if ctypes.get_errno() == errno.ERANGE:
+            # To leave some of them out would let the peer slip past a Deny.
+            raise AccessDeniedError(f"the peer is a member of more than {MAX_GROUPS} groups")
+        raise OSError(ctypes.get_errno(), "getsockopt(SO_PEERGROUPS)")
+    return buffer.raw[: length.value]
+
+
+def _program(sock: socket.socket, pid: int) -> str | None:
+    """Return the path of the peer's program, or None where it cannot be determined.
+
+    Another user's is readable only with CAP_SYS_PTRACE, and nothing is when the process hides it or has ended.
+    """
+    if pid == 0:
+        return None
+    try:
+        pidfd = _pidfd(sock, pid)
+    except OSError:
+        return None
+    try:
+        path = os.readlink(b"/proc/%d/exe" % pid)  # noqa: PTH115 - a Path cannot give the bytes
+        ended = _has_ended(pidfd)
+    except OSError:
+        return None
+    finally:
+        os.close(pidfd)
+    # A path may hold any byte but NUL; what is not UTF-8 must not break the audit trail later.
+    return None if ended else path.decode(errors="backslashreplace")
+
+
+def _pidfd(sock: socket.socket, pid: int) -> int:
+    """Return a descriptor for the peer's process; raises OSError when it is gone.
+
+    Kernels before 6.5 have no SO_PEERPIDFD. There the process that has the peer's pid now is taken, so that what is
+    read belongs to one process at least; it is another one if the peer ended and its pid was used again before accept.
+    """
+    try:
+        return sock.getsockopt(socket.SOL_SOCKET, _SO_PEERPIDFD)
+    except OSError as error:
+        if error.errno != errno.ENOPROTOOPT:
+            raise
+    return os.pidfd_open(pid)
+
+
+def _has_ended(pidfd: int) -> bool:
+    poll = select.poll()
+    poll.register(pidfd, select.POLLIN)  # readable once the process has ended (pidfd_open(2))
+    return bool(poll.poll(0))
+
+
+def _read(path: str) -> str:
+    return Path(path).read_text(encoding="ascii")
+
+
+def check_identity_map(read: Callable[[str], str] = _read) -> None:
+    """Make sure that every uid and gid of the host is seen as itself; `read` returns a file's text.
+
+    In a user namespace with any other map, the ids of peers are translated and unmapped ones all become the overflow
+    id, so that a policy about uids decides about the wrong people. Raises IncompleteUidMapError.
+    """
+    for path in _ID_MAPS:
+        try:
+            text = read(path)
+        except OSError as error:
+            raise IncompleteUidMapError(
+                f"{path} cannot be read ({error.strerror}), so peers cannot be told apart"
+            ) from None
+        if not _is_full_identity(text):
+            raise IncompleteUidMapError(
+                f"{path} does not map every id to itself, so peers cannot be told apart; "
+                "run in the host's user namespace (under systemd: PrivateUsers=no)"
+            )
+
+
+def _is_full_identity(text: str) -> bool:
+    covered = 0
+    for inside, outside, count in sorted(tuple(map(int, line.split())) for line in text.splitlines()):
+        if inside != outside or inside != covered:
+            return False
+        covered += count
+    return covered == _ALL_IDS

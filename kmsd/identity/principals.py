@@ -1,0 +1,235 @@
+"""Callers, and the principals that policies know them by.
+
+A *caller* is a peer with the names the host gives it, fixed when it connected. A *principal* is what a policy says: it
+matches a caller, does not, or cannot tell. One that cannot tell counts for every Deny and for no Allow (DESIGN 5).
+"""
+
+from __future__ import annotations
+
+import enum
+import grp
+import pwd
+import re
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Protocol, TypeVar
+
+from kmsd.identity.peer import Peer
+
+# How long a name is remembered. It bounds how long a removed account's name still counts, and how often a directory
+# service is asked; nscd and sssd keep names for longer than this themselves.
+NAME_LIFETIME_SECONDS = 10.0
+# Names remembered at a time: some 400 KiB. A user with 65,536 subordinate uids can connect as any of them.
+_MAX_REMEMBERED = 4096
+
+# uid_t and gid_t; the highest value means "none" (credentials(7)).
+_MAX_ID = 2**32 - 2
+_DECIMAL = re.compile(r"0|[1-9][0-9]{0,9}")
+# What useradd, directory services (DOMAIN\user, user@domain) and systemd give, within LOGIN_NAME_MAX; nothing that is
+# a separator or a wildcard here.
+_NAME = re.compile(r"(?:(?![/:*?])[!-~\xa1-\xff]){1,255}")
+
+_KeyT = TypeVar("_KeyT", int, str)
+_ValueT = TypeVar("_ValueT")
+
+
+class Names(Protocol):
+    """The host's names of users and groups; None where there is no such id or name."""
+
+    def user_name(self, uid: int) -> str | None:
+        """Return the name of `uid`."""
+
+    def group_name(self, gid: int) -> str | None:
+        """Return the name of `gid`."""
+
+    def uid_of(self, name: str) -> int | None:
+        """Return the uid of the user `name`."""
+
+    def gid_of(self, name: str) -> int | None:
+        """Return the gid of the group `name`."""
+
+
+class SystemNames:
+    """The names that the system's name service knows, each remembered for a short while.
+
+    A name service that fails looks like one that does not know the name. `clock` gives seconds.
+    """
+
+    def __init__(
+        self, clock: Callable[[], float] = time.monotonic, *, lifetime_seconds: float = NAME_LIFETIME_SECONDS
+    ) -> None:
+        self._clock = clock
+        self._lifetime_seconds = lifetime_seconds
+        self._user_names: dict[int, tuple[float, str | None]] = {}
+        self._group_names: dict[int, tuple[float, str | None]] = {}
+        self._uids: dict[str, tuple[float, int | None]] = {}
+        self._gids: dict[str, tuple[float, int | None]] = {}
+
+    def user_name(self, uid: int) -> str | None:
+        """Return the name of `uid`, the first one if it has several."""
+        return self._remembered(self._user_names, uid, lambda: pwd.getpwuid(uid).pw_name)
+
+    def group_name(self, gid: int) -> str | None:
+        """Return the name of `gid`, the first one if it has several."""
+        return self._remembered(self._group_names, gid, lambda: grp.getgrgid(gid).gr_name)
+
+    def uid_of(self, name: str) -> int | None:
+        """Return the uid of the user `name`."""
+        return self._remembered(self._uids, name, lambda: pwd.getpwnam(name).pw_uid)
+
+    def gid_of(self, name: str) -> int | None:
+        """Return the gid of the group `name`."""
+        return self._remembered(self._gids, name, lambda: grp.getgrnam(name).gr_gid)
+
+    def _remembered(
+        self, memory: dict[_KeyT, tuple[float, _ValueT | None]], key: _KeyT, look_up: Callable[[], _ValueT]
+    ) -> _ValueT | None:
+        now = self._clock()
+        if (known := memory.get(key)) is not None and now < known[0]:
+            return known[1]
+        try:
+            value = look_up()
+        except KeyError:
+            value = None
+        if len(memory) >= _MAX_REMEMBERED:
+            memory.clear()
+        memory[key] = (now + self._lifetime_seconds, value)
+        return value
+
+
+@dataclass(frozen=True, kw_only=True)
+class Caller:
+    """A peer as policies and the audit trail see it, fixed when it connected.
+
+    `user` is the name of `uid`, None if it has none. `unit` is its system unit, None as long as units are not
+    determined. `administrator` tells whether it is one of the host's administrators, whom policies call the account's
+    root.
+    """
+
+    uid: int
+    gid: int
+    groups: frozenset[int]
+    pid: int
+    user: str | None
+    unit: str | None
+    exe: str | None
+    administrator: bool
+
+
+@dataclass(frozen=True)
+class Administrators:
+    """Who administers the service: users by uid, and members of groups by the groups' names."""
+
+    uids: frozenset[int]
+    groups: tuple[str, ...] = ()
+
+    def is_administrator(self, peer: Peer, names: Names) -> bool:
+        """Tell whether `peer` is one of them; a group that does not exist has no members."""
+        if peer.uid in self.uids:
+            return True
+        gids = (names.gid_of(group) for group in self.groups)
+        return any(gid == peer.gid or gid in peer.groups for gid in gids if gid is not None)
+
+
+def caller_of(peer: Peer, names: Names, administrators: Administrators) -> Caller:
+    """Return `peer` with the names that the host gives it now."""
+    user = names.user_name(peer.uid)
+    return Caller(
+        uid=peer.uid,
+        gid=peer.gid,
+        groups=peer.groups | {peer.gid},
+        pid=peer.pid,
+        # A name that leads to somebody else's uid would make a policy written for this caller another user's.
+        user=user if user is not None and names.uid_of(user) == peer.uid else None,
+        unit=None,
+        exe=peer.exe,
+        administrator=administrators.is_administrator(peer, names),
+    )
+
+
+class PrincipalKind(enum.StrEnum):
+    """What a principal looks at."""
+
+    UID = "uid"
+    GID = "gid"
+    ANY = "any"
+    ADMINISTRATORS = "administrators"
+
+
+@dataclass(frozen=True)
+class Principal:
+    """Somebody a policy speaks of.
+
+    `value` is a uid or gid. For a user or group given by `name` it is the id that the name had when the policy was
+    stored (None: it had none), and `current` the one it has now (None: it has none). Where these differ, the account
+    was removed, renamed or made anew, and whom the policy meant cannot be told.
+    """
+
+    kind: PrincipalKind
+    value: int | None = None
+    name: str | None = None
+    current: int | None = None
+
+    @property
+    def suspended(self) -> bool:
+        """Whether the name no longer leads to the id it had when the policy was stored."""
+        return self.name is not None and (self.value is None or self.value != self.current)
+
+    @property
+    def ids(self) -> frozenset[int]:
+        """The uids or gids that may be meant."""
+        found = (self.value, self.current) if self.name is not None else (self.value,)
+        return frozenset(one for one in found if one is not None)
+
+    def matches(self, caller: Caller) -> bool | None:
+        """Tell whether `caller` is meant; None if that cannot be told: it then counts for a Deny, not for an Allow."""
+        if self.kind is PrincipalKind.ANY:
+            return True
+        if self.kind is PrincipalKind.ADMINISTRATORS:
+            return caller.administrator
+        held = {caller.uid} if self.kind is PrincipalKind.UID else caller.groups | {caller.gid}
+        if self.ids.isdisjoint(held):
+            return False
+        return None if self.suspended else True
+
+    def __str__(self) -> str:
+        if self.kind is PrincipalKind.ANY:
+            return "*"
+        if self.kind is PrincipalKind.ADMINISTRATORS:
+            return self.kind.value
+        if self.name is None:
+            return f"{self.kind.value}:{self.value}"
+        return f"{_NAMED[self.kind]}:{self.name}"
+
+
+_NAMED = {PrincipalKind.UID: "user", PrincipalKind.GID: "group"}
+ANYBODY = Principal(PrincipalKind.ANY)
+ADMINISTRATORS = Principal(PrincipalKind.ADMINISTRATORS)
+
+
+def parse_principal(text: str, names: Names, resolved: Mapping[str, int] | None = None) -> Principal:
+    """Return the principal that `text` stands for.
+
+    It is one of `uid:N`, `user:NAME`, `gid:N`, `group:NAME`, `administrators` and `*`. `resolved` gives the ids
+    that names had when the policy was stored, by the principal's text; without it they are what `names` says now.
+    Raises ValueError with a message for people.
+    """
+    if text == "*":
+        return ANYBODY
+    if text == PrincipalKind.ADMINISTRATORS:
+        return ADMINISTRATORS
+    kind, separator, value = text.partition(":")
+    if kind in {"uid", "gid"}:
+        if not _DECIMAL.fullmatch(value) or int(value) > _MAX_ID:
+            raise ValueError(f"{text!a:.80} needs a decimal number up to {_MAX_ID}")
+        return Principal(PrincipalKind(kind), int(value))
+    if kind in {"user", "group"}:
+        if not _NAME.fullmatch(value):
+            raise ValueError(f"{text!a:.80} is not the name of a {kind}")
+        current = names.uid_of(value) if kind == "user" else names.gid_of(value)
+        stored = current if resolved is None else resolved.get(text)
+        return Principal(PrincipalKind.UID if kind == "user" else PrincipalKind.GID, stored, value, current)
+    if separator and kind in {"unit", "user-unit", "exe"}:
+        raise ValueError(f"{text!a:.80}: principals of the kind {kind!r} are not supported by this version")
+    raise ValueError(f'{text!a:.80} is none of "uid:N", "user:NAME", "gid:N", "group:NAME", "administrators" and "*"')
