@@ -56,11 +56,15 @@ class ServerConnection:
 
 
 class Completed(NamedTuple):
-    """A request that was answered: `outcome` is the response, or the error to raise."""
+    """A request that is over: `outcome` is the response, or the error to raise.
+
+    `sent` is false when the daemon cannot have got all of the request, so that it has not begun with it.
+    """
 
     id: int
     outcome: Any
     descriptors: tuple[int, ...] = ()
+    sent: bool = True
 
 
 class _Waiting(NamedTuple):
@@ -85,6 +89,7 @@ class ClientConnection:
         self._queued = 0  # bytes ever queued, and ever sent
         self._sent = 0
         self._waiting: dict[int, _Waiting] = {}
+        self._expecting = 0
         self._forgotten: set[int] = set()
         self._arrived: deque[int] = deque()  # descriptors whose replies are not whole yet
         self._unclaimed: list[int] = []
@@ -99,7 +104,7 @@ class ClientConnection:
     @property
     def expects_descriptors(self) -> bool:
         """Whether a request in flight is answered with descriptors; otherwise read without room for any."""
-        return any(waiting.operation.descriptors for waiting in self._waiting.values())
+        return self._expecting > 0
 
     def request(self, operation: Operation[Any, Any], request: msgspec.Struct) -> int:
         """Queue a request and return its id. Raises ValidationError when it cannot be sent."""
@@ -108,6 +113,7 @@ class ClientConnection:
         self._last_id += 1
         self._queued += len(self._out) - before
         self._waiting[self._last_id] = _Waiting(operation, self._queued)
+        self._expecting += operation.descriptors > 0
         return self._last_id
 
     def output(self) -> bytearray:
@@ -117,11 +123,8 @@ class ClientConnection:
     def sent(self, count: int) -> None:
         """Say that the first `count` bytes of `output()` were sent."""
         self._sent += count
+        self._out[:count] = bytes(count)  # a request may hold a plaintext, and deleting leaves it in memory
         del self._out[:count]
-
-    def was_sent(self, id: int) -> bool:  # noqa: A002 - the member's name
-        """Tell whether all of a request in flight was sent; a daemon that got less of it has not begun with it."""
-        return self._sent >= self._waiting[id].end
 
     def received(self, count: int, descriptors: Iterable[int] = ()) -> None:
         """Say that `count` bytes were read into what `space()` returned, and `descriptors` with them."""
@@ -148,6 +151,11 @@ class ClientConnection:
         if id in self._waiting:
             self._forgotten.add(id)
 
+    def given_up(self, id: int, error: KmsError) -> Completed:  # noqa: A002 - the member's name
+        """Return how a request ends whose answer nobody will wait for."""
+        waiting = self._waiting.get(id)
+        return Completed(id, error, sent=waiting is None or self._sent >= waiting.end)
+
     def unclaimed(self) -> list[int]:
         """Return the descriptors that nobody waits for any more, to be closed."""
         unclaimed, self._unclaimed = self._unclaimed, []
@@ -170,6 +178,7 @@ class ClientConnection:
             raise ProtocolError("the descriptors of a reply did not come with it")
         descriptors = tuple(self._arrived.popleft() for _ in range(expected))
         del self._waiting[reply.id]
+        self._expecting -= waiting.operation.descriptors > 0
         outcome = reply.error or self._result(waiting.operation, reply)
         if reply.id in self._forgotten:
             self._forgotten.remove(reply.id)
