@@ -85,7 +85,7 @@ def parse(line: bytes) -> Line:
         raise MalformedLineError("does not end with a line feed")
     try:
         return _DECODER.decode(line)
-    except (msgspec.DecodeError, RecursionError) as exc:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
         raise MalformedLineError(f"not a record: {exc}") from None
 
 

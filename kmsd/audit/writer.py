@@ -24,9 +24,9 @@ from typing import Any, Self
 import msgspec
 
 from kmsd.api.errors import AuditUnavailableError
-from kmsd.audit.chain import format_time, link
+from kmsd.audit.chain import digest_of, format_time, link
 from kmsd.audit.opening import Opened, Torn, open_file
-from kmsd.audit.reading import read_after, read_last
+from kmsd.audit.reading import last_line_end, read_after, read_last
 from kmsd.audit.record import SETTLES, Intent, Kind, Record
 from kmsd.audit.syncing import End, Syncer
 from kmsd.audit.system import System, unavailable
@@ -37,7 +37,7 @@ from kmsd.audit.verify import MARK
 MARK_EVERY_BYTES = 16 * 1024 * 1024
 
 _INTENTS = frozenset(SETTLES.values())
-_REQUEST = Kind.REQUEST  # looking a member up in its class, once a record, is a tenth of what an append costs
+_REQUEST = Kind.REQUEST  # looking it up in its class once a record would cost 0.07 us of about 2
 
 
 class SyncMode(StrEnum):
@@ -104,7 +104,7 @@ class Trail:
         end = self._end
         if self._residue is not None:
             self._take_back(self._residue)
-            self._refuse_if(self._misplaced(end.size))
+            self._refuse_if(self._misplaced(end.size) or self._changed(end))
             self._residue = None
         if end.size - self._marked_at > MARK_EVERY_BYTES:
             records = [self._mark(), *records]
@@ -175,6 +175,17 @@ class Trail:
         if status.st_size != size:
             return f"the file has {status.st_size} bytes and not {size}: truncated, or written by another program"
         return None
+
+    def _changed(self, end: End) -> str | None:
+        """Return whether the last record is still where it was; asked only after a refusal.
+
+        A truncated file that refused records were appended to can come to have the right size by chance.
+        """
+        if end.size == 0:
+            return None
+        start = last_line_end(self._fd, end.size - 1)
+        line = os.pread(self._fd, end.size - start, start)
+        return None if digest_of(line) == end.head.digest else "the last record is not in the file any more"
 
     def _take_back(self, size: int) -> None:
         """Cut off what a refused append left, if the file has exactly the `size` that it left it with.

@@ -1,0 +1,118 @@
+"""What the tests of the audit trail share: records, a kernel that fails on command, and trails that get closed."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kmsd.api.errors import AuditUnavailableError
+from kmsd.audit.record import Actor, Kind, Record
+from kmsd.audit.system import System
+from kmsd.audit.writer import SyncMode, Trail
+
+MakeRecord = Callable[..., Record]
+OpenTrail = Callable[..., Trail]
+
+
+class FaultySystem:
+    """The real system calls, counted, each failing with what stands in `faults` under its name.
+
+    A fault is an OSError to raise, or, for write, how many bytes it takes. `hang` holds fdatasync until it is set.
+    """
+
+    def __init__(self) -> None:
+        self.faults: dict[str, OSError | int] = {}
+        self.counts = dict.fromkeys(("write", "fdatasync", "ftruncate", "fstat", "lstat"), 0)
+        self.hang: threading.Event | None = None
+        self.synced = threading.Condition()
+        self.late = 0.0  # seconds that the monotonic clock runs ahead
+        self.calls = System(self.write, self.fdatasync, self.ftruncate, self.fstat, self.lstat, self.monotonic)
+
+    def write(self, fd: int, data: bytes) -> int:
+        fault = self._count("write")
+        return os.write(fd, data if fault is None else data[:fault])
+
+    def fdatasync(self, fd: int) -> None:
+        try:
+            self._count("fdatasync")
+            if self.hang is not None:
+                self.hang.wait()
+            os.fdatasync(fd)
+        finally:
+            with self.synced:
+                self.synced.notify_all()
+
+    def ftruncate(self, fd: int, size: int) -> None:
+        self._count("ftruncate")
+        os.ftruncate(fd, size)
+
+    def fstat(self, fd: int) -> os.stat_result:
+        self._count("fstat")
+        return os.fstat(fd)
+
+    def lstat(self, path: Path) -> os.stat_result:
+        self._count("lstat")
+        return path.lstat()
+
+    def monotonic(self) -> float:
+        return time.monotonic() + self.late
+
+    def wait_for_syncs(self, count: int) -> None:
+        with self.synced:
+            assert self.synced.wait_for(lambda: self.counts["fdatasync"] >= count, timeout=10)
+
+    def _count(self, call: str) -> int | None:
+        self.counts[call] += 1
+        fault = self.faults.get(call)
+        if isinstance(fault, OSError):
+            raise fault
+        return fault
+
+
+@pytest.fixture
+def system() -> FaultySystem:
+    return FaultySystem()
+
+
+@pytest.fixture(scope="session")
+def make_system() -> type[FaultySystem]:
+    return FaultySystem
+
+
+@pytest.fixture
+def make_record() -> MakeRecord:
+    def make(kind: Kind = Kind.REQUEST, **members: Any) -> Record:
+        actor = Actor(uid=1000, gid=1000, user="alice", pid=4242, unit="web.service", exe="/usr/bin/web")
+        defaults = {"event_name": "Encrypt", "actor": actor, "request_id": "r-1", "read_only": True}
+        return Record(kind, **{**defaults, **members})
+
+    return make
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "audit.log"
+
+
+@pytest.fixture
+def open_trail(path: Path) -> Iterator[OpenTrail]:
+    trails = []
+
+    def open_(where: Path = path, sync: SyncMode = SyncMode.OS, system: FaultySystem | None = None) -> Trail:
+        trail = Trail.open(
+            where, sync=sync, clock=lambda: 1790000000.125, system=None if system is None else system.calls
+        )
+        trails.append(trail)
+        return trail
+
+    yield open_
+    for trail in trails:
+        with contextlib.suppress(AuditUnavailableError):  # of tests that leave the disk broken
+            trail.close()
