@@ -10,8 +10,10 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from kmsd.api import encryption_context
 from kmsd.api.errors import MessageFormatError
+from kmsd.envelope.descriptors import Source
 from kmsd.envelope.frames import FrameOpener, FrameSealer, open_unframed_into, unframed_length
 from kmsd.envelope.header import FRAMED, MessageHeader, make_header, open_header, parse_header
+from kmsd.envelope.stages import decrypting_stage
 
 DIRECTORY = Path(__file__).parent.parent / "vectors" / "esdk"
 DOCUMENT = json.loads((DIRECTORY / "vectors.json").read_text())
@@ -62,6 +64,22 @@ def test_messages_of_both_writers_are_read(vector: dict[str, Any]) -> None:
     assert header.encryption_context == vector["encryption_context"]
     assert header.frame_length == vector["frame_length"]
     assert len(header.encrypted_data_keys) == vector["data_keys"]
+
+
+@pytest.mark.parametrize("vector", VECTORS, ids=lambda vector: vector["name"])
+def test_messages_are_read_from_files_too(vector: dict[str, Any]) -> None:
+    """A file worker's stage reads the same from a descriptor."""
+    message = DIRECTORY / f"{vector['name']}.msg"
+    header, length = parse_header(message.read_bytes())
+    key = memoryview(bytearray(32))
+    open_header(header, data_key_of(header), into=key)
+    with message.open("rb", buffering=0) as source:
+        source.seek(length)
+        stage = decrypting_stage(header, key, Source(source.fileno()))
+        out = memoryview(bytearray(stage.buffer_bytes))
+        plaintext = b"".join(bytes(out[:count]) for count in iter(lambda: stage.produce(out), 0))
+
+    assert plaintext == plaintext_of(vector["plaintext_bytes"])
 
 
 @pytest.mark.parametrize("vector", MADE_BY_KMSD, ids=lambda vector: vector["name"])
