@@ -1,0 +1,270 @@
+"""Callers and principals, over given names and over the system's."""
+
+import grp
+import os
+import pwd
+from dataclasses import dataclass, field
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kmsd.identity.peer import Peer
+from kmsd.identity.principals import (
+    ADMINISTRATORS,
+    ANYBODY,
+    Administrators,
+    Caller,
+    PrincipalKind,
+    SystemNames,
+    caller_of,
+    parse_principal,
+)
+
+
+@dataclass
+class GivenNames:
+    users: dict[str, int] = field(default_factory=dict)
+    groups: dict[str, int] = field(default_factory=dict)
+
+    def user_name(self, uid: int) -> str | None:
+        return next((name for name, one in self.users.items() if one == uid), None)
+
+    def group_name(self, gid: int) -> str | None:
+        return next((name for name, one in self.groups.items() if one == gid), None)
+
+    def uid_of(self, name: str) -> int | None:
+        return self.users.get(name)
+
+    def gid_of(self, name: str) -> int | None:
+        return self.groups.get(name)
+
+
+def peer(uid: int = 1000, gid: int = 1000, groups: tuple[int, ...] = ()) -> Peer:
+    return Peer(uid=uid, gid=gid, groups=frozenset(groups), pid=42, exe="/usr/bin/kms")
+
+
+def caller(uid: int = 1000, gid: int = 1000, groups: tuple[int, ...] = (), *, administrator: bool = False) -> Caller:
+    return Caller(
+        uid=uid,
+        gid=gid,
+        groups=frozenset(groups),
+        pid=42,
+        user=None,
+        unit=None,
+        exe=None,
+        administrator=administrator,
+    )
+
+
+NAMES = GivenNames(users={"alice": 1000, "bob": 1001}, groups={"backup": 34, "kms-admin": 900})
+NOBODY_ADMINISTERS = Administrators(frozenset())
+
+
+def test_a_caller_has_its_name_and_all_its_groups() -> None:
+    """The primary group counts like the others."""
+    found = caller_of(peer(1000, 100, (4, 24)), NAMES, NOBODY_ADMINISTERS)
+
+    assert found.user == "alice"
+    assert found.groups == {100, 4, 24}
+    assert (found.pid, found.exe, found.unit) == (42, "/usr/bin/kms", None)
+
+
+def test_a_caller_unknown_to_the_host_has_no_name() -> None:
+    """Subordinate and container uids have none."""
+    assert caller_of(peer(100_000), NAMES, NOBODY_ADMINISTERS).user is None
+
+
+def test_a_name_that_leads_to_another_uid_is_not_a_callers_name() -> None:
+    """A policy written for that name would be about somebody else."""
+
+    class Inconsistent(GivenNames):
+        def user_name(self, uid: int) -> str | None:
+            return {1000: "bob"}.get(uid)
+
+    assert caller_of(peer(1000), Inconsistent(users={"bob": 1001}), NOBODY_ADMINISTERS).user is None
+
+
+@pytest.mark.parametrize(
+    ("who", "expected"),
+    [
+        (peer(0, 0), True),
+        (peer(1000, 900), True),
+        (peer(1000, 1000, (4, 900)), True),
+        (peer(1000, 1000, (4,)), False),
+        (peer(900, 1000), False),
+    ],
+    ids=["by uid", "by primary group", "by supplementary group", "in other groups", "a uid like the group's gid"],
+)
+def test_administrators_are_uids_and_members_of_groups(who: Peer, expected: bool) -> None:
+    """Uid 0 and the group kms-admin, as they are by default."""
+    administrators = Administrators(frozenset({0}), ("kms-admin", "missing"))
+
+    assert caller_of(who, NAMES, administrators).administrator is expected
+
+
+@pytest.mark.parametrize(
+    ("text", "matching", "other"),
+    [
+        ("uid:1000", caller(1000), caller(1001, 1000, (1000,))),
+        ("user:alice", caller(1000), caller(1001)),
+        ("gid:34", caller(1, 34), caller(34)),
+        ("gid:34", caller(1, 1, (34,)), caller(34)),
+        ("group:backup", caller(1, 1, (34,)), caller(34)),
+        ("administrators", caller(5, administrator=True), caller(0, 0)),
+    ],
+)
+def test_a_principal_matches_whom_it_says(text: str, matching: Caller, other: Caller) -> None:
+    """Users match by uid, groups by any group of the caller, administrators by the host's configuration only."""
+    principal = parse_principal(text, NAMES)
+
+    assert principal.matches(matching) is True
+    assert principal.matches(other) is False
+    assert str(principal) == text
+
+
+def test_everybody_is_matched_by_the_asterisk() -> None:
+    """`*` is anybody who connects."""
+    assert parse_principal("*", NAMES) == ANYBODY
+    assert ANYBODY.matches(caller(4_000_000_000)) is True
+    assert str(ANYBODY) == "*"
+
+
+def test_administrators_are_one_principal() -> None:
+    """The Unix form and the account's root are the same."""
+    assert parse_principal("administrators", NAMES) == ADMINISTRATORS
+
+
+@pytest.mark.parametrize(("kind", "name"), [("user", "alice"), ("group", "backup")])
+@pytest.mark.parametrize("now", [77, None], ids=["another id", "no id"])
+def test_a_name_that_moved_can_no_longer_tell_whom_it_means(kind: str, name: str, now: int | None) -> None:
+    """Who holds the old id or the new one may be meant: undetermined, so denied but never allowed."""
+    names = GivenNames(users={"alice": now} if now else {}, groups={"backup": now} if now else {})
+    text = f"{kind}:{name}"
+    principal = parse_principal(text, names, {text: 50})
+
+    assert principal.suspended
+    assert principal.matches(caller(50, 50)) is None
+    assert principal.matches(caller(77, 77)) is (None if now else False)
+    assert principal.matches(caller(1, 1)) is False
+    assert str(principal) == text
+
+
+def test_a_name_that_was_never_resolved_allows_nobody() -> None:
+    """A stored policy without the id of a name does not follow the name."""
+    principal = parse_principal("user:alice", NAMES, {})
+
+    assert principal.matches(caller(1000)) is None
+
+
+def test_a_name_that_still_leads_there_is_not_suspended() -> None:
+    """Nothing changed, nothing is suspended."""
+    principal = parse_principal("user:alice", NAMES, {"user:alice": 1000})
+
+    assert not principal.suspended
+    assert (principal.kind, principal.value) == (PrincipalKind.UID, 1000)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "alice",
+        "uid:",
+        "uid:-1",
+        "uid:+1",
+        "uid:01",
+        "uid: 1",
+        "uid:1_0",
+        "uid:٣",
+        "uid:4294967295",
+        "uid:99999999999999999999",
+        "uid:alice",
+        "user:",
+        "user:*",
+        "user:al?ce",
+        "user:al ice",
+        "user:al\x00ice",
+        "user:al\ud800ice",
+        "user:a/b",
+        "user:a:b",
+        "user:" + "a" * 256,
+        "group:",
+        "UID:1000",
+        "user",
+        "**",
+    ],
+)
+def test_what_is_no_principal_is_refused(text: str) -> None:
+    """No spelling but the one is read, so that nobody is meant by accident."""
+    with pytest.raises(ValueError, match=r".") as refused:
+        parse_principal(text, NAMES)
+
+    assert len(str(refused.value)) < 200
+
+
+@pytest.mark.parametrize("text", ["unit:nginx.service", "user-unit:1000/sync.service", "exe:/usr/bin/restic"])
+def test_principals_of_later_versions_are_refused_by_name(text: str) -> None:
+    """They mean something, so the message says that it is this version that does not know it."""
+    with pytest.raises(ValueError, match="not supported by this version"):
+        parse_principal(text, NAMES)
+
+
+@given(st.text())
+def test_no_text_breaks_the_parser(text: str) -> None:
+    """Whatever comes is a principal or a ValueError."""
+    try:
+        principal = parse_principal(text, NAMES)
+    except ValueError:
+        return
+
+    assert parse_principal(str(principal), NAMES) == principal
+
+
+def test_the_systems_names_are_found_both_ways() -> None:
+    """Root is there on every host."""
+    names = SystemNames()
+    root, group = pwd.getpwuid(0).pw_name, grp.getgrgid(0).gr_name
+
+    assert (names.user_name(0), names.uid_of(root)) == (root, 0)
+    assert (names.group_name(0), names.gid_of(group)) == (group, 0)
+
+
+def test_ids_and_names_that_the_system_does_not_know_are_none() -> None:
+    """Also the highest ids, and names nobody could have."""
+    names = SystemNames()
+
+    assert names.user_name(2**32 - 2) is None
+    assert names.group_name(2**32 - 2) is None
+    assert names.uid_of("no such user") is None
+    assert names.gid_of("no such group") is None
+
+
+def test_a_name_is_asked_for_again_after_its_lifetime(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Within it, the name service is not asked twice."""
+    now = 0.0
+    asked: list[str] = []
+
+    def getpwnam(name: str) -> pwd.struct_passwd:
+        asked.append(name)
+        return pwd.getpwuid(os.getuid())
+
+    monkeypatch.setattr("kmsd.identity.principals.pwd.getpwnam", getpwnam)
+    names = SystemNames(lambda: now, lifetime_seconds=10)
+    names.uid_of("alice")
+    now = 9.9
+    names.uid_of("alice")
+    assert asked == ["alice"]
+    now = 10.0
+    names.uid_of("alice")
+
+    assert asked == ["alice", "alice"]
+
+
+def test_what_is_remembered_is_bounded() -> None:
+    """A user who connects as each of 65,536 subordinate uids does not fill the memory."""
+    names = SystemNames()
+    for uid in range(3_000_000_000, 3_000_010_000):
+        names.user_name(uid)
+
+    assert len(names._user_names) <= 4096
