@@ -36,6 +36,9 @@ _MARK_BYTES = 256
 # How every trail begins; a file that begins otherwise is somebody else's and is left alone.
 _FIRST_LINE = b'{"seq":1,"prev":"' + GENESIS.digest.encode("ascii") + b'",'
 
+# A hole that a power cut leaves is made of whole pages, but for the last.
+_PAGE_BYTES = 4096
+
 
 class AuditBrokenError(RuntimeError):
     """The file is not a trail, or was changed; it must not be continued until an administrator has looked at it."""
@@ -157,8 +160,10 @@ def _whole_until(fd: int, start: int, size: int) -> int:
 
 
 def _refuse_foreign(path: Path, fd: int) -> None:
-    found = os.pread(fd, len(_FIRST_LINE), 0)
-    if found.strip(b"\0") and found != _FIRST_LINE[: len(found)]:
+    """Raise AuditBrokenError unless a file without one whole line can be a trail that a crash left at its start."""
+    found = os.pread(fd, _PAGE_BYTES, 0)
+    text = found.split(b"\0", 1)[0][: len(_FIRST_LINE)]
+    if text != _FIRST_LINE[: len(text)] or (not text and found.strip(b"\0")):
         raise AuditBrokenError(f"audit trail {path}: the file is not an audit trail")
 
 

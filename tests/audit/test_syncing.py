@@ -1,0 +1,227 @@
+"""Making lines durable, and failing closed while that fails."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from kmsd.api.errors import AuditUnavailableError
+from kmsd.audit.syncing import DEADLINE_SECONDS, INTERVAL_SECONDS
+from kmsd.audit.verify import Report, read_lines, verify
+from kmsd.audit.writer import SyncMode, Trail
+
+if TYPE_CHECKING:
+    from tests.audit.conftest import FaultySystem, MakeRecord, OpenTrail
+
+EIO = OSError(errno.EIO, "Input/output error")
+
+
+@pytest.fixture
+def hang(system: FaultySystem) -> Iterator[threading.Event]:
+    """Lets fdatasync return, at the latest when the test is over."""
+    event = threading.Event()
+    yield event
+    event.set()
+
+
+def wait_until_it_appends(trail: Trail, make_record: MakeRecord) -> None:
+    until = time.monotonic() + 10
+    while True:
+        try:
+            trail.append([make_record()])
+        except AuditUnavailableError:
+            assert time.monotonic() < until
+            time.sleep(0.005)
+        else:
+            return
+
+
+def test_interval_syncs_by_itself_and_not_too_often(
+    open_trail: OpenTrail, make_record: MakeRecord, system: FaultySystem
+) -> None:
+    """At most every 50 ms, however much is appended, and once more for what came last."""
+    trail = open_trail(sync=SyncMode.INTERVAL, system=system)
+    before, started = system.counts["fdatasync"], time.monotonic()
+
+    while time.monotonic() - started < 6 * INTERVAL_SECONDS:
+        trail.append([make_record()])
+    count, elapsed = system.counts["fdatasync"] - before, time.monotonic() - started
+
+    assert 1 <= count <= elapsed / INTERVAL_SECONDS + 1
+    system.wait_for_syncs(before + count + 1)
+
+
+@pytest.mark.parametrize("mode", [SyncMode.ALWAYS, SyncMode.OS])
+async def test_other_modes_sync_only_when_asked(
+    open_trail: OpenTrail, make_record: MakeRecord, system: FaultySystem, mode: SyncMode
+) -> None:
+    """Whoever appends awaits it (always), or does not care (os); an intent is awaited in every mode."""
+    trail = open_trail(sync=mode, system=system)
+    before = system.counts["fdatasync"]
+    trail.append([make_record()])
+    await asyncio.sleep(2 * INTERVAL_SECONDS)
+    assert system.counts["fdatasync"] == before
+
+    await trail.sync()
+
+    assert (trail.mode, system.counts["fdatasync"]) == (mode, before + 1)
+
+
+async def test_many_who_wait_share_a_sync(
+    open_trail: OpenTrail, make_record: MakeRecord, system: FaultySystem, hang: threading.Event
+) -> None:
+    """Those who come while one runs wait for the next: it may have begun before their lines were written."""
+    trail = open_trail(system=system)
+    before = system.counts["fdatasync"]
+    system.hang = hang
+    first = asyncio.create_task(trail.sync())
+    while system.counts["fdatasync"] == before:  # noqa: ASYNC110 - a thread counts
+        await asyncio.sleep(0.001)
+    others = [asyncio.create_task(trail.sync()) for _ in range(50)]
+    others[0].cancel()
+    await asyncio.sleep(0.01)
+    assert not any(task.done() for task in (first, *others[1:]))
+
+    hang.set()
+    await asyncio.gather(first, *others[1:])
+
+    assert system.counts["fdatasync"] == before + 2
+
+
+async def test_a_failed_sync_closes_the_trail_until_one_succeeds(
+    open_trail: OpenTrail, make_record: MakeRecord, system: FaultySystem, path: Path
+) -> None:
+    """It is tried again without anybody asking."""
+    trail = open_trail(system=system)
+    trail.append([make_record()])
+    system.faults["fdatasync"] = EIO
+    with pytest.raises(AuditUnavailableError, match=r"audit\.log: sync failed: Input/output error"):
+        await trail.sync()
+    with pytest.raises(AuditUnavailableError, match=r"audit\.log: sync failed: Input/output error"):
+        trail.append([make_record()])
+    system.wait_for_syncs(system.counts["fdatasync"] + 2)
+
+    del system.faults["fdatasync"]
+    wait_until_it_appends(trail, make_record)
+
+    await trail.sync()
+    assert verify_file(path).last_seq == trail.head[0] == 2
+
+
+def test_a_failed_sync_that_nobody_awaited_closes_the_trail_too(
+    open_trail: OpenTrail, make_record: MakeRecord, system: FaultySystem
+) -> None:
+    """In the interval mode the next appends hear of it."""
+    trail = open_trail(sync=SyncMode.INTERVAL, system=system)
+    system.faults["fdatasync"] = EIO
+    with pytest.raises(AuditUnavailableError, match="sync failed"):
+        append_until_refused(trail, make_record)
+
+    system.faults.clear()
+    wait_until_it_appends(trail, make_record)
+
+
+def append_until_refused(trail: Trail, make_record: MakeRecord) -> None:
+    until = time.monotonic() + 10
+    while time.monotonic() < until:
+        trail.append([make_record()])
+        time.sleep(0.005)
+
+
+def verify_file(path: Path) -> Report:
+    with path.open("rb") as stream:
+        return verify(read_lines(stream))
+
+
+def lose_all_but_the_first_line(path: Path) -> bytes:
+    """Do as if the kernel had dropped the pages behind it and read back what the disk has; return what was."""
+    whole = path.read_bytes()
+    start = whole.index(b"\n") + 1
+    with path.open("r+b") as stream:
+        stream.seek(start)
+        stream.write(bytes(len(whole) - start))
+    return whole
+
+
+def restore(path: Path, whole: bytes) -> None:
+    path.write_bytes(whole)
+
+
+async def test_lines_that_a_failed_sync_lost_keep_the_trail_closed(
+    open_trail: OpenTrail, make_record: MakeRecord, system: FaultySystem, path: Path
+) -> None:
+    """Linux reports a write error once; a second fdatasync that succeeds proves nothing about the first one's lines."""
+    trail = open_trail(system=system)
+    trail.append([make_record()])
+    await trail.sync()
+    trail.append([make_record()] * 2)
+    system.faults["fdatasync"] = EIO
+    with pytest.raises(AuditUnavailableError, match="sync failed"):
+        await trail.sync()
+    whole = lose_all_but_the_first_line(path)
+
+    del system.faults["fdatasync"]
+    with pytest.raises(AuditUnavailableError, match="lost"):
+        await trail.sync()
+    with pytest.raises(AuditUnavailableError, match="lost"):
+        trail.append([make_record()])
+
+    restore(path, whole)
+    wait_until_it_appends(trail, make_record)
+
+
+async def test_a_sync_that_hangs_closes_the_trail(
+    open_trail: OpenTrail, make_record: MakeRecord, system: FaultySystem, hang: threading.Event
+) -> None:
+    """After a deadline, so that no more lines pile up than a power cut may take."""
+    trail = open_trail(sync=SyncMode.INTERVAL, system=system)
+    before = system.counts["fdatasync"]
+    system.hang = hang
+    trail.append([make_record()])
+    while system.counts["fdatasync"] == before:  # noqa: ASYNC110 - a thread counts
+        await asyncio.sleep(0.001)
+    trail.append([make_record()])
+
+    system.late = DEADLINE_SECONDS + 1
+    with pytest.raises(AuditUnavailableError, match=r"audit\.log: a sync has not returned for 5 seconds"):
+        trail.append([make_record()])
+
+    hang.set()
+    wait_until_it_appends(trail, make_record)
+
+
+async def test_waiting_for_a_sync_that_hangs_ends(
+    open_trail: OpenTrail, system: FaultySystem, hang: threading.Event, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the same deadline."""
+    monkeypatch.setattr("kmsd.audit.syncing.DEADLINE_SECONDS", 0.05)
+    trail = open_trail(system=system)
+    system.hang = hang
+
+    with pytest.raises(AuditUnavailableError, match="has not returned"):
+        await trail.sync()
+    with pytest.raises(AuditUnavailableError, match="has not returned"):
+        trail.close()
+
+
+def test_closing_syncs_what_is_left(open_trail: OpenTrail, make_record: MakeRecord, system: FaultySystem) -> None:
+    """In every mode, and says when it cannot."""
+    trail = open_trail(system=system)
+    before = system.counts["fdatasync"]
+    trail.append([make_record()])
+    trail.close()
+    assert system.counts["fdatasync"] == before + 1
+
+    trail = open_trail(system=system)
+    system.faults["fdatasync"] = EIO
+    with pytest.raises(AuditUnavailableError, match="sync failed"):
+        trail.close()
+    system.faults.clear()
+    open_trail(system=system)
