@@ -13,6 +13,8 @@ _PR_SET_DUMPABLE = 4
 _PR_SET_NAME = 15
 _PR_SET_NO_NEW_PRIVS = 38
 
+_STANDARD = {0, 1, 2}
+
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -30,18 +32,30 @@ def harden_process() -> None:
 
 def close_descriptors_except(keep: Collection[int]) -> None:
     """Close every descriptor but those in `keep`, and put /dev/null in the place of 0 to 2 where they are not kept."""
-    # What is open is read from /proc: trying every number takes seconds where the limit is high, and close_range(2)
-    # is not in every libc that Python is built with.
-    for descriptor in [int(name) for name in os.listdir("/proc/self/fd")]:  # noqa: PTH208 - descriptors, not paths
-        if descriptor not in keep:
-            with contextlib.suppress(OSError):  # the listing's own descriptor is closed already
-                os.close(descriptor)
-    for standard in {0, 1, 2} - set(keep):
-        null = os.open(os.devnull, os.O_RDWR)  # takes some free number among 0 to 2, which all have to be taken
-        if null != standard:
-            os.dup2(null, standard)
-            os.close(null)
-        os.set_inheritable(standard, True)  # what every program expects of 0 to 2
+    for descriptor in _open_descriptors() - set(keep):
+        with contextlib.suppress(OSError):  # the one that read the list is closed already
+            os.close(descriptor)
+    for _ in _STANDARD - set(keep):
+        null = os.open(os.devnull, os.O_RDWR)  # takes the lowest free number, which is one of these
+        os.set_inheritable(null, True)  # what every program expects of 0 to 2
+
+
+def blank_descriptors_except(keep: Collection[int]) -> None:
+    """Replace every descriptor but those in `keep`, and all of 0 to 2, by /dev/null; every number stays taken.
+
+    For a process that goes on forking. Libraries that take care of themselves after a fork close, in each child, the
+    numbers they once had (libuv its signal pipe, as soon as there was one loop); were those numbers free, they would
+    soon be descriptors passed to that child.
+    """
+    null = os.open(os.devnull, os.O_RDWR)
+    for descriptor in (_open_descriptors() | _STANDARD) - {null, *keep}:
+        os.dup2(null, descriptor, inheritable=descriptor in _STANDARD)
+
+
+def _open_descriptors() -> set[int]:
+    # Trying every number takes seconds where the limit is high, and close_range(2) is not in every libc that Python is
+    # built with.
+    return {int(name) for name in os.listdir("/proc/self/fd")}  # noqa: PTH208 - descriptors, not paths
 
 
 def die_with_parent(parent_pid: int) -> None:

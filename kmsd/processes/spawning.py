@@ -4,6 +4,7 @@ It holds no keys and never will: it was forked before any existed. It lives as l
 is open, and its children no longer than it.
 """
 
+import array
 import contextlib
 import gc
 import os
@@ -27,7 +28,13 @@ from kmsd.processes.messages import (
     Spawn,
     Spawned,
 )
-from kmsd.processes.sandbox import close_descriptors_except, die_with_parent, harden_process, name_process
+from kmsd.processes.sandbox import (
+    blank_descriptors_except,
+    close_descriptors_except,
+    die_with_parent,
+    harden_process,
+    name_process,
+)
 
 # Runs in the forked child with its descriptors. Returning is exit code 0, an exception is 1; nothing is printed, since
 # a traceback could carry data.
@@ -36,18 +43,17 @@ Entry = Callable[[list[int]], None]
 # How long the last children may take to die. SIGKILL needs milliseconds; a child in an uninterruptible call (FUSE) may
 # never go, and is left to init.
 _LAST_CHILDREN_SECONDS = 1.0
+_ANCILLARY_BYTES = socket.CMSG_SPACE(MAX_DESCRIPTORS * array.array("i").itemsize)
 
 
 def run_zygote(control: socket.socket, entries: Mapping[str, Entry]) -> NoReturn:
     """Serve the daemon's requests until it closes its end, then end this process. Call in a process just forked."""
     code = 1
     try:
-        # Whatever the daemon had open is closed below. An inherited object that was collected later would close its
-        # number once more, which is another's by then; frozen, none is ever collected. It also keeps pages shared.
-        gc.freeze()
+        gc.freeze()  # what was inherited is never collected: no finalizer runs, and its pages stay shared
         os.setsid()  # keys pressed at the daemon's terminal, and its closing, are the daemon's affair
         name_process("kmsd-zygote")
-        close_descriptors_except({control.fileno()})
+        blank_descriptors_except({control.fileno()})
         os.environ.clear()
         harden_process()
         _reset_signals()
@@ -84,17 +90,21 @@ class _Spawner:
 
     def _serve_request(self) -> bool:
         try:
-            message, descriptors, _, _ = socket.recv_fds(
-                self._control, MAX_MESSAGE_BYTES, MAX_DESCRIPTORS, socket.MSG_CMSG_CLOEXEC
+            # socket.recv_fds of Python 3.11 ignores its flags, and so would leave the descriptors inheritable.
+            message, ancillary, _, _ = self._control.recvmsg(
+                MAX_MESSAGE_BYTES, _ANCILLARY_BYTES, socket.MSG_CMSG_CLOEXEC
             )
         except ConnectionResetError:  # the daemon died with messages of ours unread
             return False
         if not message:
             return False
+        descriptors = array.array("i")
+        for _, _, content in ancillary:  # nothing but SCM_RIGHTS comes here
+            descriptors.frombytes(content[: len(content) - len(content) % descriptors.itemsize])
         try:
             match self._decoder.decode(message):
                 case Spawn() as request:
-                    self._spawn(request, descriptors)
+                    self._spawn(request, descriptors.tolist())
                 case Kill(number):
                     for pid in [pid for pid, child in self._children.items() if child == number]:
                         os.kill(pid, signal.SIGKILL)  # not reaped yet, so the process id is still its own
@@ -159,7 +169,10 @@ class _Spawner:
 
 
 def _reset_signals() -> None:
-    """Forget the daemon's handlers and mask. SIGINT and SIGTERM are for the daemon, whose end is the zygote's too."""
+    """Forget the daemon's handlers and its mask, in which `Zygote.start` blocked everything until now.
+
+    SIGINT and SIGTERM are for the daemon, and the zygote ends when the daemon does.
+    """
     signal.set_wakeup_fd(-1)
     for number in signal.valid_signals():
         if callable(signal.getsignal(number)):

@@ -86,13 +86,17 @@ class Zygote:
             raise RuntimeError("the zygote has to be started before any thread")
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
+            # A signal for our process group must not reach the zygote before it ignores it.
+            mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
             try:
                 pid = os.fork()
+                if pid == 0:
+                    run_zygote(theirs, entries)
             except OSError:
                 ours.close()
                 raise
-            if pid == 0:
-                run_zygote(theirs, entries)
+            finally:
+                signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         ours.setblocking(False)
         return cls(pid, ours, frozenset(entries))
 
