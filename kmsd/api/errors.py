@@ -206,6 +206,14 @@ class SealedError(DaemonError):
     retryable = True
 
 
+class StorageError(DaemonError):
+    """Ours: the store cannot be read or written; names it and the reason."""
+
+    code = "StorageException"
+    http_status = 503
+    retryable = True
+
+
 class AuditUnavailableError(DaemonError):
     """Ours: the audit trail cannot be written, so nothing is done; names the sink."""
 

@@ -11,6 +11,7 @@ import signal
 import stat
 import subprocess
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -65,10 +66,10 @@ def _say_ready(directory: Path) -> None:
 def _run_daemon(directory: Path, config: Config, *, shared: bool, ready: Callable[[], None]) -> int:
     # Imported here: beside a command, only the child that becomes the daemon needs any of it.
     from kmsd.api.errors import KmsError  # noqa: PLC0415
-    from kmsd.audit.writer import AuditBrokenError  # noqa: PLC0415
+    from kmsd.audit.opening import AuditBrokenError  # noqa: PLC0415
     from kmsd.hsm.root import RootError  # noqa: PLC0415
     from kmsd.identity.peer import IncompleteUidMapError, check_identity_map  # noqa: PLC0415
-    from kmsd.memory.arena import SecretMemoryUnavailableError  # noqa: PLC0415
+    from kmsd.memory.mapping import SecretMemoryUnavailableError  # noqa: PLC0415
     from kmsd.server.daemon import Development, run_development  # noqa: PLC0415
     from kmsd.server.listener import SocketInUseError  # noqa: PLC0415
     from kmsd.store.base import StoreError  # noqa: PLC0415
@@ -105,9 +106,15 @@ def _run_beside(directory: Path, config: Config, command: Sequence[str], *, shar
         os.close(read_end)
         # The command's terminal sends its signals to the whole group; the daemon outlives the command.
         os.setsid()
-        code = _run_daemon(directory, config, shared=shared, ready=lambda: os.close(write_end))
-        sys.stderr.flush()
-        os._exit(code)
+        code = 1
+        try:
+            code = _run_daemon(directory, config, shared=shared, ready=lambda: os.close(write_end))
+        finally:
+            # Whatever happens, this process never returns into the code of the other.
+            if sys.exc_info()[0] is not None:
+                traceback.print_exc()
+            sys.stderr.flush()
+            os._exit(code)
     os.close(write_end)
     # The pipe closes when the daemon is ready, or gone.
     os.read(read_end, 1)

@@ -31,16 +31,12 @@ from kmsd.memory.arena import Arena
 from kmsd.processes.zygote import Zygote
 from kmsd.server.limits import Shares
 from kmsd.server.listener import Listener
-from kmsd.service.administration import Administration
-from kmsd.service.aliases import Aliases
-from kmsd.service.files import Files
+from kmsd.service import administration, aliases, files, keys, symmetric
 from kmsd.service.identifiers import Arns
-from kmsd.service.keys import Keys
-from kmsd.service.pipeline import Pipeline
+from kmsd.service.pipeline import Pipeline, bind
 from kmsd.service.records import KeyRecords
 from kmsd.service.scratch import Scratch
 from kmsd.service.seal import Seal
-from kmsd.service.symmetric import Symmetric
 from kmsd.store.base import SettingsRow
 from kmsd.store.sql import SqlStore
 
@@ -60,7 +56,7 @@ class Foundation:
     token: TokenInfo | None
     administrators: Administrators
     admit: Callable[[Peer], None]
-    host_policy: HostPolicy
+    host_policy: Path | None
     store_path: Path
     audit_path: Path
 
@@ -80,7 +76,7 @@ class Service:
         self._names = SystemNames()
         arena = foundation.arena
         arns = Arns(settings.account, settings.region)
-        authorizer = Authorizer(foundation.host_policy)
+        authorizer = Authorizer(HostPolicy.load(foundation.host_policy, account=settings.account, names=self._names))
         hierarchy = Hierarchy(arena, foundation.root, os.urandom)
         self._versions = Versions(arena, hierarchy, store, capacity=config.limits.keys_in_memory)
         records = KeyRecords(store, arns, self._names, capacity=config.limits.keys_in_memory, clock=time.monotonic)
@@ -91,7 +87,7 @@ class Service:
         scratch = Scratch(arena)
         workers = config.limits.file_workers or os.cpu_count() or 1
         self._pool = WorkerPool(foundation.zygote, size=workers, spare=workers)
-        self._files = Files(
+        self._files = files.Files(
             records=records,
             versions=self._versions,
             cipher=cipher,
@@ -101,8 +97,10 @@ class Service:
             random=os.urandom,
         )
         self._shares = Shares(config.limits, time.monotonic)
-        symmetric = Symmetric(records=records, versions=self._versions, cipher=cipher, scratch=scratch, arena=arena)
-        keys = Keys(
+        symmetric_service = symmetric.Symmetric(
+            records=records, versions=self._versions, cipher=cipher, scratch=scratch, arena=arena
+        )
+        keys_service = keys.Keys(
             store=store,
             versions=self._versions,
             arns=arns,
@@ -110,7 +108,7 @@ class Service:
             clock=time.time,
             keys_per_uid=config.limits.keys_per_uid,
         )
-        administration = Administration(
+        administration_service = administration.Administration(
             seal=self._seal,
             arns=arns,
             arena=arena,
@@ -124,17 +122,19 @@ class Service:
         self._pipeline = Pipeline(
             OPERATIONS,
             {
-                **symmetric.handlers(),
-                **keys.handlers(),
-                **Aliases(store=store, arns=arns, clock=time.time).handlers(),
-                **self._files.handlers(),
-                **administration.handlers(),
+                **bind(symmetric.HANDLERS, symmetric_service),
+                **bind(keys.HANDLERS, keys_service),
+                **bind(aliases.HANDLERS, aliases.Aliases(store=store, arns=arns, clock=time.time)),
+                **bind(files.HANDLERS, self._files),
+                **bind(administration.HANDLERS, administration_service),
             },
             authorizer=authorizer,
             records=records,
             trail=trail,
             scratch=scratch,
+            mutations=store,
             logger=foundation.logger,
+            settles=trail.mode is SyncMode.ALWAYS,
         )
         self._listener: Listener | None = None
 

@@ -151,9 +151,7 @@ class Connection:
 
     def _follow(self, identifier: int, later: Coroutine[Any, Any, Batch]) -> None:
         self.share.in_flight += 1
-        task = self._loop.create_task(self._await(identifier, later))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._run(self._await(identifier, later))
 
     async def _await(self, identifier: int, later: Coroutine[Any, Any, Batch]) -> None:
         try:
@@ -169,7 +167,19 @@ class Connection:
     def _complete(self, batch: Batch) -> None:
         if batch.identifiers:
             self._pipeline.finish(batch)
+            if self._pipeline.settles:
+                self._run(self._send_settled(batch))
+                return
         self._send(batch)
+
+    async def _send_settled(self, batch: Batch) -> None:
+        await self._pipeline.settle(batch)
+        self._send(batch)
+
+    def _run(self, work: Coroutine[Any, Any, None]) -> None:
+        task = self._loop.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     def _send(self, batch: Batch) -> None:
         if not batch.out:

@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kmsd.config import Config
-from kmsd.envelope.worker import WORKER_ENTRY, run_worker
+from kmsd.envelope.control import WORKER_ENTRY
+from kmsd.envelope.worker import run_worker
 from kmsd.hsm.pkcs11 import JOB_ENTRY, run_job
 from kmsd.memory.arena import Arena, default_limit_bytes
 from kmsd.processes.sandbox import harden_process
@@ -56,11 +57,9 @@ def run_development(development: Development) -> None:
 
 
 async def _serve(development: Development, zygote: Zygote, arena: Arena) -> None:
-    # After the fork, as above.
-    from kmsd.access.decision import HostPolicy  # noqa: PLC0415
-    from kmsd.api.errors import AccessDeniedError  # noqa: PLC0415
+    from kmsd.api.errors import AccessDeniedError  # noqa: PLC0415 - all of these: after the fork, as above
     from kmsd.hsm.pkcs11 import FilePin, Pkcs11Root  # noqa: PLC0415
-    from kmsd.hsm.softhsm import PIN_FILE, make_token  # noqa: PLC0415
+    from kmsd.hsm.softhsm import PIN_NAME, make_token  # noqa: PLC0415
     from kmsd.identity.peer import Peer  # noqa: PLC0415
     from kmsd.identity.principals import Administrators  # noqa: PLC0415
     from kmsd.logs import StructuredLogger  # noqa: PLC0415
@@ -81,7 +80,7 @@ async def _serve(development: Development, zygote: Zygote, arena: Arena) -> None
         root = Pkcs11Root(
             zygote,
             token,
-            FilePin(directory / "token" / PIN_FILE),
+            FilePin(directory / "token" / PIN_NAME),
             deadline_seconds=development.config.hsm.deadline_seconds,
         )
         service = await Service.open(
@@ -92,9 +91,9 @@ async def _serve(development: Development, zygote: Zygote, arena: Arena) -> None
                 logger=StructuredLogger(),
                 root=root,
                 token=await root.look(),
-                administrators=Administrators(uids=frozenset({os.getuid()}), groups=frozenset({"kms-admin"})),
+                administrators=Administrators(uids=frozenset({os.getuid()}), groups=("kms-admin",)),
                 admit=admit,
-                host_policy=HostPolicy.load(None),
+                host_policy=None,
                 store_path=directory / "store.sqlite",
                 audit_path=directory / "audit.log",
             )

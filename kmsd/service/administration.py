@@ -13,7 +13,6 @@ from kmsd.hsm.root import TokenInfo
 from kmsd.memory.arena import Arena
 from kmsd.service.call import Call
 from kmsd.service.identifiers import Arns
-from kmsd.service.pipeline import Handler
 from kmsd.service.seal import Seal
 
 # What a reply of audit records may hold: a frame, less its envelope and the prefix of each record.
@@ -60,10 +59,6 @@ class Administration:
         self._connections = connections
         self._streams = streams
 
-    def handlers(self) -> dict[Operation[Any, Any], Handler]:
-        """Return the operations served here."""
-        return {api.STATUS: self.status, api.GET_AUDIT_RECORDS: self.get_audit_records}
-
     async def status(self, call: Call, request: api.StatusRequest) -> api.StatusResponse:  # noqa: ARG002 - handlers share one form
         """Tell how the daemon is."""
         token = self._token
@@ -105,3 +100,9 @@ class Administration:
         after = request.after_sequence
         records = self._trail.read(after_seq=after, limit=request.limit, max_bytes=_MAX_RECORD_BYTES)
         return api.GetAuditRecordsResponse(records=records, truncated=after + len(records) < newest)
+
+
+HANDLERS: dict[Operation[Any, Any], Callable[..., Any]] = {
+    api.STATUS: Administration.status,
+    api.GET_AUDIT_RECORDS: Administration.get_audit_records,
+}

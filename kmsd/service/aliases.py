@@ -13,7 +13,6 @@ from kmsd.api.shapes import AliasListEntry, Empty
 from kmsd.service.call import Call
 from kmsd.service.identifiers import Arns, check_new_alias
 from kmsd.service.pagination import after, cut
-from kmsd.service.pipeline import Handler
 from kmsd.service.records import KeyRecord
 from kmsd.store.base import AliasRow, Insert, RowExistsError, Store
 
@@ -28,10 +27,6 @@ class Aliases:
         self._store = store
         self._arns = arns
         self._clock = clock
-
-    def handlers(self) -> dict[Operation[Any, Any], Handler]:
-        """Return the operations served here."""
-        return {api.CREATE_ALIAS: self.create, api.LIST_ALIASES: self.list}
 
     async def create(self, call: Call, request: api.CreateAliasRequest, key: KeyRecord) -> Empty:
         """Name a key; the caller needs the permission on the key (checked by now) and on the alias."""
@@ -54,8 +49,8 @@ class Aliases:
         """List aliases by name."""
         key_id = self._arns.parse_key(request.key_id).key_id if request.key_id is not None else None
         rows = await self._store.aliases(key_id=key_id, after=after(request.marker), limit=request.limit + 1)
-        rows, page = cut(rows, request.limit, lambda row: row.name)
-        entries = [self._entry(row) for row in rows]
+        shown, page = cut(rows, request.limit, lambda row: row.name)
+        entries = [self._entry(row) for row in shown]
         return api.ListAliasesResponse(aliases=entries, next_marker=page.next_marker, truncated=page.truncated)
 
     def _entry(self, row: AliasRow) -> AliasListEntry:
@@ -66,3 +61,9 @@ class Aliases:
             creation_date=dt.datetime.fromtimestamp(row.creation_ms / 1000, dt.UTC),
             last_updated_date=dt.datetime.fromtimestamp(row.updated_ms / 1000, dt.UTC),
         )
+
+
+HANDLERS: dict[Operation[Any, Any], Callable[..., Any]] = {
+    api.CREATE_ALIAS: Aliases.create,
+    api.LIST_ALIASES: Aliases.list,
+}

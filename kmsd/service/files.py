@@ -23,7 +23,7 @@ from kmsd.material.ciphertext import BlobCipher, address_of
 from kmsd.material.versions import NotLoadedError, Versions
 from kmsd.memory.arena import Arena
 from kmsd.service.call import Call
-from kmsd.service.pipeline import Handler, Trail, WithDescriptors
+from kmsd.service.pipeline import Trail, WithDescriptors
 from kmsd.service.records import KeyRecord, KeyRecords
 
 # AWS Encryption SDK: the provider id of data keys that AWS KMS wraps; its info is the key's ARN.
@@ -56,10 +56,6 @@ class Files:
         self._trail = trail
         self._random = random
         self._streams: set[asyncio.Task[None]] = set()
-
-    def handlers(self) -> dict[Operation[Any, Any], Handler]:
-        """Return the operations served here."""
-        return {api.ENCRYPT_FILE: self.encrypt, api.DECRYPT_FILE: self.decrypt}
 
     @property
     def streams(self) -> int:
@@ -94,7 +90,7 @@ class Files:
         _check_wanted(header, request.encryption_context)
         context = dict(header.encryption_context)
         with self._arena.lease(_DATA_KEY_BYTES) as data_key, self._arena.lease(_DATA_KEY_BYTES) as message_key:
-            await _loaded(lambda: self._unwrap(wrapped, context, data_key.view))
+            await _loaded(lambda: self._unwrap(key, wrapped, context, data_key.view))
             open_header(header, data_key.view, into=message_key.view)
             parameters = {"keyId": request.key_id or key.arn, "encryptionContext": context}
             job = FileJob(direction=Direction.DECRYPT, header=request.header, message_key=message_key.view)
@@ -106,8 +102,11 @@ class Files:
         material = self._versions.get(key.key_id, key.row.current_material)
         return self._cipher.encrypt(material.view, material.prefix, data_key, context)
 
-    def _unwrap(self, wrapped: bytes, context: dict[str, str], into: memoryview) -> None:
-        material = self._versions.get(*address_of(wrapped))
+    def _unwrap(self, key: KeyRecord, wrapped: bytes, context: dict[str, str], into: memoryview) -> None:
+        number = address_of(wrapped).number
+        if not 1 <= number <= key.row.current_material:
+            raise InvalidCiphertextError
+        material = self._versions.get(key.key_id, number)
         if self._cipher.decrypt_into(material.view, wrapped, context, into) != len(into):
             raise InvalidCiphertextError
 
@@ -168,6 +167,12 @@ class Files:
         """Give files under way so long to end; the pool's close ends the rest."""
         if self._streams:
             await asyncio.wait(self._streams, timeout=timeout_seconds)
+
+
+HANDLERS: dict[Operation[Any, Any], Callable[..., Any]] = {
+    api.ENCRYPT_FILE: Files.encrypt,
+    api.DECRYPT_FILE: Files.decrypt,
+}
 
 
 async def _loaded(use: Callable[[], _ResultT]) -> _ResultT:

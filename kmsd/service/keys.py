@@ -17,7 +17,7 @@ from kmsd.api.errors import (
     UnsupportedOperationError,
     ValidationError,
 )
-from kmsd.api.operation import KeyState, Operation
+from kmsd.api.operation import KeyState, KeyUsage, Operation
 from kmsd.api.shapes import KeyListEntry, KeyManager, KeyMetadata, KeyOrigin, KeySpec, Tag
 from kmsd.identity.principals import Names
 from kmsd.material.specs import SPECS
@@ -25,7 +25,6 @@ from kmsd.material.versions import Versions
 from kmsd.service.call import Call
 from kmsd.service.identifiers import Arns
 from kmsd.service.pagination import after, cut
-from kmsd.service.pipeline import Handler
 from kmsd.service.records import KeyRecord
 from kmsd.store.base import Insert, KeyRow, MaterialRow, Store
 
@@ -52,10 +51,6 @@ class Keys:
         self._names = names
         self._clock = clock
         self._keys_per_uid = keys_per_uid
-
-    def handlers(self) -> dict[Operation[Any, Any], Handler]:
-        """Return the operations served here."""
-        return {api.CREATE_KEY: self.create, api.DESCRIBE_KEY: self.describe, api.LIST_KEYS: self.list}
 
     async def create(self, call: Call, request: api.CreateKeyRequest) -> api.CreateKeyResponse:
         """Make a key with fresh material; the row and its material are committed together."""
@@ -104,8 +99,8 @@ class Keys:
     async def list(self, call: Call, request: api.ListKeysRequest) -> api.ListKeysResponse:  # noqa: ARG002 - handlers share one form
         """List all keys; whoever may list sees ids, and nothing else, of keys that others use."""
         rows = await self._store.keys(after=after(request.marker), limit=request.limit + 1)
-        rows, page = cut(rows, request.limit, lambda row: row.key_id)
-        entries = [KeyListEntry(key_id=row.key_id, key_arn=self._arns.key(row.key_id)) for row in rows]
+        shown, page = cut(rows, request.limit, lambda row: row.key_id)
+        entries = [KeyListEntry(key_id=row.key_id, key_arn=self._arns.key(row.key_id)) for row in shown]
         return api.ListKeysResponse(keys=entries, next_marker=page.next_marker, truncated=page.truncated)
 
     def _metadata(self, row: KeyRow, material: MaterialRow | None) -> KeyMetadata:
@@ -117,7 +112,7 @@ class Keys:
             creation_date=dt.datetime.fromtimestamp(row.creation_ms / 1000, dt.UTC),
             enabled=row.key_state == KeyState.ENABLED,
             description=row.description,
-            key_usage=api.KeyUsage(row.key_usage),
+            key_usage=KeyUsage(row.key_usage),
             key_state=KeyState(row.key_state),
             origin=KeyOrigin(row.origin),
             key_manager=KeyManager(row.key_manager),
@@ -126,6 +121,13 @@ class Keys:
             multi_region=False,
             current_key_material_id=material.material_id if material else "",
         )
+
+
+HANDLERS: dict[Operation[Any, Any], Callable[..., Any]] = {
+    api.CREATE_KEY: Keys.create,
+    api.DESCRIBE_KEY: Keys.describe,
+    api.LIST_KEYS: Keys.list,
+}
 
 
 def _checked_tags(tags: list[Tag]) -> dict[str, str]:

@@ -11,7 +11,8 @@
 8. `finish` writes all records of a batch with one write. Only if that succeeded may the caller of the pipeline
    send the batch; if it failed, every reply in it has become an error that names the trail.
 
-The caller MUST call `finish` before it sends anything of a batch; `serve_later` has done so itself.
+The caller MUST call `finish` before it sends anything of a batch, and await `settle` too where `settles` says so; a
+batch that was awaited has had both.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Callable, Coroutine, Mapping, Sequence
+from functools import partial
 from typing import Any, Protocol, TypeAlias
 
 import msgspec
@@ -31,8 +33,8 @@ from kmsd.api.errors import (
     KMSInternalError,
     SealedError,
     ShuttingDownError,
+    StorageError,
     UnknownOperationError,
-    ValidationError,
 )
 from kmsd.api.operation import Cost, Operation, member_name
 from kmsd.audit.record import Kind, Record
@@ -41,9 +43,12 @@ from kmsd.material.versions import NotLoadedError
 from kmsd.service.call import Call, Session
 from kmsd.service.records import KeyRecords
 from kmsd.service.scratch import Scratch
+from kmsd.store.base import StoreUnavailableError
 from kmsd.wire.codec import ParamsDecoder, ReplyEncoder, Request
 
-Handler: TypeAlias = Callable[[Call, Any], Any]
+# What a module's table HANDLERS holds for each operation: a function of the serving object, the call, the request, and
+# the key if the declaration names one.
+Handler: TypeAlias = Callable[..., Any]
 
 # A cache miss is loaded and the call repeated; each round loads one thing (a key, its material, for ReEncrypt twice),
 # and only a cache that forgets faster than it loads takes more.
@@ -58,6 +63,11 @@ class Trail(Protocol):
 
     async def sync(self) -> None:
         """Wait until everything written is on the disk; raises AuditUnavailableError."""
+
+
+def bind(handlers: Mapping[Operation[Any, Any], Handler], service: object) -> dict[Operation[Any, Any], Handler]:
+    """Return the handlers of a module's table as methods of the object that serves them."""
+    return {operation: partial(handler, service) for operation, handler in handlers.items()}
 
 
 class WithDescriptors(msgspec.Struct, frozen=True):
@@ -79,6 +89,13 @@ class Batch:
         self.descriptors: list[int] = []
 
 
+class Mutations(Protocol):
+    """What the pipeline needs of `kmsd.store.base.Store`."""
+
+    async def committed(self, mutation_ids: Sequence[str]) -> set[str]:
+        """Return which of these mutations were committed."""
+
+
 class _Entry:
     """An operation with everything the hot path needs at hand."""
 
@@ -87,7 +104,7 @@ class _Entry:
     def __init__(self, operation: Operation[Any, Any], handler: Handler) -> None:
         self.operation = operation
         self.handler = handler
-        self.decode = ParamsDecoder(operation.request).decode
+        self.decode = ParamsDecoder(operation.request, max_bytes=operation.frame_bytes).decode
         self.synchronous = operation.cost is Cost.CRYPTOGRAPHY
         self.fields = tuple((_json_name(attribute), attribute) for attribute in operation.audit_fields)
         self.elements = tuple((_json_name(attribute), attribute) for attribute in operation.audit_response)
@@ -134,12 +151,17 @@ class _Foreseen:
         return None
 
     def __exit__(self, kind: type[BaseException] | None, fault: BaseException | None, trace: object) -> None:
+        if isinstance(fault, StoreUnavailableError):
+            raise StorageError(str(fault)) from None
         if isinstance(fault, Exception) and not isinstance(fault, KmsError | NotLoadedError):
             raise self._pipeline.incident(self._call, fault) from None
 
 
 class Pipeline:
-    """Serves requests; `handlers` must have one for each of `operations`, or nothing starts."""
+    """Serves requests; `handlers` must have one for each of `operations`, or nothing starts.
+
+    `settles`: no reply leaves before its record is on the disk, not only written.
+    """
 
     def __init__(
         self,
@@ -150,7 +172,9 @@ class Pipeline:
         records: KeyRecords,
         trail: Trail,
         scratch: Scratch,
+        mutations: Mutations,
         logger: Logger,
+        settles: bool,
     ) -> None:
         missing = {operation.name for operation in set(operations) ^ set(handlers)}
         if missing:
@@ -160,12 +184,14 @@ class Pipeline:
         self._records = records
         self._trail = trail
         self._scratch = scratch
+        self._committed = mutations.committed
         self._logger = logger
         self._encoder = ReplyEncoder()
         self._mutations: set[asyncio.Task[Any]] = set()
         # Request ids are unique without a draw for each: a random start, and a count.
         self._boot = os.urandom(8).hex()
         self._served = 0
+        self.settles = settles
         self.sealed = True
         self.stopping = False
 
@@ -191,11 +217,27 @@ class Pipeline:
         try:
             self._trail.append(batch.records)
         except AuditUnavailableError as error:
-            batch.out[:] = bytes(len(batch.out))
-            batch.out.clear()
-            for identifier in batch.identifiers:
-                self._encoder.append_error(batch.out, identifier, error)
-            _close(batch.descriptors)
+            self._withdraw(batch, error)
+
+    async def settle(self, batch: Batch) -> None:
+        """Wait until a finished batch's records are on the disk, for `audit.sync = always`."""
+        try:
+            await self._trail.sync()
+        except AuditUnavailableError as error:
+            self._withdraw(batch, error)
+
+    def _withdraw(self, batch: Batch, error: AuditUnavailableError) -> None:
+        batch.out[:] = bytes(len(batch.out))
+        batch.out.clear()
+        for identifier in batch.identifiers:
+            self._encoder.append_error(batch.out, identifier, error)
+        _close(batch.descriptors)
+
+    async def _finish_later(self, batch: Batch) -> Batch:
+        self.finish(batch)
+        if self.settles:
+            await self.settle(batch)
+        return batch
 
     def _next_request_id(self) -> str:
         self._served += 1
@@ -289,8 +331,7 @@ class Pipeline:
             except NotLoadedError as again:
                 missing = again
         params[:] = bytes(len(params))
-        self.finish(batch)
-        return batch
+        return await self._finish_later(batch)
 
     async def _serve_later(self, session: Session, identifier: int, entry: _Entry, params: bytearray) -> Batch:
         batch = Batch()
@@ -300,19 +341,19 @@ class Pipeline:
             with _Foreseen(self, call):
                 request = self._decode(entry, memoryview(params))
                 response = await self._answer(call, entry, request)
+                if isinstance(response, WithDescriptors):
+                    batch.descriptors = response.descriptors
+                    response = response.response
+                self._encoder.append_result(batch.out, identifier, response, len(batch.descriptors))
         except KmsError as error:
+            _close(batch.descriptors)
             self._refuse(call, identifier, batch, error, entry.parameters(request))
         else:
-            if isinstance(response, WithDescriptors):
-                batch.descriptors = response.descriptors
-                response = response.response
-            self._encoder.append_result(batch.out, identifier, response, len(batch.descriptors))
             batch.identifiers.append(identifier)
             if not call.began:
                 parameters = entry.parameters(request)
                 batch.records.append(call.record(Kind.REQUEST, parameters=parameters))
-        self.finish(batch)
-        return batch
+        return await self._finish_later(batch)
 
     async def _answer(self, call: Call, entry: _Entry, request: msgspec.Struct) -> Any:
         operation = entry.operation
@@ -346,6 +387,14 @@ class Pipeline:
         try:
             with _Foreseen(self, call):
                 response = await work
+        except StorageError as error:
+            # A store that failed while it committed may have done it; the record tells which, or stays open until the
+            # next start can tell.
+            with _Foreseen(self, call):
+                happened = call.request_id in await self._committed([call.request_id])
+            details = {"committed": happened}
+            self._trail.append([call.record(Kind.OUTCOME, parameters=parameters, error=error, details=details)])
+            raise
         except KmsError as error:
             self._trail.append([call.record(Kind.OUTCOME, parameters=parameters, error=error)])
             raise
@@ -358,11 +407,8 @@ class Pipeline:
             raise ShuttingDownError("kmsd is stopping; ask again when it has started")
         if self.sealed and not entry.operation.works_sealed:
             raise SealedError("kmsd is sealed: an administrator has to unseal it")
-        if len(params) > entry.operation.frame_bytes:
-            raise ValidationError(
-                f"a request of {entry.operation.name} has at most {entry.operation.frame_bytes} bytes"
-            )
-        return entry.decode(params)
+        request: msgspec.Struct = entry.decode(params)
+        return request
 
     def incident(self, call: Call, fault: Exception) -> KMSInternalError:
         """Log what nobody foresaw and return the error that the caller is told instead."""
@@ -372,9 +418,9 @@ class Pipeline:
     def _refuse(
         self, call: Call, identifier: int, batch: Batch, error: KmsError, parameters: dict[str, Any] | None
     ) -> None:
-        # Errors may be shared (a future that several await): the id goes into a reply's own copy.
-        told = type(error)(error.message, request_id=call.request_id)
-        self._encoder.append_error(batch.out, identifier, told)
+        # An error may be shared (by all who awaited one sync), so its id is set for this encoding only.
+        error.request_id = call.request_id
+        self._encoder.append_error(batch.out, identifier, error)
         batch.identifiers.append(identifier)
         rule = getattr(error, "rule", None)
         if rule is not None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from kmsd.api import symmetric as api
-from kmsd.api.errors import IncorrectKeyError, ValidationError
+from kmsd.api.errors import IncorrectKeyError, InvalidCiphertextError, ValidationError
 from kmsd.api.operation import Operation
 from kmsd.api.shapes import EncryptionAlgorithm
 from kmsd.material.ciphertext import BlobCipher, address_of
@@ -13,7 +14,6 @@ from kmsd.material.specs import DATA_KEY_BYTES
 from kmsd.material.versions import Versions
 from kmsd.memory.arena import Arena
 from kmsd.service.call import Call
-from kmsd.service.pipeline import Handler
 from kmsd.service.records import KeyRecord, KeyRecords
 from kmsd.service.scratch import Scratch
 
@@ -33,17 +33,6 @@ class Symmetric:
         self._scratch = scratch
         self._arena = arena
 
-    def handlers(self) -> dict[Operation[Any, Any], Handler]:
-        """Return the operations served here."""
-        return {
-            api.ENCRYPT: self.encrypt,
-            api.DECRYPT: self.decrypt,
-            api.REENCRYPT: self.re_encrypt,
-            api.GENERATE_DATA_KEY: self.generate_data_key,
-            api.GENERATE_DATA_KEY_WITHOUT_PLAINTEXT: self.generate_data_key_without_plaintext,
-            api.GENERATE_RANDOM: self.generate_random,
-        }
-
     def encrypt(self, call: Call, request: api.EncryptRequest, key: KeyRecord) -> api.EncryptResponse:  # noqa: ARG002 - handlers share one form
         """Encrypt under the key's current material."""
         blob, _ = self._encrypt(key, request.plaintext, request.encryption_context)
@@ -55,7 +44,7 @@ class Symmetric:
         """Decrypt a blob with the material its header names."""
         key = self._key_of(request.ciphertext_blob, request.key_id, call, "kms:Decrypt")
         call.end_dry_run(dry_run=request.dry_run)
-        plaintext, material_id = self._decrypt(request.ciphertext_blob, request.encryption_context)
+        plaintext, material_id = self._decrypt(key, request.ciphertext_blob, request.encryption_context)
         return api.DecryptResponse(
             key_id=key.arn,
             plaintext=plaintext,
@@ -69,7 +58,7 @@ class Symmetric:
         destination = self._records.get(request.destination_key_id)
         call.use(destination, "kms:ReEncryptTo")
         call.end_dry_run(dry_run=request.dry_run)
-        plaintext, source_material = self._decrypt(request.ciphertext_blob, request.source_encryption_context)
+        plaintext, source_material = self._decrypt(source, request.ciphertext_blob, request.source_encryption_context)
         blob, material = self._encrypt(destination, plaintext, request.destination_encryption_context)
         return api.ReEncryptResponse(
             ciphertext_blob=blob,
@@ -130,8 +119,11 @@ class Symmetric:
         material = self._versions.get(key.key_id, key.row.current_material)
         return self._cipher.encrypt(material.view, material.prefix, plaintext, context), material.material_id
 
-    def _decrypt(self, blob: bytes, context: dict[str, str]) -> tuple[memoryview, str]:
-        material = self._versions.get(*address_of(blob))
+    def _decrypt(self, key: KeyRecord, blob: bytes, context: dict[str, str]) -> tuple[memoryview, str]:
+        number = address_of(blob).number
+        if not 1 <= number <= key.row.current_material:
+            raise InvalidCiphertextError
+        material = self._versions.get(key.key_id, number)
         plaintext = self._scratch.take(_MAX_PLAINTEXT_BYTES)
         length = self._cipher.decrypt_into(material.view, blob, context, plaintext)
         return plaintext[:length], material.material_id
@@ -141,6 +133,16 @@ class Symmetric:
         with self._arena.random(size) as drawn:
             scratch[:] = drawn.view
         return scratch
+
+
+HANDLERS: dict[Operation[Any, Any], Callable[..., Any]] = {
+    api.ENCRYPT: Symmetric.encrypt,
+    api.DECRYPT: Symmetric.decrypt,
+    api.REENCRYPT: Symmetric.re_encrypt,
+    api.GENERATE_DATA_KEY: Symmetric.generate_data_key,
+    api.GENERATE_DATA_KEY_WITHOUT_PLAINTEXT: Symmetric.generate_data_key_without_plaintext,
+    api.GENERATE_RANDOM: Symmetric.generate_random,
+}
 
 
 def _data_key_bytes(request: api.GenerateDataKeyRequest) -> int:

@@ -1,0 +1,1 @@
+"""`kms`: the command line for people."""

@@ -1,0 +1,105 @@
+"""`kms`: finds the verb, imports only that verb's module, and turns failures into words and exit codes."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import kmsd
+from kmsd.api.errors import ConnectionLostError, KmsError, UntrustedServerError
+from kmsd_client.cli.terminal import (
+    EXIT_ERROR,
+    EXIT_INTERRUPTED,
+    EXIT_UNREACHABLE,
+    EXIT_USAGE,
+    CommandError,
+    complain,
+    complain_of,
+)
+
+
+class Verb(NamedTuple):
+    """Where a verb lives and what it does."""
+
+    module: str
+    summary: str
+
+
+VERBS = {
+    "encrypt": Verb("encrypt", "encrypt a file"),
+    "decrypt": Verb("decrypt", "decrypt a file"),
+    "key": Verb("keys", "make, list and show keys"),
+    "alias": Verb("aliases", "name keys"),
+    "random": Verb("randomness", "print random bytes"),
+    "status": Verb("status", "tell how the daemon is"),
+    "audit": Verb("audit", "read and verify the audit trail"),
+    "api": Verb("api", "call any operation by its name"),
+}
+
+_EPILOG = """exit codes:
+  0  done
+  1  refused or failed; standard error says why
+  2  the command line is wrong
+  3  no daemon answered
+"""
+
+
+def _general_parser() -> argparse.ArgumentParser:
+    verbs = "\n".join(f"  {name:<9}{verb.summary}" for name, verb in VERBS.items())
+    parser = argparse.ArgumentParser(
+        prog="kms",
+        description=f"Use the keys of kmsd, the key management service of this host.\n\nverbs:\n{verbs}",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"kms {kmsd.__version__}")
+    parser.add_argument("--socket", metavar="PATH", help="the daemon's socket; otherwise KMSD_SOCKET, then the usual")
+    parser.add_argument("verb", metavar="VERB", choices=[*VERBS], help="what to do; kms VERB --help tells more")
+    parser.add_argument("words", nargs=argparse.REMAINDER, metavar="...", help=argparse.SUPPRESS)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run `kms` and return its exit code."""
+    general = _general_parser().parse_args(arguments)
+    module = importlib.import_module(f"kmsd_client.cli.{VERBS[general.verb].module}")
+    parser = argparse.ArgumentParser(prog=f"kms {general.verb}", description=module.__doc__)
+    parser.add_argument("--socket", metavar="PATH", default=general.socket, help=argparse.SUPPRESS)
+    module.add_arguments(parser)
+    options = parser.parse_args(general.words)
+    return _run(options.run, options)
+
+
+def _run(run: Callable[[argparse.Namespace], int | None], options: argparse.Namespace) -> int:
+    try:
+        code = run(options) or 0
+        sys.stdout.flush()
+    except CommandError as error:
+        complain(error.message, error.hint)
+        return error.code
+    except (ConnectionLostError, UntrustedServerError) as error:
+        complain_of(error)
+        return EXIT_UNREACHABLE
+    except KmsError as error:
+        complain_of(error)
+        return EXIT_ERROR
+    except BrokenPipeError:
+        # Whoever read our output has enough; Python must not complain of it once more at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_ERROR
+    except OSError as error:
+        complain(f"{error.filename}: {error.strerror}" if error.filename else f"{error.strerror}")
+        return EXIT_ERROR
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
+    return code
+
+
+__all__ = ["EXIT_USAGE", "VERBS", "main"]
+
+if __name__ == "__main__":
+    sys.exit(main())

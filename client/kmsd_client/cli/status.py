@@ -1,0 +1,39 @@
+"""Tell how the daemon is: sealed or not, its memory, its token, its audit trail."""
+
+from __future__ import annotations
+
+import argparse
+
+from kmsd.api.administration import STATUS, SealState, StatusRequest
+from kmsd_client import Client
+from kmsd_client.cli.terminal import EXIT_ERROR, add_json_option, print_facts, print_json
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command line."""
+    add_json_option(parser)
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Print the status; the exit code is 0 only when the daemon is unsealed."""
+    with Client(options.socket) as client:
+        status = client.call(STATUS, StatusRequest())
+    if options.json:
+        print_json(status)
+    else:
+        token = status.token
+        used, limit = status.secret_memory_used_bytes // 1024, status.secret_memory_limit_bytes // 1024
+        print_facts(
+            [
+                ("state", status.state),
+                ("version", status.version),
+                ("account", f"{status.account}, region {status.region}"),
+                ("started", f"{status.started:%Y-%m-%d %H:%M:%S} UTC"),
+                ("secret memory", f"{status.secret_memory}, {used} of {limit} KiB used"),
+                ("audit trail", f"{status.audit_sequence} records, sync {status.audit_sync}"),
+                ("in use", f"{status.connections} connections, {status.file_streams} file streams"),
+                ("token", f"{token.label} ({token.manufacturer} {token.model})" if token else "not seen"),
+            ]
+        )
+    return 0 if status.state is SealState.UNSEALED else EXIT_ERROR

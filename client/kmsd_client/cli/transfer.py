@@ -1,0 +1,79 @@
+"""What `kms encrypt` and `kms decrypt` have in common: where things go, and a progress bar on a terminal."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from kmsd_client.cli.terminal import EXIT_USAGE, CommandError, add_context_option, add_json_option
+from kmsd_client.files import FileResult, Place, ProgressFunction
+
+# Files below this are done before a person could read a bar (DESIGN 14: more than 1 GB/s).
+_BAR_FROM_BYTES = 256 * 1024 * 1024
+
+
+def add_common_arguments(parser: argparse.ArgumentParser, *, output: str) -> None:
+    """Declare the options that both verbs have; `output` says where the result goes by default."""
+    parser.add_argument("-k", "--key", metavar="KEY", help="key id, key ARN, alias or alias ARN")
+    add_context_option(parser)
+    parser.add_argument(
+        "-o", "--output", metavar="OUT", help=f"where to write; - is standard output; default: {output}"
+    )
+    parser.add_argument("-f", "--force", action="store_true", help="overwrite OUT if it exists")
+    parser.add_argument("--no-sync", action="store_true", help="do not wait until the result is on the disk")
+    parser.add_argument("file", metavar="FILE", help="what to read; - is standard input")
+    add_json_option(parser)
+
+
+def source_of(options: argparse.Namespace) -> Place:
+    """Return what to read: a path, or standard input's descriptor."""
+    return sys.stdin.fileno() if options.file == "-" else Path(options.file)
+
+
+def destination_of(options: argparse.Namespace, default: Path | None, *, binary: bool) -> Place:
+    """Return where to write: a path, or standard output's descriptor, which for `binary` must be no terminal."""
+    if options.output is not None and options.output != "-":
+        return Path(options.output)
+    if options.output is None and default is not None:
+        return default
+    if binary and sys.stdout.isatty():
+        raise CommandError(
+            "will not print an encrypted message to a terminal", "name a file with -o, or redirect it", code=EXIT_USAGE
+        )
+    return sys.stdout.fileno()
+
+
+@contextlib.contextmanager
+def progress_of(source: Place) -> Iterator[ProgressFunction | None]:
+    """Give a function that draws a bar on standard error, or None where nobody would see it or need it."""
+    if not sys.stderr.isatty() or isinstance(source, int) or not _is_large(source):
+        yield None
+        return
+    from rich.console import Console  # noqa: PLC0415 - costs 34 ms, so only where a bar is drawn
+    from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn  # noqa: PLC0415
+
+    columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("")
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def _is_large(source: str | os.PathLike[str]) -> bool:
+    try:
+        return Path(source).stat().st_size >= _BAR_FROM_BYTES
+    except OSError:
+        return False  # whoever opens it says what is wrong
+
+
+def summary_of(result: FileResult) -> dict[str, object]:
+    """Return what `--json` prints."""
+    return {
+        "KeyId": result.key_id,
+        "EncryptionContext": dict(result.encryption_context),
+        "PlaintextBytes": result.plaintext_bytes,
+        "MessageBytes": result.message_bytes,
+    }
