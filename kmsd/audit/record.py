@@ -77,11 +77,11 @@ class Record(msgspec.Struct, frozen=True):
 
     def __post_init__(self) -> None:
         if self.request_parameters is not None:
-            _check_members(self.request_parameters, "requestParameters", MAX_DEPTH)
+            _check_members(self.request_parameters, ((), "requestParameters"), MAX_DEPTH)
         if self.response_elements is not None:
-            _check_members(self.response_elements, "responseElements", MAX_DEPTH)
+            _check_members(self.response_elements, ((), "responseElements"), MAX_DEPTH)
         if self.details is not None:
-            _check_members(self.details, "additionalEventData", MAX_DEPTH)
+            _check_members(self.details, ((), "additionalEventData"), MAX_DEPTH)
 
 
 class Resource(msgspec.Struct, frozen=True, gc=False, rename={"arn": "ARN"}):
@@ -179,27 +179,41 @@ def _well_formed(value: Any) -> Any:
     return value
 
 
-def _check_members(members: Mapping[Any, Any], path: str, depth: int) -> None:
+def _check_members(members: Mapping[Any, Any], path: tuple[Any, ...], depth: int) -> None:
     if depth == 0:
-        raise TypeError(f"{path}: nested too deep for an audit record")
+        raise _refused(path, "nested too deep for an audit record")
     for name, value in members.items():
         if type(name) is not str:
-            raise TypeError(f"{path}: a member's name is {type(name).__name__}, not str")
-        if type(value) is not str:  # by far the most frequent: nothing more to check
-            _check(value, path, name, depth)
+            raise _refused(path, f"a member's name is {type(name).__name__}, not str")
+        kind = type(value)
+        if kind is str:  # by far the most frequent, then encryption contexts: no call for the one, one for the other
+            continue
+        if kind is dict:
+            _check_members(value, (path, name), depth - 1)
+        else:
+            _check(value, (path, name), depth)
 
 
-def _check(value: Any, path: str, name: object, depth: int) -> None:
+def _check(value: Any, path: tuple[Any, ...], depth: int) -> None:
     if value is None or isinstance(value, str | int):  # bool and the string enumerations included
         return
     if isinstance(value, float) and math.isfinite(value):
         return
     if isinstance(value, dict):
-        _check_members(value, f"{path}.{name}", depth - 1)
+        _check_members(value, path, depth - 1)
     elif isinstance(value, list | tuple):
         if depth == 1:
-            raise TypeError(f"{path}.{name}: nested too deep for an audit record")
+            raise _refused(path, "nested too deep for an audit record")
         for item in value:
-            _check(item, f"{path}.{name}", "[]", depth - 1)
+            _check(item, (path, "[]"), depth - 1)
     else:
-        raise TypeError(f"{path}.{name}: {type(value).__name__} does not belong in an audit record")
+        raise _refused(path, f"{type(value).__name__} does not belong in an audit record")
+
+
+def _refused(path: tuple[Any, ...], why: str) -> TypeError:
+    """Return the error for the member at `path`: pairs of the path to it and its name, joined only when needed."""
+    names: list[str] = []
+    while path:
+        path, name = path
+        names.append(name)
+    return TypeError(f"{'.'.join(reversed(names))}: {why}")
