@@ -109,7 +109,10 @@ class TokenJobs:
 
     @staticmethod
     async def _reply(channel: socket.socket, child: Child) -> Reply:
-        datagram = await asyncio.get_running_loop().sock_recv(channel, MAX_DATAGRAM_BYTES)
+        try:
+            datagram = await asyncio.get_running_loop().sock_recv(channel, MAX_DATAGRAM_BYTES)
+        except ConnectionResetError:  # it died before it read the request
+            datagram = b""
         if not datagram:
             raise TokenCrashedError(
                 f"the process that ran the PKCS#11 module {_ending(await child.wait())} before it answered: update "

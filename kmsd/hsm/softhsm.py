@@ -4,9 +4,9 @@
     tokens/         SoftHSM's own files (0700)
     pin             the user PIN (0600)
 
-The token is made in `tokens.making`, which becomes `tokens` by one rename when its root key exists and works. So there
-is either no `tokens`, and what is left of an attempt is removed (nothing can have been wrapped by it), or a whole one,
-which is never touched: another root key in its place would make everything under the first unreadable.
+All of it is made in a folder `making-*` of its own, and becomes `tokens` by one rename when its root key exists and
+works. So there is either no `tokens`, and what is left of an attempt is removed (nothing can have been wrapped by it),
+or a whole one, which is never touched: another root key in its place would make everything under the first unreadable.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import os
 import secrets
 import shutil
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -32,7 +33,7 @@ ROOT_KEY_LABEL = "kmsd-root"
 
 _CONFIGURATION_NAME = "softhsm2.conf"
 _TOKENS_NAME = "tokens"
-_MAKING = ".making"
+_MAKING = "making-"
 # 106 bits: SoftHSM encrypts its objects under the PIN, so this is what protects a copy of `tokens` alone. (It takes
 # 4 to 255 characters.)
 _PIN_DIGITS = 32
@@ -67,15 +68,13 @@ async def make_token(
     """
     directory = _own_directory(directory)
     with _locked(directory):
-        tokens = directory / _TOKENS_NAME
-        if not tokens.is_dir():
-            making = directory / (_TOKENS_NAME + _MAKING)
-            _clear(making)
-            _write_pin(directory / PIN_NAME, random_below)
-            await _fill(zygote, directory, making, label)
-            _make_durable(making)
-            making.rename(tokens)
-        return _configure(directory, tokens, label)
+        _remove_attempts(directory)
+        if not (directory / _TOKENS_NAME).is_dir():
+            making = _fresh_folder(directory)
+            _write_pin(making / PIN_NAME, random_below)
+            await _fill(zygote, making, label)
+            _move_into_place(making, directory)
+        return _configure(directory, label)
 
 
 def _own_directory(directory: Path) -> Path:
@@ -86,16 +85,34 @@ def _own_directory(directory: Path) -> Path:
     return directory
 
 
-def _clear(making: Path) -> None:
-    if making.exists():
-        shutil.rmtree(making)
-    making.mkdir(mode=0o700)
+def _remove_attempts(directory: Path) -> None:
+    for left in directory.glob(f"{_MAKING}*"):
+        shutil.rmtree(left)
 
 
-async def _fill(zygote: Zygote, directory: Path, tokens: Path, label: str) -> None:
-    config = _configure(directory, tokens, label)
-    with pin_page(FilePin(directory / PIN_NAME)) as pin:
+def _fresh_folder(directory: Path) -> Path:
+    # A name of its own: the job of an attempt that was killed just now may still be running.
+    making = Path(tempfile.mkdtemp(prefix=_MAKING, dir=directory))
+    (making / _TOKENS_NAME).mkdir(mode=0o700)
+    return making
+
+
+async def _fill(zygote: Zygote, making: Path, label: str) -> None:
+    config = _configure(making, label)
+    with pin_page(FilePin(making / PIN_NAME)) as pin:
         await TokenJobs(zygote).run(MakeToken(config), [pin], Done)
+
+
+def _move_into_place(making: Path, directory: Path) -> None:
+    # SoftHSM leaves its files to the page cache; after a power cut the rename must not be all that is there.
+    for folder, _, names in os.walk(making, topdown=False):
+        for path in (*(Path(folder, name) for name in names), Path(folder)):
+            _sync(path)
+    (making / PIN_NAME).rename(directory / PIN_NAME)  # first: without `tokens` it means nothing
+    _sync(directory)
+    (making / _TOKENS_NAME).rename(directory / _TOKENS_NAME)
+    _sync(directory)
+    shutil.rmtree(making)
 
 
 @contextmanager
@@ -109,28 +126,26 @@ def _locked(directory: Path) -> Iterator[None]:
         ) from None
     else:
         yield
-        os.fsync(descriptor)
     finally:
         os.close(descriptor)
 
 
 def _write_pin(path: Path, random_below: Callable[[int], int]) -> None:
-    path.unlink(missing_ok=True)  # of an attempt that was interrupted: there is no token it could open
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
         for _ in range(_PIN_DIGITS):
             # Digit by digit, so that no object ever holds the whole PIN.
             os.write(descriptor, b"%d" % random_below(10))
-        os.fsync(descriptor)
     finally:
         os.close(descriptor)
 
 
-def _configure(directory: Path, tokens: Path, label: str) -> TokenConfig:
+def _configure(directory: Path, label: str) -> TokenConfig:
     path = directory / _CONFIGURATION_NAME
-    draft = directory / (_CONFIGURATION_NAME + _MAKING)
+    draft = directory / f"{_CONFIGURATION_NAME}.new"
     draft.write_text(
-        f"directories.tokendir = {tokens}\nobjectstore.backend = file\nlog.level = ERROR\nslots.removable = false\n"
+        f"directories.tokendir = {directory / _TOKENS_NAME}\n"
+        "objectstore.backend = file\nlog.level = ERROR\nslots.removable = false\n"
     )
     draft.rename(path)
     return TokenConfig(
@@ -141,12 +156,9 @@ def _configure(directory: Path, tokens: Path, label: str) -> TokenConfig:
     )
 
 
-def _make_durable(tokens: Path) -> None:
-    # SoftHSM leaves its files to the page cache; after a power cut the rename must not be all that is there.
-    for folder, _, names in os.walk(tokens, topdown=False):
-        for path in (*(Path(folder, name) for name in names), Path(folder)):
-            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-            try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
