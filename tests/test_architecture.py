@@ -62,6 +62,7 @@ CLIENT_MAY_IMPORT = (
     "kmsd.wire",
     "kmsd.envelope.header",
     "kmsd.envelope.frames",
+    "kmsd.envelope.conversation",  # the datagrams between client and worker
     "kmsd.audit.chain",
     "kmsd.audit.verify",
     "kmsd.access.policy",

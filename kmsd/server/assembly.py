@@ -33,10 +33,11 @@ from kmsd.server.limits import Shares
 from kmsd.server.listener import Listener
 from kmsd.service import administration, aliases, files, keys, symmetric
 from kmsd.service.identifiers import Arns
-from kmsd.service.pipeline import Pipeline, bind
+from kmsd.service.pipeline import Pipeline
 from kmsd.service.records import KeyRecords
 from kmsd.service.scratch import Scratch
 from kmsd.service.seal import Seal
+from kmsd.service.table import bind
 from kmsd.store.base import SettingsRow
 from kmsd.store.sql import SqlStore
 

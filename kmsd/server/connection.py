@@ -15,8 +15,9 @@ from typing import Any, NamedTuple
 
 from kmsd.api.errors import ProtocolError, ThrottlingError
 from kmsd.server.limits import Share
+from kmsd.service.batch import Batch
 from kmsd.service.call import Session
-from kmsd.service.pipeline import Batch, Pipeline
+from kmsd.service.pipeline import Pipeline
 from kmsd.wire.codec import ReplyEncoder, RequestDecoder
 from kmsd.wire.connection import ServerConnection
 from kmsd.wire.framing import FrameBuffer

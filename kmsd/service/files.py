@@ -23,8 +23,9 @@ from kmsd.material.ciphertext import BlobCipher, address_of
 from kmsd.material.versions import NotLoadedError, Versions
 from kmsd.memory.arena import Arena
 from kmsd.service.call import Call
-from kmsd.service.pipeline import Trail, WithDescriptors
+from kmsd.service.pipeline import Trail
 from kmsd.service.records import KeyRecord, KeyRecords
+from kmsd.service.table import WithDescriptors
 
 # AWS Encryption SDK: the provider id of data keys that AWS KMS wraps; its info is the key's ARN.
 _PROVIDER = "aws-kms"

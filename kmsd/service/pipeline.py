@@ -19,9 +19,8 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable, Coroutine, Mapping, Sequence
-from functools import partial
-from typing import Any, Protocol, TypeAlias
+from collections.abc import Coroutine, Mapping, Sequence
+from typing import Any, Protocol
 
 import msgspec
 
@@ -36,19 +35,17 @@ from kmsd.api.errors import (
     StorageError,
     UnknownOperationError,
 )
-from kmsd.api.operation import Cost, Operation, member_name
+from kmsd.api.operation import Operation
 from kmsd.audit.record import Kind, Record
 from kmsd.logs import Logger
 from kmsd.material.versions import NotLoadedError
+from kmsd.service.batch import Batch
 from kmsd.service.call import Call, Session
 from kmsd.service.records import KeyRecords
 from kmsd.service.scratch import Scratch
+from kmsd.service.table import Entry, Handler, WithDescriptors, make_table
 from kmsd.store.base import StoreUnavailableError
-from kmsd.wire.codec import ParamsDecoder, ReplyEncoder, Request
-
-# What a module's table HANDLERS holds for each operation: a function of the serving object, the call, the request, and
-# the key if the declaration names one.
-Handler: TypeAlias = Callable[..., Any]
+from kmsd.wire.codec import ReplyEncoder, Request
 
 # A cache miss is loaded and the call repeated; each round loads one thing (a key, its material, for ReEncrypt twice),
 # and only a cache that forgets faster than it loads takes more.
@@ -65,74 +62,11 @@ class Trail(Protocol):
         """Wait until everything written is on the disk; raises AuditUnavailableError."""
 
 
-def bind(handlers: Mapping[Operation[Any, Any], Handler], service: object) -> dict[Operation[Any, Any], Handler]:
-    """Return the handlers of a module's table as methods of the object that serves them."""
-    return {operation: partial(handler, service) for operation, handler in handlers.items()}
-
-
-class WithDescriptors(msgspec.Struct, frozen=True):
-    """A response that descriptors come with; the pipeline's caller sends and then closes them."""
-
-    response: msgspec.Struct
-    descriptors: list[int]
-
-
-class Batch:
-    """Replies that leave together, and the records that must be written before they do."""
-
-    __slots__ = ("descriptors", "identifiers", "out", "records")
-
-    def __init__(self) -> None:
-        self.out = bytearray()
-        self.records: list[Record] = []
-        self.identifiers: list[int] = []
-        self.descriptors: list[int] = []
-
-
 class Mutations(Protocol):
     """What the pipeline needs of `kmsd.store.base.Store`."""
 
     async def committed(self, mutation_ids: Sequence[str]) -> set[str]:
         """Return which of these mutations were committed."""
-
-
-class _Entry:
-    """An operation with everything the hot path needs at hand."""
-
-    __slots__ = ("decode", "elements", "fields", "handler", "operation", "synchronous")
-
-    def __init__(self, operation: Operation[Any, Any], handler: Handler) -> None:
-        self.operation = operation
-        self.handler = handler
-        self.decode = ParamsDecoder(operation.request, max_bytes=operation.frame_bytes).decode
-        self.synchronous = operation.cost is Cost.CRYPTOGRAPHY
-        self.fields = tuple((_json_name(attribute), attribute) for attribute in operation.audit_fields)
-        self.elements = tuple((_json_name(attribute), attribute) for attribute in operation.audit_response)
-
-    def parameters(self, request: msgspec.Struct | None) -> dict[str, Any] | None:
-        """Return the request's members that may be logged."""
-        return _chosen(request, self.fields)
-
-    def response_elements(self, response: msgspec.Struct | None) -> dict[str, Any] | None:
-        """Return the response's members that may be logged."""
-        return _chosen(response, self.elements)
-
-
-def _json_name(attribute: str) -> str:
-    name = member_name(attribute)
-    return name[:1].lower() + name[1:]
-
-
-def _chosen(struct: msgspec.Struct | None, fields: tuple[tuple[str, str], ...]) -> dict[str, Any] | None:
-    if struct is None:
-        return None
-    chosen = {}
-    for name, attribute in fields:
-        value = getattr(struct, attribute)
-        if not value and value != 0:
-            continue
-        chosen[name] = value if isinstance(value, str | dict) else msgspec.to_builtins(value)
-    return chosen or None
 
 
 class _Foreseen:
@@ -176,10 +110,7 @@ class Pipeline:
         logger: Logger,
         settles: bool,
     ) -> None:
-        missing = {operation.name for operation in set(operations) ^ set(handlers)}
-        if missing:
-            raise TypeError(f"operations without a handler, or handlers without an operation: {sorted(missing)}")
-        self._table = {operation.name: _Entry(operation, handlers[operation]) for operation in operations}
+        self._table = make_table(operations, handlers)
         self._authorizer = authorizer
         self._records = records
         self._trail = trail
@@ -271,7 +202,7 @@ class Pipeline:
         self,
         session: Session,
         identifier: int,
-        entry: _Entry,
+        entry: Entry,
         params: memoryview,
         batch: Batch,
         *,
@@ -299,7 +230,7 @@ class Pipeline:
         finally:
             self._scratch.wipe()
 
-    def _answer_now(self, call: Call, entry: _Entry, request: msgspec.Struct) -> msgspec.Struct:
+    def _answer_now(self, call: Call, entry: Entry, request: msgspec.Struct) -> msgspec.Struct:
         operation = entry.operation
         response: msgspec.Struct
         if operation.key is not None:
@@ -314,7 +245,7 @@ class Pipeline:
         return response
 
     async def _load_and_serve(
-        self, session: Session, identifier: int, entry: _Entry, params: bytearray, missing: NotLoadedError
+        self, session: Session, identifier: int, entry: Entry, params: bytearray, missing: NotLoadedError
     ) -> Batch:
         batch = Batch()
         failure: KmsError | None = None
@@ -333,7 +264,7 @@ class Pipeline:
         params[:] = bytes(len(params))
         return await self._finish_later(batch)
 
-    async def _serve_later(self, session: Session, identifier: int, entry: _Entry, params: bytearray) -> Batch:
+    async def _serve_later(self, session: Session, identifier: int, entry: Entry, params: bytearray) -> Batch:
         batch = Batch()
         call = Call(session, entry.operation, self._next_request_id(), self._authorizer)
         request: msgspec.Struct | None = None
@@ -355,7 +286,7 @@ class Pipeline:
                 batch.records.append(call.record(Kind.REQUEST, parameters=parameters))
         return await self._finish_later(batch)
 
-    async def _answer(self, call: Call, entry: _Entry, request: msgspec.Struct) -> Any:
+    async def _answer(self, call: Call, entry: Entry, request: msgspec.Struct) -> Any:
         operation = entry.operation
         arguments: tuple[Any, ...] = (call, request)
         if operation.key is not None:
@@ -374,7 +305,7 @@ class Pipeline:
         return await asyncio.shield(mutation)
 
     async def _mutate(
-        self, call: Call, entry: _Entry, request: msgspec.Struct, work: Coroutine[Any, Any, msgspec.Struct]
+        self, call: Call, entry: Entry, request: msgspec.Struct, work: Coroutine[Any, Any, msgspec.Struct]
     ) -> msgspec.Struct:
         parameters = entry.parameters(request)
         try:
@@ -402,7 +333,7 @@ class Pipeline:
         self._trail.append([call.record(Kind.OUTCOME, parameters=parameters, response=elements)])
         return response
 
-    def _decode(self, entry: _Entry, params: memoryview) -> msgspec.Struct:
+    def _decode(self, entry: Entry, params: memoryview) -> msgspec.Struct:
         if self.stopping:
             raise ShuttingDownError("kmsd is stopping; ask again when it has started")
         if self.sealed and not entry.operation.works_sealed:

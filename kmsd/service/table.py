@@ -1,0 +1,80 @@
+"""The table of operations: each declaration with its handler and with what the hot path needs at hand."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any, TypeAlias
+
+import msgspec
+
+from kmsd.api.operation import Cost, Operation, member_name
+from kmsd.wire.codec import ParamsDecoder
+
+# What a module's table HANDLERS holds for each operation: a function of the serving object, the call, the request, and
+# the key if the declaration names one.
+Handler: TypeAlias = Callable[..., Any]
+
+
+def bind(handlers: Mapping[Operation[Any, Any], Handler], service: object) -> dict[Operation[Any, Any], Handler]:
+    """Return the handlers of a module's table as methods of the object that serves them."""
+    return {operation: partial(handler, service) for operation, handler in handlers.items()}
+
+
+class WithDescriptors(msgspec.Struct, frozen=True):
+    """A response that descriptors come with; the pipeline's caller sends and then closes them."""
+
+    response: msgspec.Struct
+    descriptors: list[int]
+
+
+class Entry:
+    """An operation with everything the hot path needs at hand."""
+
+    __slots__ = ("decode", "elements", "fields", "handler", "operation", "synchronous")
+
+    def __init__(self, operation: Operation[Any, Any], handler: Handler) -> None:
+        self.operation = operation
+        self.handler = handler
+        self.decode = ParamsDecoder(operation.request, max_bytes=operation.frame_bytes).decode
+        self.synchronous = operation.cost is Cost.CRYPTOGRAPHY
+        self.fields = tuple((_json_name(attribute), attribute) for attribute in operation.audit_fields)
+        self.elements = tuple((_json_name(attribute), attribute) for attribute in operation.audit_response)
+
+    def parameters(self, request: msgspec.Struct | None) -> dict[str, Any] | None:
+        """Return the request's members that may be logged."""
+        return _chosen(request, self.fields)
+
+    def response_elements(self, response: msgspec.Struct | None) -> dict[str, Any] | None:
+        """Return the response's members that may be logged."""
+        return _chosen(response, self.elements)
+
+
+def _json_name(attribute: str) -> str:
+    name = member_name(attribute)
+    return name[:1].lower() + name[1:]
+
+
+def _chosen(struct: msgspec.Struct | None, fields: tuple[tuple[str, str], ...]) -> dict[str, Any] | None:
+    if struct is None:
+        return None
+    chosen = {}
+    for name, attribute in fields:
+        value = getattr(struct, attribute)
+        if not value and value != 0:
+            continue
+        chosen[name] = value if isinstance(value, str | dict) else msgspec.to_builtins(value)
+    return chosen or None
+
+
+def make_table(
+    operations: Sequence[Operation[Any, Any]], handlers: Mapping[Operation[Any, Any], Handler]
+) -> dict[str, Entry]:
+    """Return the table by operation name.
+
+    Raises TypeError, so that nothing starts, when an operation has no handler or a handler no operation.
+    """
+    missing = {operation.name for operation in set(operations) ^ set(handlers)}
+    if missing:
+        raise TypeError(f"operations without a handler, or handlers without an operation: {sorted(missing)}")
+    return {operation.name: Entry(operation, handlers[operation]) for operation in operations}
