@@ -91,6 +91,7 @@ PURE = (
     "kmsd.wire",
     "kmsd.envelope.header",
     "kmsd.envelope.frames",
+    "kmsd.envelope.conversation",
     "kmsd.audit.chain",
     "kmsd.audit.verify",
     "kmsd.access.decision",
