@@ -81,7 +81,8 @@ class AsyncClient(AsyncOperations):
             return Completed(0, error, sent=False)
         connection = self._connection
         identifier = connection.request(operation, request)
-        answer = self._answers[identifier] = loop.create_future()
+        answer: asyncio.Future[Completed] = loop.create_future()
+        self._answers[identifier] = answer
         self._writable()
         done: Completed | None = None
         try:
@@ -95,7 +96,7 @@ class AsyncClient(AsyncOperations):
         finally:
             connection.forget(identifier)
             self._answers.pop(identifier, None)
-            if done is None and not answer.cancelled():  # cancelled just after the answer came
+            if done is None and answer.done() and not answer.cancelled():  # cancelled just after it came
                 _transport.close_all(answer.result().descriptors)
         return done
 

@@ -83,18 +83,19 @@ class Client(Operations):
             return Completed(0, error, sent=False)
         connection = self._connection
         identifier = connection.request(operation, request)
+        failure: KmsError
         try:
             return self._converse(sock, connection, identifier)
         except BlockingIOError:
-            error = _transport.timed_out(self._timeout_seconds)
-        except OSError as reason:
-            error = _transport.lost_to(reason)
-        except KmsError as reason:
-            error = reason
+            failure = _transport.timed_out(self._timeout_seconds)
+        except OSError as error:
+            failure = _transport.lost_to(error)
+        except KmsError as error:
+            failure = error
         finally:
             connection.forget(identifier)  # in case of an interrupt: its answer may still come
         self.close()
-        return connection.given_up(identifier, error)
+        return connection.given_up(identifier, failure)
 
     def _converse(self, sock: socket.socket, connection: ClientConnection, identifier: int) -> Completed:
         try:

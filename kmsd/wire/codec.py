@@ -233,7 +233,7 @@ def _describe(text: str) -> str:
     """Return msgspec's text if it holds nothing of the data, else as much of it as does not."""
     problem, separator, path = text.rpartition(" - at ")
     if not separator:
-        problem, path = text, "`$`"
+        problem, path = text, ""
     if not _SAFE_PROBLEM.fullmatch(problem):
         problem = "Invalid value"
     return f"{problem} - at {path}" if _PATH.fullmatch(path) else problem
@@ -275,8 +275,7 @@ class ReplyEncoder:
         """
         start = len(out)
         if descriptors:
-            count = b"\xa3fds" + descriptors.to_bytes(1, "big")
-            out += _RESULT_FDS_HEAD.pack(b"\x83\xa2id\xcf", id, count, b"\xa6result")
+            out += _RESULT_FDS_HEAD.pack(b"\x83\xa2id\xcf", id, b"\xa3fds", descriptors, b"\xa6result")
         else:
             out += _RESULT_HEAD.pack(b"\x82\xa2id\xcf", id, b"\xa6result")
         problem = _append_struct(out, result)
