@@ -169,11 +169,16 @@ class Store(Protocol):
     async def commit(self, mutation_id: str, changes: Sequence[Change]) -> None:
         """Make all changes in one transaction that is durable on return, and remember `mutation_id` with them.
 
-        Raises RowExistsError, RowChangedError or StoreUnavailableError; nothing was written then.
+        Raises RowExistsError (also for a mutation id used before), RowChangedError or StoreUnavailableError; nothing
+        was written then, unless the message says that the disk failed to sync. A task that is cancelled while it waits
+        leaves the commit done or not done; `committed` tells which.
         """
 
     async def committed(self, mutation_ids: Sequence[str]) -> set[str]:
         """Return those of the mutation ids whose commits happened, among the newest 10,000 commits."""
+
+    async def forget(self, mutation_ids: Sequence[str]) -> None:
+        """Remember these mutations no longer; unknown ones are ignored."""
 
     def unseal(self, mac_key: memoryview) -> None:
         """Verify and write rows with this MAC key (32 bytes, borrowed) from now on."""

@@ -1,0 +1,178 @@
+"""One SQLite database on one held connection: opening, reading, transactions, and what errors mean. Synchronous.
+
+One process at a time has a store. A lock (flock) on the file says so before SQLite touches it; SQLite's own exclusive
+mode then also keeps other programs out, and saves it the lock calls of every statement and the shared-memory file.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import sqlite3
+import stat
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import sqlalchemy as sa
+
+from kmsd.store.base import RowChangedError, RowExistsError, StoreFormatError, StoreUnavailableError
+from kmsd.store.migrations.stamp import create_or_check
+
+_PRAGMAS = (
+    "locking_mode = EXCLUSIVE",
+    "synchronous = FULL",  # an acknowledged commit survives power loss: each one syncs the write-ahead log
+    "secure_delete = ON",  # what was deleted is overwritten with zeros
+    "trusted_schema = OFF",  # a file that somebody edited cannot make SQLite call functions
+    "cell_size_check = ON",  # notices damaged pages early
+)
+
+# The result codes (https://www.sqlite.org/rescode.html) whose lower byte says that the file itself is wrong. ERROR is
+# what a statement gets when tables are not those it was written for; all statements are ours.
+_WRONG_FILE = {sqlite3.SQLITE_ERROR, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
+_IN_USE = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}
+_SYNC_FAILED = {sqlite3.SQLITE_IOERR_FSYNC, sqlite3.SQLITE_IOERR_DIR_FSYNC}
+
+
+@dataclass(frozen=True)
+class Step:
+    """A statement of a transaction, and the row it is about.
+
+    `must_match`: the statement has to find its row, else that row was changed meanwhile.
+    """
+
+    statement: sa.Insert | sa.Update | sa.Delete
+    parameters: Mapping[str, Any]
+    table: str
+    primary_key: str
+    must_match: bool = False
+
+
+class Database:
+    """An open database, which messages call `name`. All calls, and the opening, come from one and the same thread.
+
+    Raises StoreUnavailableError and StoreFormatError, which name the file; no exception of the libraries underneath.
+    """
+
+    def __init__(self, path: Path) -> None:
+        path = path.absolute()
+        self.name = f"store {path}"
+        self._broken: str | None = None
+        with contextlib.ExitStack() as stack:
+            # Entered first and so left last: closing any descriptor of the file drops the locks that SQLite has on it.
+            stack.callback(os.close, self._lock(path))
+            stack.enter_context(self._errors_translated())
+            url = sa.URL.create("sqlite", database=str(path))
+            # AUTOCOMMIT: transactions begin and end where this module says so, and reads need none.
+            engine = sa.create_engine(
+                url, poolclass=sa.NullPool, isolation_level="AUTOCOMMIT", connect_args={"timeout": 0}
+            )
+            self._connection = stack.enter_context(engine.connect())
+            for pragma in _PRAGMAS:
+                self._execute(f"PRAGMA {pragma}")
+            with self._transaction():
+                create_or_check(self._connection, self.name)
+            mode = self._connection.exec_driver_sql("PRAGMA journal_mode = WAL").scalar_one()
+            if mode != "wal":
+                raise StoreUnavailableError(f"{self.name}: its file system allows no write-ahead log")
+            self._open = stack.pop_all()
+
+    def _lock(self, path: Path) -> int:
+        """Open or create the file for its owner alone and return a descriptor that holds its lock."""
+        with contextlib.ExitStack() as stack:
+            try:
+                # O_NONBLOCK: to open a FIFO must not hang; it means nothing for a regular file.
+                flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+                descriptor = os.open(path, flags, 0o600)
+                stack.callback(os.close, descriptor)
+                if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                    raise StoreFormatError(f"{self.name} is not a regular file")
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                os.fchmod(descriptor, 0o600)
+                self._sync_directory(path.parent)
+            except BlockingIOError:
+                raise self._in_use() from None
+            except OSError as exc:
+                reason = "is a symbolic link" if exc.errno == errno.ELOOP else exc.strerror
+                raise StoreUnavailableError(f"{self.name}: {reason}") from exc
+            stack.pop_all()
+            return descriptor
+
+    @staticmethod
+    def _sync_directory(directory: Path) -> None:
+        """Make the file's name survive a power cut."""
+        descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+    def rows(self, statement: sa.Select[Any], parameters: Mapping[str, Any]) -> list[tuple[Any, ...]]:
+        """Return all rows that a query finds."""
+        with self._errors_translated():
+            return [tuple(row) for row in self._connection.execute(statement, parameters)]
+
+    def rows_of_each(self, statement: sa.Select[Any], each: Sequence[Mapping[str, Any]]) -> list[tuple[Any, ...]]:
+        """Return what a query finds with each of several sets of parameters."""
+        return [row for parameters in each for row in self.rows(statement, parameters)]
+
+    def apply(self, steps: Sequence[Step]) -> None:
+        """Do all steps in one transaction, durable on return; raises RowExistsError, RowChangedError and does none."""
+        with self._errors_translated(), self._transaction():
+            for step in steps:
+                try:
+                    result = self._connection.execute(step.statement, step.parameters)
+                except sa.exc.IntegrityError:
+                    raise RowExistsError(step.table, step.primary_key) from None
+                if step.must_match and result.rowcount != 1:
+                    raise RowChangedError(step.table, step.primary_key)
+
+    def close(self) -> None:
+        """Put the write-ahead log into the file and close it."""
+        with self._errors_translated(closing=True):
+            self._open.close()
+
+    def _execute(self, text: str) -> None:
+        self._connection.exec_driver_sql(text)
+
+    @contextlib.contextmanager
+    def _transaction(self) -> Iterator[None]:
+        self._execute("BEGIN IMMEDIATE")
+        try:
+            yield
+            self._execute("COMMIT")
+        except BaseException:
+            # After some errors, a full disk for one, SQLite has rolled back by itself.
+            if self._driver_connection.in_transaction:
+                self._execute("ROLLBACK")
+            raise
+
+    @property
+    def _driver_connection(self) -> sqlite3.Connection:
+        return cast("sqlite3.Connection", self._connection.connection.dbapi_connection)
+
+    @contextlib.contextmanager
+    def _errors_translated(self, *, closing: bool = False) -> Iterator[None]:
+        if self._broken is not None and not closing:
+            raise StoreUnavailableError(self._broken)
+        try:
+            yield
+        except sa.exc.DBAPIError as exc:
+            # The driver's own complaints have no code: they are about what it found, as text that is no UTF-8.
+            code: int = getattr(exc.orig, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT)
+            if code & 0xFF in _IN_USE:
+                raise self._in_use() from exc
+            if code & 0xFF in _WRONG_FILE:
+                raise StoreFormatError(f"{self.name} is no store, or is damaged: {exc.orig}") from exc
+            if code in _SYNC_FAILED:
+                # The kernel reports a failed sync once, and the next one succeeds without having written what was
+                # lost. So nothing is promised any more until the file is read anew.
+                self._broken = f"{self.name} could not be synced to its disk; check the disk, then restart kmsd"
+                raise StoreUnavailableError(self._broken) from exc
+            raise StoreUnavailableError(f"{self.name}: {exc.orig}") from exc
+
+    def _in_use(self) -> StoreUnavailableError:
+        return StoreUnavailableError(f"{self.name} is in use by another process")

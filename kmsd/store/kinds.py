@@ -1,0 +1,62 @@
+"""The kinds of rows: the table, the primary key and the lookup columns of each.
+
+All other members of a row exist only inside its sealed content, so that the schema hardly ever changes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Generic, TypeAlias, TypeVar
+
+from kmsd.store.base import AliasRow, DomainKeyRow, KeyRow, MaterialRow, Row, SecretRow, SettingsRow
+
+RowT = TypeVar("RowT", bound=Row)
+
+KeyValues: TypeAlias = tuple[str | int, ...]
+
+
+class MutationRow(Row, frozen=True, kw_only=True):
+    """The trace of a commit, written with it: whoever finds it knows that the commit happened."""
+
+    mutation_id: str
+
+
+@dataclass(frozen=True, eq=False)
+class Kind(Generic[RowT]):
+    """One kind of row. `key` and `lookup` name the members that have columns: those it is found by."""
+
+    table: str
+    row_type: type[RowT]
+    key: tuple[str, ...]
+    lookup: tuple[str, ...] = ()
+
+    def key_of(self, row: RowT) -> KeyValues:
+        """Return the row's primary key."""
+        return tuple(getattr(row, name) for name in self.key)
+
+    def lookup_of(self, row: RowT) -> KeyValues:
+        """Return what the row's lookup columns hold."""
+        return tuple(getattr(row, name) for name in self.lookup)
+
+
+KEYS = Kind("keys", KeyRow, ("key_id",), ("creator_uid",))
+MATERIAL = Kind("material", MaterialRow, ("key_id", "number"))
+ALIASES = Kind("aliases", AliasRow, ("name",), ("key_id",))
+DOMAIN_KEYS = Kind("domain_keys", DomainKeyRow, ("domain_key_id",))
+SECRETS = Kind("secrets", SecretRow, ("name",))
+SETTINGS = Kind("settings", SettingsRow, ("name",))
+MUTATIONS = Kind("mutations", MutationRow, ("mutation_id",))
+
+KINDS: tuple[Kind[Any], ...] = (KEYS, MATERIAL, ALIASES, DOMAIN_KEYS, SECRETS, SETTINGS, MUTATIONS)
+
+_KIND_OF = {kind.row_type: kind for kind in KINDS}
+
+
+def kind_of(row: RowT) -> Kind[RowT]:
+    """Return the kind of a row."""
+    return _KIND_OF[type(row)]
+
+
+def written(key: KeyValues) -> str:
+    """Return a primary key as people read it in messages."""
+    return "/".join(map(str, key))

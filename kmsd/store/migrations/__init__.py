@@ -1,0 +1,1 @@
+"""How a database's schema becomes the present one."""

@@ -1,0 +1,56 @@
+"""The stamp of a database: whose it is, and which schema it has.
+
+SQLite keeps two numbers for this in the file's header (https://www.sqlite.org/pragma.html#pragma_application_id and
+#pragma_user_version). They change with the transaction around them, so a database is stamped whole or empty.
+"""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+
+from kmsd.store.base import StoreFormatError
+from kmsd.store.schema import METADATA
+
+# "kmsd" in ASCII; the header has room for 4 bytes.
+APPLICATION_ID = int.from_bytes(b"kmsd", "big")
+
+# 1: the first schema.
+SCHEMA_VERSION = 1
+
+
+def create_or_check(connection: sa.Connection, name: str) -> None:
+    """Create the schema in an empty database; check that any other one is ours and has the present schema.
+
+    Runs inside the caller's transaction. `name` is what messages call the database. Raises StoreFormatError.
+    """
+    application = connection.exec_driver_sql("PRAGMA application_id").scalar_one()
+    version = connection.exec_driver_sql("PRAGMA user_version").scalar_one()
+    found = _objects(connection)
+    if not found and application == version == 0:
+        METADATA.create_all(connection)
+        connection.exec_driver_sql(f"PRAGMA application_id = {APPLICATION_ID}")
+        connection.exec_driver_sql(f"PRAGMA user_version = {SCHEMA_VERSION}")
+        return
+    if application != APPLICATION_ID:
+        raise StoreFormatError(f"{name} is a database of another application")
+    if version > SCHEMA_VERSION:
+        raise StoreFormatError(
+            f"{name} was made by a newer kmsd (its schema is {version}, this one knows {SCHEMA_VERSION}): install that"
+        )
+    expected = _expected_objects()
+    if version != SCHEMA_VERSION or found != expected:
+        differing = ", ".join(f"{kind} {name}" for kind, name in sorted(found ^ expected))
+        raise StoreFormatError(f"{name} is damaged: its schema {version} differs in: {differing or 'its number'}")
+
+
+def _objects(connection: sa.Connection) -> set[tuple[str, str]]:
+    """Return type and name of all that the database holds, triggers and views among them."""
+    rows = connection.exec_driver_sql("SELECT type, name FROM sqlite_master WHERE name NOT LIKE 'sqlite~_%' ESCAPE '~'")
+    return {(str(kind), str(name)) for kind, name in rows}
+
+
+def _expected_objects() -> set[tuple[str, str]]:
+    tables = METADATA.tables.values()
+    return {("table", table.name) for table in tables} | {
+        ("index", str(index.name)) for table in tables for index in table.indexes
+    }

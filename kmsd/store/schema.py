@@ -1,0 +1,100 @@
+"""Tables and statements, made from the kinds of rows.
+
+A table has the columns of a kind's primary key and lookups, then `version`, `content` and `mac`. Statements are made
+once; SQLAlchemy keeps what it compiled of them.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Generic, get_type_hints
+
+import sqlalchemy as sa
+from sqlalchemy.types import UserDefinedType
+
+from kmsd.store.kinds import ALIASES, KEYS, KINDS, MUTATIONS, Kind, RowT
+from kmsd.store.sealing import Record
+
+# What a writer remembers of its own commits: more than can be open at once (256 requests in flight for each of some
+# tens of busy users, DESIGN 13), and some 3 MB.
+REMEMBERED_MUTATIONS = 10_000
+
+METADATA = sa.MetaData()
+
+
+class _Bytes(UserDefinedType[bytes]):
+    """A BLOB as the driver returns it.
+
+    SQLAlchemy's own type calls `bytes` on every value: on an integer that somebody wrote there, that asks for as many
+    bytes of memory. Types are checked where records are verified.
+    """
+
+    cache_ok = True
+
+    def get_col_spec(self, **_: Any) -> str:
+        """Return the type's name in DDL."""
+        return "BLOB"
+
+
+def _table(kind: Kind[Any]) -> sa.Table:
+    types = get_type_hints(kind.row_type)
+
+    def column(name: str, **options: Any) -> sa.Column[Any]:
+        return sa.Column(name, sa.BigInteger() if types[name] is int else sa.Text(), nullable=False, **options)
+
+    # Mutations are forgotten oldest first, so these are numbered; the number is no part of the record.
+    numbered = [sa.Column("sequence", sa.Integer, primary_key=True)] if kind is MUTATIONS else []
+    keys = [column(name, unique=True) if numbered else column(name, primary_key=True) for name in kind.key]
+    return sa.Table(
+        kind.table,
+        METADATA,
+        *numbered,
+        *keys,
+        *(column(name, index=True) for name in kind.lookup),
+        sa.Column("version", sa.BigInteger(), nullable=False),
+        sa.Column("content", _Bytes(), nullable=False),
+        sa.Column("mac", _Bytes(), nullable=False),
+    )
+
+
+TABLES = {kind.table: _table(kind) for kind in KINDS}
+
+
+class Statements(Generic[RowT]):
+    """The statements that work on single rows of one kind, and all its rows' columns in the order of a `Record`."""
+
+    def __init__(self, kind: Kind[RowT]) -> None:
+        self.kind = kind
+        table = TABLES[kind.table]
+        names = (*kind.key, *kind.lookup, "version", "content", "mac")
+        is_this = sa.and_(*(table.c[name] == sa.bindparam(f"this_{name}") for name in kind.key))
+        has_version = table.c.version == sa.bindparam("this_version", type_=sa.BigInteger())
+        self.all = sa.select(*(table.c[name] for name in names)).order_by(*(table.c[name] for name in kind.key))
+        self.one = self.all.where(is_this)
+        self.insert = table.insert().values({name: sa.bindparam(name) for name in names})
+        self.replace = table.update().where(is_this, has_version).values({name: sa.bindparam(name) for name in names})
+        self.delete = table.delete().where(is_this, has_version)
+        self.forget = table.delete().where(is_this)
+
+    def this(self, *key: str | int) -> dict[str, Any]:
+        """Return the parameters that name one row."""
+        return {f"this_{name}": value for name, value in zip(self.kind.key, key, strict=True)}
+
+    def values(self, record: Record[RowT]) -> dict[str, Any]:
+        """Return the parameters that write a record."""
+        found = zip((*self.kind.key, *self.kind.lookup), (*record.key, *record.lookup), strict=True)
+        return {**dict(found), "version": record.version, "content": record.content, "mac": record.mac}
+
+
+STATEMENTS: dict[str, Statements[Any]] = {kind.table: Statements(kind) for kind in KINDS}
+
+_keys, _aliases, _mutations = TABLES[KEYS.table], TABLES[ALIASES.table], TABLES[MUTATIONS.table]
+_after, _limit = sa.bindparam("after", type_=sa.Text()), sa.bindparam("limit", type_=sa.Integer())
+
+KEYS_AFTER = STATEMENTS[KEYS.table].all.where(_keys.c.key_id > _after).limit(_limit)
+ALIASES_AFTER = STATEMENTS[ALIASES.table].all.where(_aliases.c.name > _after).limit(_limit)
+ALIASES_OF_KEY_AFTER = ALIASES_AFTER.where(_aliases.c.key_id == sa.bindparam("key_id"))
+COUNT_KEYS = sa.select(sa.func.count()).select_from(_keys).where(_keys.c.creator_uid == sa.bindparam("creator_uid"))
+FORGET_OLD_MUTATIONS = _mutations.delete().where(
+    _mutations.c.sequence
+    <= sa.select(sa.func.max(_mutations.c.sequence)).scalar_subquery() - sa.literal(REMEMBERED_MUTATIONS)
+)

@@ -1,0 +1,236 @@
+"""The store in a SQL database.
+
+All database calls run on one thread of the store's own. MACs are made and verified on the event loop's thread, which
+is also the one that seals: so no other thread can be reading the MAC key while it is wiped.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, TypeVar
+
+import sqlalchemy as sa
+
+from kmsd.api.errors import SealedError
+from kmsd.store.base import (
+    AliasRow,
+    Change,
+    Delete,
+    DomainKeyRow,
+    Insert,
+    KeyRow,
+    MaterialRow,
+    Replace,
+    SecretRow,
+    SettingsRow,
+    StoreUnavailableError,
+)
+from kmsd.store.database import Database, Step
+from kmsd.store.kinds import (
+    ALIASES,
+    DOMAIN_KEYS,
+    KEYS,
+    MATERIAL,
+    MUTATIONS,
+    SECRETS,
+    SETTINGS,
+    Kind,
+    MutationRow,
+    RowT,
+    kind_of,
+    written,
+)
+from kmsd.store.schema import (
+    ALIASES_AFTER,
+    ALIASES_OF_KEY_AFTER,
+    COUNT_KEYS,
+    FORGET_OLD_MUTATIONS,
+    KEYS_AFTER,
+    STATEMENTS,
+)
+from kmsd.store.sealing import Record, Sealer, unverified_row
+
+_T = TypeVar("_T")
+
+# Verifying a row takes some 8 us, so the event loop serves others at least every half millisecond.
+_ROWS_AT_ONCE = 64
+
+
+def _close_if_open(opening: Future[Database]) -> None:
+    if not opening.cancelled() and opening.exception() is None:
+        opening.result().close()
+
+
+class SqlStore:
+    """A `kmsd.store.base.Store` in an SQLite file."""
+
+    def __init__(self, database: Database, executor: ThreadPoolExecutor) -> None:
+        self._database = database
+        self._executor = executor
+        self._sealer = Sealer()
+        # Records that were handed out unverified, in the order they were read.
+        self._early: dict[Record[Any], None] = {}
+        self._closing: asyncio.Future[None] | None = None
+
+    @classmethod
+    async def open(cls, path: Path) -> SqlStore:
+        """Open the store at `path`, sealed; creates the file (mode 0600) and its tables if there is none.
+
+        Raises StoreUnavailableError, also while another process has it open, and StoreFormatError.
+        """
+        executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="kmsd-store")
+        opening = executor.submit(Database, path)
+        try:
+            return cls(await asyncio.wrap_future(opening), executor)
+        except BaseException:
+            # Not cancelled by the cancellation of this task, if its thread had begun.
+            executor.submit(_close_if_open, opening)
+            executor.shutdown(wait=False)
+            raise
+
+    async def key(self, key_id: str) -> KeyRow | None:
+        """Return a key."""
+        return await self._one(KEYS, key_id)
+
+    async def keys(self, *, after: str | None, limit: int) -> list[KeyRow]:
+        """Return keys by ascending key id, those behind `after`."""
+        return await self._many(KEYS, KEYS_AFTER, {"after": after or "", "limit": limit})
+
+    async def count_keys(self, creator_uid: int) -> int:
+        """Return how many keys a uid has made."""
+        self._require_key()
+        [(count,)] = await self._run(self._database.rows, COUNT_KEYS, {"creator_uid": creator_uid})
+        return int(count)
+
+    async def material(self, key_id: str, number: int) -> MaterialRow | None:
+        """Return one version of a key's material."""
+        return await self._one(MATERIAL, key_id, number)
+
+    async def alias(self, name: str) -> AliasRow | None:
+        """Return an alias."""
+        return await self._one(ALIASES, name)
+
+    async def aliases(self, *, key_id: str | None, after: str | None, limit: int) -> list[AliasRow]:
+        """Return aliases by ascending name, those behind `after`; with `key_id` only that key's."""
+        bounds = {"after": after or "", "limit": limit}
+        if key_id is None:
+            return await self._many(ALIASES, ALIASES_AFTER, bounds)
+        return await self._many(ALIASES, ALIASES_OF_KEY_AFTER, {**bounds, "key_id": key_id})
+
+    async def domain_keys(self) -> list[DomainKeyRow]:
+        """Return all domain keys; an early row: readable before `unseal`."""
+        return await self._many(DOMAIN_KEYS, STATEMENTS[DOMAIN_KEYS.table].all, {}, early=True)
+
+    async def secret(self, name: str) -> SecretRow | None:
+        """Return a secret of the service; an early row."""
+        return await self._one(SECRETS, name, early=True)
+
+    async def settings(self) -> SettingsRow | None:
+        """Return the settings; an early row."""
+        return await self._one(SETTINGS, "settings", early=True)
+
+    async def commit(self, mutation_id: str, changes: Sequence[Change]) -> None:
+        """Make all changes in one transaction that is durable on return, and remember `mutation_id` with them."""
+        mutation = Insert(MutationRow(mutation_id=mutation_id, version=1))
+        # The mutation comes first: a commit that is repeated fails because of itself, not of what it did before.
+        steps = [self._step(change) for change in (mutation, *changes)]
+        steps.append(Step(FORGET_OLD_MUTATIONS, {}, MUTATIONS.table, mutation_id))
+        await self._run(self._database.apply, steps)
+
+    async def committed(self, mutation_ids: Sequence[str]) -> set[str]:
+        """Return those of the mutation ids whose commits happened, among the newest 10,000 commits."""
+        self._require_key()
+        mutations = STATEMENTS[MUTATIONS.table]
+        each = [mutations.this(mutation_id) for mutation_id in mutation_ids]
+        found = await self._run(self._database.rows_of_each, mutations.one, each)
+        rows = await self._rows([Record.from_columns(MUTATIONS, columns) for columns in found])
+        return {row.mutation_id for row in rows}
+
+    async def forget(self, mutation_ids: Sequence[str]) -> None:
+        """Remember these mutations no longer; unknown ones are ignored."""
+        self._require_key()
+        mutations = STATEMENTS[MUTATIONS.table]
+        steps = [Step(mutations.forget, mutations.this(one), MUTATIONS.table, one) for one in mutation_ids]
+        await self._run(self._database.apply, steps)
+
+    def unseal(self, mac_key: memoryview) -> None:
+        """Verify and write rows with this MAC key (32 bytes, borrowed) from now on."""
+        self._sealer.unseal(mac_key)
+
+    async def verify_early_rows(self) -> None:
+        """Verify the MACs of the early rows; raises IntegrityError."""
+        for record in self._early:
+            self._sealer.verify(record)
+        # Only now: while one of them fails, each attempt to unseal has to fail.
+        self._early.clear()
+
+    def seal(self) -> None:
+        """Forget the MAC key."""
+        self._sealer.seal()
+
+    async def close(self) -> None:
+        """Finish what was begun and close the store; a second call waits for the first."""
+        if self._closing is None:
+            self._closing = asyncio.get_running_loop().run_in_executor(self._executor, self._database.close)
+            self._executor.shutdown(wait=False)
+        await asyncio.shield(self._closing)
+
+    def _step(self, change: Change) -> Step:
+        row = change.row
+        kind: Kind[Any] = kind_of(row)
+        statements, record = STATEMENTS[kind.table], self._sealer.record(row, kind)
+        place = kind.table, written(record.key)
+        match change:
+            case Insert():
+                return Step(statements.insert, statements.values(record), *place)
+            case Replace():
+                this = {**statements.this(*record.key), "this_version": row.version - 1}
+                return Step(statements.replace, {**this, **statements.values(record)}, *place, must_match=True)
+            case Delete():
+                this = {**statements.this(*record.key), "this_version": row.version}
+                return Step(statements.delete, this, *place, must_match=True)
+
+    async def _one(self, kind: Kind[RowT], *key: str | int, early: bool = False) -> RowT | None:
+        if not early:
+            self._require_key()
+        statements = STATEMENTS[kind.table]
+        found = await self._run(self._database.rows, statements.one, statements.this(*key))
+        records = [Record.from_columns(kind, columns) for columns in found]
+        for record in records:
+            # An edited index leads to other rows than the one asked for, and those may well authenticate.
+            if record.key != key:
+                raise record.refusal(f"was found in the place of {written(key)!r}")
+        rows = await self._rows(records, early=early)
+        return rows[0] if rows else None
+
+    async def _many(
+        self, kind: Kind[RowT], statement: sa.Select[Any], parameters: Mapping[str, Any], *, early: bool = False
+    ) -> list[RowT]:
+        if not early:
+            self._require_key()
+        found = await self._run(self._database.rows, statement, parameters)
+        return await self._rows([Record.from_columns(kind, columns) for columns in found], early=early)
+
+    async def _rows(self, records: Sequence[Record[RowT]], *, early: bool = False) -> list[RowT]:
+        rows = []
+        for number, record in enumerate(records, 1):
+            if early and self._sealer.sealed:
+                rows.append(unverified_row(record))
+                self._early[record] = None
+            else:
+                rows.append(self._sealer.row(record))
+            if number % _ROWS_AT_ONCE == 0:
+                await asyncio.sleep(0)
+        return rows
+
+    def _require_key(self) -> None:
+        if self._sealer.sealed:
+            raise SealedError("the store is sealed; an administrator has to unseal it")
+
+    async def _run(self, function: Callable[..., _T], *arguments: Any) -> _T:
+        if self._closing is not None:
+            raise StoreUnavailableError(f"{self._database.name} is closed")
+        return await asyncio.get_running_loop().run_in_executor(self._executor, function, *arguments)
