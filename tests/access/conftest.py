@@ -1,0 +1,52 @@
+"""Names and callers for tests about policies."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import pytest
+
+from kmsd.identity.principals import Caller, Names
+
+
+@dataclass
+class GivenNames:
+    users: dict[str, int] = field(default_factory=dict)
+    groups: dict[str, int] = field(default_factory=dict)
+
+    def user_name(self, uid: int) -> str | None:
+        return next((name for name, one in self.users.items() if one == uid), None)
+
+    def group_name(self, gid: int) -> str | None:
+        return next((name for name, one in self.groups.items() if one == gid), None)
+
+    def uid_of(self, name: str) -> int | None:
+        return self.users.get(name)
+
+    def gid_of(self, name: str) -> int | None:
+        return self.groups.get(name)
+
+
+@pytest.fixture(scope="session")
+def names() -> Names:
+    """The names of a small host."""
+    return GivenNames({"root": 0, "alice": 1000, "bob": 1001}, {"backup": 34, "kms-users": 500})
+
+
+@pytest.fixture(scope="session")
+def given_names() -> Callable[[dict[str, int], dict[str, int]], Names]:
+    """Makes names from a table of users and one of groups; what is done to the tables later counts."""
+    return GivenNames
+
+
+@pytest.fixture(scope="session")
+def alice() -> Caller:
+    return Caller(
+        uid=1000,
+        gid=1000,
+        groups=frozenset({1000}),
+        pid=1,
+        user="alice",
+        unit=None,
+        exe=None,
+        administrator=False,
+    )
