@@ -1,14 +1,17 @@
 """The grammar of policies: what is read, and what is refused with which words."""
 
 import json
+import re
 import time
 from collections.abc import Callable
+from importlib import resources
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kmsd.access.document import MAX_BYTES, MAX_DEPTH
 from kmsd.access.policy import (
     MANAGEMENT_ACTIONS,
     MAX_NAMES,
@@ -26,6 +29,7 @@ ACCOUNT = "111122223333"
 ROOT = f"arn:aws:iam::{ACCOUNT}:root"
 KEY = f"arn:aws:kms:local:{ACCOUNT}:key/1234abcd-12ab-34cd-56ef-1234567890ab"
 MISSING = object()
+SPECIFICATION = resources.files("kmsd.access").joinpath("POLICY.md").read_text("utf-8")
 
 
 def statement(**members: Any) -> dict[str, Any]:
@@ -414,6 +418,19 @@ def test_the_default_policy_can_name_its_creator(names: Names, alice: Caller) ->
 
     assert policy.principals == {"user:alice": 1000}
     assert allowed(policy, alice)
+
+
+@pytest.mark.parametrize("example", re.findall(r"```json\n(.*?)```", SPECIFICATION, re.DOTALL))
+def test_the_examples_of_the_specification_are_policies(names: Names, example: str) -> None:
+    """POLICY.md shows nothing that is refused, as either kind."""
+    for kind in PolicyKind:
+        assert parse_policy(example, account=ACCOUNT, names=names, kind=kind).statements
+
+
+@pytest.mark.parametrize("limit", [MAX_BYTES, MAX_DEPTH, MAX_NAMES, MAX_WILDCARDS])
+def test_the_specification_tells_the_limits(limit: int) -> None:
+    """The numbers of the code stand in POLICY.md."""
+    assert re.search(rf"\b{limit:,}\b", SPECIFICATION)
 
 
 FRAGMENTS = st.sampled_from(
