@@ -17,7 +17,7 @@ _SHA256 = hashes.SHA256()
 _WIDTH = 4
 
 
-class Label(enum.Enum):
+class Label(bytes, enum.Enum):
     """What a derived key is for. A change of meaning takes a new number, never a new meaning for an old one."""
 
     ENCRYPT = b"kmsd/encrypt/1"  # message key, IV and commitment of a ciphertext blob
@@ -34,7 +34,7 @@ def derive_into(material: memoryview, label: Label, context: bytes, into: memory
         rlen=_WIDTH,
         llen=_WIDTH,
         location=CounterLocation.BeforeFixed,
-        label=label.value,
+        label=label,
         context=context,
         fixed=None,
     ).derive_into(material, into)

@@ -71,7 +71,7 @@ class KeyRecords:
         """Return the key that `identifier`, in any of its forms, names; raises KeyNotLoadedError."""
         key_id = self._identifiers.get(identifier)
         record = self._records.get(key_id) if key_id is not None else None
-        if record is None or key_id is None or record.expires < self._clock():
+        if record is None or key_id is None or (record.expires != math.inf and record.expires < self._clock()):
             raise KeyNotLoadedError(self, identifier)
         self._records.move_to_end(key_id)
         return record

@@ -50,6 +50,10 @@ class Entry:
         return _chosen(response, self.elements)
 
 
+# Values that JSON takes as they are; a tuple, because `str | dict` would be made anew for each request.
+_PLAIN = (str, dict)
+
+
 def _json_name(attribute: str) -> str:
     name = member_name(attribute)
     return name[:1].lower() + name[1:]
@@ -63,7 +67,7 @@ def _chosen(struct: msgspec.Struct | None, fields: tuple[tuple[str, str], ...]) 
         value = getattr(struct, attribute)
         if not value and value != 0:
             continue
-        chosen[name] = value if isinstance(value, str | dict) else msgspec.to_builtins(value)
+        chosen[name] = value if isinstance(value, _PLAIN) else msgspec.to_builtins(value)
     return chosen or None
 
 
