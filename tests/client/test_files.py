@@ -8,7 +8,8 @@ import errno
 import os
 import stat
 import threading
-from collections.abc import AsyncIterator, Callable
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +82,15 @@ class TinyDaemon:
     async def _follow(self, stream: Any) -> None:
         await stream.outcome()
         await stream.acknowledge(self.at_end)
+
+
+@pytest.fixture(autouse=True)
+def no_thread_is_left() -> Iterator[None]:
+    """Zygotes want a process of one thread, and the kernel may see one for a moment after Python has joined it."""
+    yield
+    deadline = time.monotonic() + 5
+    while len(os.listdir("/proc/self/task")) > 1 and time.monotonic() < deadline:  # noqa: PTH208 - tasks, not paths
+        time.sleep(0.001)
 
 
 @pytest.fixture
