@@ -83,18 +83,21 @@ class Client(Operations):
             return Completed(0, error, sent=False)
         connection = self._connection
         identifier = connection.request(operation, request)
+        done: Completed | None = None
         failure: KmsError
         try:
-            return self._converse(sock, connection, identifier)
+            done = self._converse(sock, connection, identifier)
         except BlockingIOError:
             failure = _transport.timed_out(self._timeout_seconds)
         except OSError as error:
             failure = _transport.lost_to(error)
         except KmsError as error:
             failure = error
+        else:
+            return done
         finally:
-            connection.forget(identifier)  # in case of an interrupt: its answer may still come
-        self.close()
+            if done is None:  # also after Ctrl-C, which leaves unknown how much was sent
+                self.close()
         return connection.given_up(identifier, failure)
 
     def _converse(self, sock: socket.socket, connection: ClientConnection, identifier: int) -> Completed:

@@ -91,4 +91,4 @@ def test_the_answer_to_an_interrupted_call_is_not_taken_for_another(daemon: Scri
         daemon.held_back = 0
 
         assert ask(client, 2) == 2
-    assert daemon.accepted == 1
+    assert daemon.accepted == 2
