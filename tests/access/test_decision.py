@@ -90,6 +90,17 @@ def test_the_key_policy_alone_can_allow(authorizer: Authorizers, key_policy: Key
     assert decide(authorizer([]), ALICE, key_policy([statement("Allow", {"Unix": "uid:1000"})]))
 
 
+@pytest.mark.parametrize("principal", ["uid:1002", "gid:1002", "gid:34", "group:kms-users"])
+def test_a_caller_is_known_by_its_uid_and_by_each_of_its_groups(
+    authorizer: Authorizers, key_policy: KeyPolicies, principal: str
+) -> None:
+    """The primary group counts as well as the supplementary ones."""
+    policy = key_policy([statement("Allow", {"Unix": principal})])
+
+    assert decide(authorizer([]), MEMBER, policy)
+    assert not decide(authorizer([]), ALICE, policy)
+
+
 def test_the_host_policy_counts_only_where_the_key_lets_the_root_in(
     authorizer: Authorizers, key_policy: KeyPolicies
 ) -> None:
