@@ -14,6 +14,7 @@ import sqlite3
 import stat
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -29,6 +30,10 @@ _PRAGMAS = (
     "trusted_schema = OFF",  # a file that somebody edited cannot make SQLite call functions
     "cell_size_check = ON",  # notices damaged pages early
 )
+
+# One page of the smallest size there is (https://www.sqlite.org/fileformat.html). SQLite takes what is shorter for an
+# empty database, and would write over it.
+_SMALLEST_DATABASE_BYTES = 512
 
 # The result codes (https://www.sqlite.org/rescode.html) whose lower byte says that the file itself is wrong. ERROR is
 # what a statement gets when tables are not those it was written for; all statements are ours.
@@ -66,11 +71,16 @@ class Database:
             stack.callback(os.close, self._lock(path))
             stack.enter_context(self._errors_translated())
             url = sa.URL.create("sqlite", database=str(path))
-            # AUTOCOMMIT: transactions begin and end where this module says so, and reads need none.
             engine = sa.create_engine(
-                url, poolclass=sa.NullPool, isolation_level="AUTOCOMMIT", connect_args={"timeout": 0}
+                url,
+                poolclass=sa.NullPool,
+                isolation_level="AUTOCOMMIT",  # transactions begin and end where this module says so; reads need none
+                connect_args={"timeout": 0},
+                hide_parameters=True,  # rows do not belong into tracebacks
             )
             self._connection = stack.enter_context(engine.connect())
+            # Else the driver's error for text that is no UTF-8 quotes it, and that may be any column's content.
+            self._driver_connection.text_factory = partial(str, encoding="utf-8", errors="replace")
             for pragma in _PRAGMAS:
                 self._execute(f"PRAGMA {pragma}")
             with self._transaction():
@@ -88,8 +98,11 @@ class Database:
                 flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
                 descriptor = os.open(path, flags, 0o600)
                 stack.callback(os.close, descriptor)
-                if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                facts = os.fstat(descriptor)
+                if not stat.S_ISREG(facts.st_mode):
                     raise StoreFormatError(f"{self.name} is not a regular file")
+                if 0 < facts.st_size < _SMALLEST_DATABASE_BYTES:
+                    raise StoreFormatError(f"{self.name} is no database")
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 os.fchmod(descriptor, 0o600)
                 self._sync_directory(path.parent)
@@ -161,8 +174,8 @@ class Database:
         try:
             yield
         except sa.exc.DBAPIError as exc:
-            # The driver's own complaints have no code: they are about what it found, as text that is no UTF-8.
-            code: int = getattr(exc.orig, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT)
+            # The driver's own complaints have no code: they are about how it is called.
+            code: int = getattr(exc.orig, "sqlite_errorcode", sqlite3.SQLITE_MISUSE)
             if code & 0xFF in _IN_USE:
                 raise self._in_use() from exc
             if code & 0xFF in _WRONG_FILE:

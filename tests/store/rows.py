@@ -1,0 +1,128 @@
+"""Rows, stores and edits by somebody else, for the tests of the store."""
+
+import contextlib
+import hashlib
+import sqlite3
+import uuid
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+from hypothesis import strategies as st
+
+from kmsd.store.base import AliasRow, DomainKeyRow, KeyRow, MaterialRow, SecretRow, SettingsRow
+from kmsd.store.sql import SqlStore
+
+MAC_KEY = bytes(range(32))
+KEY_IDS = [str(uuid.UUID(int=number << 96 | 0x4000_8000 << 48)) for number in range(1, 5)]
+
+texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=30)
+names = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=30)
+times = st.integers(0, 2**53)
+uids = st.integers(0, 2**32 - 1)
+blobs = st.binary(max_size=200)
+
+ROWS = st.one_of(
+    st.builds(
+        KeyRow,
+        key_id=st.uuids().map(str),
+        creator_uid=uids,
+        creation_ms=times,
+        policy_principals=st.dictionaries(texts, uids, max_size=3),
+        tags=st.dictionaries(texts, texts, max_size=3),
+        **dict.fromkeys(("description", "key_usage", "key_spec", "key_state"), texts),
+        **dict.fromkeys(("origin", "key_manager", "policy"), texts),
+        current_material=st.integers(1, 2**32 - 1),
+        version=st.just(1),
+    ),
+    st.builds(
+        MaterialRow,
+        key_id=st.uuids().map(str),
+        number=st.integers(1, 2**32 - 1),
+        material_id=texts,
+        spec=texts,
+        domain_key_id=texts,
+        wrapped=blobs,
+        creation_ms=times,
+        version=st.just(1),
+    ),
+    st.builds(AliasRow, name=names, key_id=texts, creation_ms=times, updated_ms=times, version=st.just(1)),
+    st.builds(
+        DomainKeyRow,
+        domain_key_id=names,
+        generation=st.integers(0, 2**63 - 1),
+        wrapped=blobs,
+        creation_ms=times,
+        version=st.just(1),
+    ),
+    st.builds(SecretRow, name=names, domain_key_id=texts, wrapped=blobs, version=st.just(1)),
+    st.builds(SettingsRow, account=texts, region=texts, version=st.just(1)),
+)
+
+
+def key_row(key_id: str = KEY_IDS[0], **changes: Any) -> KeyRow:
+    members: dict[str, Any] = {
+        "key_id": key_id,
+        "creator_uid": 1000,
+        "creation_ms": 1_700_000_000_000,
+        "description": "for tests",
+        "key_usage": "ENCRYPT_DECRYPT",
+        "key_spec": "SYMMETRIC_DEFAULT",
+        "key_state": "Enabled",
+        "origin": "AWS_KMS",
+        "key_manager": "CUSTOMER",
+        "policy": "{}",
+        "policy_principals": {"user:alice": 1000},
+        "current_material": 1,
+        "tags": {"team": "blue"},
+        "version": 1,
+    }
+    return KeyRow(**{**members, **changes})
+
+
+def material_row(key_id: str = KEY_IDS[0], number: int = 1, version: int = 1) -> MaterialRow:
+    return MaterialRow(
+        key_id=key_id,
+        number=number,
+        material_id=hashlib.sha256(f"{key_id}/{number}".encode()).hexdigest(),
+        spec="SYMMETRIC_DEFAULT",
+        domain_key_id="domain",
+        wrapped=b"wrapped" * 10,
+        creation_ms=1,
+        version=version,
+    )
+
+
+def alias_row(name: str = "alias/a", key_id: str = KEY_IDS[0], version: int = 1) -> AliasRow:
+    return AliasRow(name=name, key_id=key_id, creation_ms=1, updated_ms=version, version=version)
+
+
+def domain_key_row(domain_key_id: str = "domain", version: int = 1) -> DomainKeyRow:
+    return DomainKeyRow(domain_key_id=domain_key_id, generation=1, wrapped=b"w" * 60, creation_ms=1, version=version)
+
+
+def secret_row(name: str = "row-mac", version: int = 1) -> SecretRow:
+    return SecretRow(name=name, domain_key_id="domain", wrapped=b"w" * 60, version=version)
+
+
+def settings_row(version: int = 1) -> SettingsRow:
+    return SettingsRow(account="123456789012", region="local", version=version)
+
+
+@contextlib.asynccontextmanager
+async def opened(path: Path, *, mac_key: bytes | None = MAC_KEY) -> AsyncIterator[SqlStore]:
+    """The store at `path`, unsealed unless there is no key for it."""
+    store = await SqlStore.open(path)
+    try:
+        if mac_key is not None:
+            store.unseal(memoryview(bytearray(mac_key)))
+        yield store
+    finally:
+        await store.close()
+
+
+@contextlib.contextmanager
+def edited(path: Path) -> Iterator[sqlite3.Connection]:
+    """The database of a closed store, in the hands of somebody who can write its file."""
+    with contextlib.closing(sqlite3.connect(path, timeout=0, isolation_level=None)) as connection:
+        yield connection
