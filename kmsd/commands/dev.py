@@ -65,6 +65,7 @@ def _say_ready(directory: Path) -> None:
 
 def _run_daemon(directory: Path, config: Config, *, shared: bool, ready: Callable[[], None]) -> int:
     # Imported here: beside a command, only the child that becomes the daemon needs any of it.
+    from kmsd.access.host import HostPolicyError  # noqa: PLC0415
     from kmsd.api.errors import KmsError  # noqa: PLC0415
     from kmsd.audit.opening import AuditBrokenError  # noqa: PLC0415
     from kmsd.hsm.root import RootError  # noqa: PLC0415
@@ -86,6 +87,7 @@ def _run_daemon(directory: Path, config: Config, *, shared: bool, ready: Callabl
         run_development(Development(directory=directory, config=config, shared=shared, only_uid=only_uid, ready=ready))
     except (
         KmsError,
+        HostPolicyError,
         RootError,
         StoreError,
         AuditBrokenError,

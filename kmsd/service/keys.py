@@ -60,7 +60,7 @@ class Keys:
         if request.multi_region:
             raise UnsupportedOperationError("multi-Region keys are not offered: keys stay on the host that made them")
         tags = _checked_tags(request.tags)
-        policy = request.policy or default_key_policy(self._arns.account, call.caller.uid)
+        policy = request.policy or default_key_policy(self._arns.account, call.caller.uid, call.caller.user)
         parsed = parse_policy(policy, account=self._arns.account, names=self._names)
         if not request.bypass_policy_lockout_safety_check and would_lock_out(parsed, call.caller):
             raise MalformedPolicyDocumentError(
