@@ -20,7 +20,7 @@ _MAX_TEXT_CHARACTERS = 960
 # Source, destination.
 START_DESCRIPTORS = 2
 
-Count = Annotated[int, Meta(ge=0, lt=2**63)]
+Count = Annotated[int, Meta(ge=0, le=2**63 - 1)]
 
 
 class Start(msgspec.Struct, frozen=True, tag_field="op", tag="start", forbid_unknown_fields=True):
