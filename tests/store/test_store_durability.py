@@ -1,0 +1,57 @@
+"""What is acknowledged stays: a process that commits is killed, again and again."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from tests.store.rows import opened
+
+# Commits pairs of rows and tells each pair's id once its commit returned.
+COMMITTER = """
+import asyncio, os, pathlib, sys, uuid
+from kmsd.store.base import Insert
+from tests.store.rows import key_row, material_row, opened
+
+async def main():
+    async with opened(pathlib.Path(sys.argv[1])) as store:
+        while True:
+            key_id = str(uuid.uuid4())
+            await store.commit(f"m-{key_id}", [Insert(key_row(key_id)), Insert(material_row(key_id))])
+            os.write(1, f"{key_id}\\n".encode())
+
+asyncio.run(main())
+"""
+
+
+def kill_while_committing(path: Path, seconds: float) -> list[str]:
+    """Let a child commit for a while after its first acknowledgement, kill it, return all acknowledged ids."""
+    with subprocess.Popen([sys.executable, "-c", COMMITTER, str(path)], stdout=subprocess.PIPE) as child:
+        assert child.stdout is not None
+        first = child.stdout.readline()
+        time.sleep(seconds)
+        os.kill(child.pid, signal.SIGKILL)
+        # A line that the kill cut short was acknowledged to nobody.
+        lines = (first + child.stdout.read()).split(b"\n")[:-1]
+    assert child.returncode == -signal.SIGKILL
+    return [line.decode() for line in lines]
+
+
+async def test_an_acknowledged_commit_survives_kill(path: Path) -> None:
+    """After each kill the store opens at once, and holds every acknowledged pair of rows, whole."""
+    acknowledged: list[str] = []
+    for _ in range(3):
+        # With some 1,000 commits a second, the kill falls into any phase of one.
+        acknowledged += kill_while_committing(path, random.uniform(0.05, 0.3))
+
+        async with opened(path) as store:
+            committed = await store.committed([f"m-{key_id}" for key_id in acknowledged])
+            keys = {row.key_id for row in await store.keys(after=None, limit=100_000)}
+            materials = {key_id for key_id in keys if await store.material(key_id, 1) is not None}
+
+        assert committed == {f"m-{key_id}" for key_id in acknowledged[-10_000:]}
+        assert keys >= set(acknowledged)
+        assert materials == keys
