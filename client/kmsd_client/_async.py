@@ -121,11 +121,8 @@ class AsyncClient(AsyncOperations):
             _transport.receive(self._socket, self._connection)
         except BlockingIOError:
             return
-        except OSError as error:
-            self._lose(_transport.lost_to(error))
-            return
-        except ConnectionLostError as error:
-            self._lose(error)
+        except (OSError, ConnectionLostError) as error:
+            self._lose(_transport.lost_to(error) if isinstance(error, OSError) else error)
             return
         for done in self._connection.completed():
             answer = self._answers.pop(done.id)
