@@ -7,6 +7,7 @@ import sqlite3
 import subprocess
 import sys
 import tempfile
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -258,6 +259,7 @@ async def test_a_full_disk_is_named_and_survived(small_disk: Path) -> None:
         assert number > 3
         assert str(path) in str(error)
         assert "full" in str(error)
+        assert "for tests" not in "".join(traceback.format_exception(error)), "a traceback shows what the row holds"
         assert await store.committed(["m0", f"m{number}"]) == {"m0"}
         assert await store.count_keys(1000) == number
         assert await store.key("0000") is not None
