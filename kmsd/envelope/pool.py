@@ -133,6 +133,7 @@ class WorkerPool:
         self._charged: dict[int, int] = {}
         self._streams: set[FileStream] = set()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._filling = asyncio.Lock()
         self._closing = False
 
     @property
@@ -142,8 +143,9 @@ class WorkerPool:
 
     async def fill(self) -> None:
         """Make the spare workers now, rather than behind the first file. Raises KMSInternalError."""
-        while len(self._idle) < self._spare and not self._closing:
-            self._idle.append(await self._spawn())
+        async with self._filling:
+            while len(self._idle) < self._spare and not self._closing:
+                self._idle.append(await self._spawn())
 
     async def start(self, job: FileJob, *, uid: int) -> FileStream:
         """Give a worker `job` on behalf of `uid`.
@@ -166,9 +168,10 @@ class WorkerPool:
     async def close(self) -> None:
         """End all workers; files under way fail with ShuttingDownError."""
         self._closing = True
-        for worker in self._idle:
-            worker.socket.close()  # which a spare worker takes as its end
-        self._idle.clear()
+        async with self._filling:
+            for worker in self._idle:
+                worker.socket.close()  # which a spare worker takes as its end
+            self._idle.clear()
         for stream in tuple(self._streams):
             stream.conclude(FileOutcome(0, 0, ShuttingDownError("the daemon is stopping")))
             # One that was acknowledged is about to tell its client and to end by itself.
@@ -200,19 +203,18 @@ class WorkerPool:
             del self._charged[uid]
 
     async def _start(self, job: FileJob, uid: int) -> FileStream:
-        client_end, worker_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         page = Page.create()
         try:
-            with worker_end:
-                page.view[: len(job.message_key)] = job.message_key
+            page.view[: len(job.message_key)] = job.message_key
+            client_end, worker_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            with client_end, worker_end:
                 encoded = control.encode(Job(job.direction, job.header))
                 worker = await self._send(encoded, [page.fd, worker_end.fileno()])
-            # An open descriptor of secret memory could be taken and mapped; the mapping alone cannot.
-            page.close_descriptor()
-            return FileStream(worker, page, client_end.detach(), uid=uid)
+                # An open descriptor of secret memory could be taken and mapped; the mapping alone cannot.
+                page.close_descriptor()
+                return FileStream(worker, page, client_end.detach(), uid=uid)
         except BaseException:
             page.close()
-            client_end.close()
             raise
 
     async def _send(self, job: bytes, descriptors: list[int]) -> _Worker:
@@ -223,6 +225,9 @@ class WorkerPool:
                 socket.send_fds(worker.socket, [job], descriptors)
             except ConnectionError:
                 worker.socket.close()
+            except OSError as error:
+                worker.socket.close()
+                raise KMSInternalError(f"a file worker cannot be given its job: {error.strerror}") from error
             else:
                 return worker
 
@@ -231,9 +236,11 @@ class WorkerPool:
         with worker_end:
             try:
                 child = await self._zygote.spawn(WORKER_ENTRY, [worker_end.fileno()])
-            except (SpawnError, ZygoteGoneError) as error:
+            except BaseException as error:
                 daemon_end.close()
-                raise KMSInternalError(f"no file worker can be made: {error}") from error
+                if isinstance(error, SpawnError | ZygoteGoneError):
+                    raise KMSInternalError(f"no file worker can be made: {error}") from error
+                raise
         daemon_end.setblocking(False)
         return _Worker(child, daemon_end)
 
