@@ -9,6 +9,9 @@ from pathlib import Path
 import hypothesis
 import pytest
 
+from kmsd_client import Client
+from tests.support.dev_daemon import DevDaemon
+
 # A slow machine is no failure; pytest's own timeout ends what hangs.
 hypothesis.settings.register_profile("kmsd", deadline=None)
 hypothesis.settings.load_profile("kmsd")
@@ -29,3 +32,37 @@ def short_path() -> Iterator[Path]:
     path = Path(tempfile.mkdtemp(prefix="kmsd-"))
     yield path
     shutil.rmtree(path)
+
+
+@pytest.fixture(scope="module")
+def module_path() -> Iterator[Path]:
+    """The same for all tests of a module; others may enter it, as far as what is inside lets them."""
+    path = Path(tempfile.mkdtemp(prefix="kmsd-"))
+    path.chmod(0o755)
+    yield path
+    shutil.rmtree(path)
+
+
+@pytest.fixture(scope="module")
+def dev(module_path: Path) -> Iterator[DevDaemon]:
+    """A running `kmsd dev` that all tests of a module share; in the end it stops well and has no fault to report."""
+    daemon = DevDaemon(module_path / "d")
+    try:
+        daemon.start()
+        yield daemon
+        daemon.stop()
+    finally:
+        daemon.end()
+
+
+@pytest.fixture
+def client(dev: DevDaemon) -> Iterator[Client]:
+    """A client of the module's daemon."""
+    with dev.client() as connected:
+        yield connected
+
+
+@pytest.fixture
+def key(client: Client) -> str:
+    """The ARN of a fresh key."""
+    return client.create_key().key_metadata.arn
