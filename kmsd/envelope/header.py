@@ -45,7 +45,7 @@ _END_BYTES = 1 + 4 + COMMITMENT_BYTES + TAG_BYTES
 # Pairs whose keys begin so are the format's own (specification, structures: encryption context).
 _RESERVED_PREFIX = "aws-crypto-"
 # One and the same for every failed check, as with ciphertext blobs (DESIGN 7).
-_INVALID = "the message was changed, or was not made with this key and encryption context"
+CHANGED = "the message was changed, or was not made with this key and encryption context"
 
 
 @dataclass(frozen=True)
@@ -156,7 +156,7 @@ def derive_message_key(data_key: memoryview, message_id: bytes, into: memoryview
 def verify_commitment(commitment: bytes, header: MessageHeader) -> None:
     """Check, in constant time, that `header` commits to the data key of `commitment`; raises InvalidCiphertextError."""
     if not constant_time.bytes_eq(commitment, header.commitment):
-        raise InvalidCiphertextError(_INVALID)
+        raise InvalidCiphertextError(CHANGED)
 
 
 def header_tag(message_key: memoryview, body: bytes) -> bytes:
@@ -173,7 +173,7 @@ def verify_header_tag(message_key: memoryview, header: MessageHeader) -> None:
     try:
         AESGCM(message_key).decrypt(bytes(IV_BYTES), header.tag, header.body())
     except InvalidTag:
-        raise InvalidCiphertextError(_INVALID) from None
+        raise InvalidCiphertextError(CHANGED) from None
 
 
 def parse_header(data: bytes | memoryview) -> ParsedHeader:

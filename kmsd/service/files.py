@@ -17,7 +17,7 @@ from kmsd.api import files as api
 from kmsd.api.errors import IncorrectKeyError, InvalidCiphertextError, KmsError, MessageFormatError
 from kmsd.api.operation import Operation
 from kmsd.audit.record import Kind
-from kmsd.envelope.header import EncryptedDataKey, MessageHeader, make_header, open_header, parse_header
+from kmsd.envelope.header import CHANGED, EncryptedDataKey, MessageHeader, make_header, open_header, parse_header
 from kmsd.envelope.pool import Direction, FileJob, FileStream, WorkerPool
 from kmsd.material.ciphertext import BlobCipher, address_of
 from kmsd.material.versions import NotLoadedError, Versions
@@ -91,7 +91,12 @@ class Files:
         _check_wanted(header, request.encryption_context)
         context = dict(header.encryption_context)
         with self._arena.lease(_DATA_KEY_BYTES) as data_key, self._arena.lease(_DATA_KEY_BYTES) as message_key:
-            await _loaded(lambda: self._unwrap(key, wrapped, context, data_key.view))
+            try:
+                await _loaded(lambda: self._unwrap(key, wrapped, context, data_key.view))
+            except InvalidCiphertextError:
+                # One and the same as for a wrong commitment or tag of the header (DESIGN 7), which says more than a
+                # blob's, because people read it.
+                raise InvalidCiphertextError(CHANGED) from None
             open_header(header, data_key.view, into=message_key.view)
             parameters = {"keyId": request.key_id or key.arn, "encryptionContext": context}
             job = FileJob(direction=Direction.DECRYPT, header=request.header, message_key=message_key.view)
@@ -104,10 +109,11 @@ class Files:
         return self._cipher.encrypt(material.view, material.prefix, data_key, context)
 
     def _unwrap(self, key: KeyRecord, wrapped: bytes, context: dict[str, str], into: memoryview) -> None:
-        number = address_of(wrapped).number
-        if not 1 <= number <= key.row.current_material:
+        made_by = address_of(wrapped)
+        # The header's ARN chose the key that was authorized; the blob must be that key's and no other's.
+        if made_by.key_id != key.key_id or not 1 <= made_by.number <= key.row.current_material:
             raise InvalidCiphertextError
-        material = self._versions.get(key.key_id, number)
+        material = self._versions.get(key.key_id, made_by.number)
         if self._cipher.decrypt_into(material.view, wrapped, context, into) != len(into):
             raise InvalidCiphertextError
 
@@ -124,9 +130,6 @@ class Files:
                 continue
             if wanted is None:
                 call.use(key)
-            # The header's ARN chose the key that was authorized; the blob must be that key's and no other's.
-            if address_of(candidate.ciphertext).key_id != key.key_id:
-                raise InvalidCiphertextError
             return key, candidate.ciphertext
         if wanted is not None:
             raise IncorrectKeyError("The key ID in the request does not identify a CMK that can decrypt this message.")
