@@ -12,6 +12,7 @@ anything longer holds a lock); one slot belongs to one thread at a time. `wipe` 
 import os
 import resource
 import threading
+import weakref
 from types import TracebackType
 from typing import Self
 
@@ -69,27 +70,29 @@ class Slot:
 
     __slots__ = ("_block", "_leased", "_shelf", "view")
 
-    def __init__(self, block: _Block, shelf: _Shelf, size: int, leased: "set[Slot]") -> None:
+    def __init__(self, block: _Block, shelf: _Shelf, size: int, leased: "weakref.ref[set[Slot]]") -> None:
         self._block = block
         self._shelf = shelf
-        self._leased = leased
+        self._leased = leased  # weak, as it holds this slot: an arena that is dropped goes at once
         self.view = block.view[:size]
-        leased.add(self)
 
     def release(self) -> None:
         """Wipe the memory and give it back; a second call, or one after `Arena.wipe`, does nothing.
 
         Raises BufferError when something still uses the view; the memory is wiped then, but stays leased.
         """
-        try:
-            self._leased.remove(self)  # one atomic step: nobody can release twice
-        except KeyError:
-            return
+        leased = self._leased()
+        if leased is not None:
+            try:
+                leased.remove(self)  # one atomic step: nobody can release twice
+            except KeyError:
+                return
         self._block.view[:] = self._shelf.zeros
         try:
             self.view.release()
         except BufferError:
-            self._leased.add(self)
+            if leased is not None:
+                leased.add(self)
             raise
         self._shelf.free.append(self._block)
 
@@ -102,7 +105,10 @@ class Slot:
         self.release()
 
     def __repr__(self) -> str:
-        return f"<Slot of {len(self.view)} bytes>" if self in self._leased else "<Slot, released>"
+        try:
+            return f"<Slot of {len(self.view)} bytes>"
+        except ValueError:
+            return "<Slot, released>"
 
 
 class Arena:
@@ -123,6 +129,7 @@ class Arena:
         self._allow_fallback = allow_fallback
         self._chunks: list[memoryview] = []
         self._leased: set[Slot] = set()
+        self._leased_reference = weakref.ref(self._leased)
         self._slow_path = threading.Lock()
         self._clear_shelves()
         self.kind = self._grow()
@@ -144,7 +151,9 @@ class Arena:
         except IndexError:
             with self._slow_path:
                 block = self._find(shelf)
-        return Slot(block, shelf, size, self._leased)
+        slot = Slot(block, shelf, size, self._leased_reference)
+        self._leased.add(slot)
+        return slot
 
     def random(self, size: int) -> Slot:
         """Return a slot of `size` fresh bytes from getrandom(2), which went nowhere else."""

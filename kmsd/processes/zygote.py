@@ -13,6 +13,8 @@ import itertools
 import os
 import signal
 import socket
+import threading
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
@@ -35,6 +37,8 @@ __all__ = ["Child", "Entry", "SpawnError", "Zygote", "ZygoteGoneError"]
 
 # The zygote gives its last children a second (spawning.py); what takes much longer hangs.
 _CLOSE_SECONDS = 3.0
+# A thread that was joined leaves the kernel's list some microseconds later; so many milliseconds are waited for it.
+_THREAD_EXIT_ATTEMPTS = 100
 
 
 class ZygoteGoneError(RuntimeError):
@@ -82,7 +86,7 @@ class Zygote:
         Raises RuntimeError when this process has threads already: a lock that one of them holds at this moment would
         stay locked in every child.
         """
-        if len(os.listdir("/proc/self/task")) > 1:  # noqa: PTH208 - tasks, not paths; sees threads of C libraries too
+        if _has_other_threads():
             raise RuntimeError("the zygote has to be started before any thread")
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
@@ -208,3 +212,14 @@ class Zygote:
         self._requests.clear()
         self._running.clear()
         self._gone.set()
+
+
+def _has_other_threads() -> bool:
+    """Whether there are threads, those of C libraries included, beside the one that asks."""
+    for _ in range(_THREAD_EXIT_ATTEMPTS):
+        if len(os.listdir("/proc/self/task")) == 1:  # noqa: PTH208 - tasks, not paths
+            return False
+        if threading.active_count() > 1:
+            break
+        time.sleep(0.001)
+    return True
