@@ -6,7 +6,7 @@
 PY := .venv/bin/python
 ARGS ?=
 
-.PHONY: setup demo test bench lint types lock clean
+.PHONY: setup demo test crash bench lint types lock clean
 
 setup: .venv/.token
 
@@ -24,6 +24,10 @@ demo: setup
 
 test: setup
 	$(PY) -m pytest $(ARGS)
+
+# Kills the daemon at random moments, more often than `make test` does.
+crash: setup
+	KMSD_CRASH_RUNS=100 $(PY) -m pytest tests/e2e/test_crash.py $(ARGS)
 
 bench: setup
 	$(PY) -m tests.benchmarks $(ARGS)
