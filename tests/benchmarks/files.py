@@ -19,8 +19,8 @@ TO_AGE = 3.0
 TO_DD = 0.9
 PIPE_GIGABYTES_PER_SECOND = 1.5
 
-# Debian's package of each peer.
-PACKAGES = {"age": "age", "gpg": "gpg", "openssl": "openssl"}
+# Debian's packages of each peer, which are named as their programs; gpg asks its agent even for a given passphrase.
+PACKAGES = {"age": ["age"], "gpg": ["gpg", "gpg-agent"], "openssl": ["openssl"]}
 
 
 @dataclass(frozen=True)
@@ -34,13 +34,24 @@ class Contestant:
 
 def missing_peers() -> list[str]:
     """Return the peers that are not there, after root has tried to install them."""
-    missing = [name for name in PACKAGES if shutil.which(name) is None]
+    missing = [name for name in PACKAGES if not _is_there(name)]
     if missing and os.geteuid() == 0 and shutil.which("apt-get"):
         print(f"installing {', '.join(missing)}")
-        install = ["apt-get", "install", "-y", "-qq", "--no-install-recommends", *(PACKAGES[name] for name in missing)]
+        install = [
+            "apt-get",
+            "install",
+            "-y",
+            "-qq",
+            "--no-install-recommends",
+            *(one for name in missing for one in PACKAGES[name]),
+        ]
         subprocess.run(install, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False)
-        missing = [name for name in missing if shutil.which(name) is None]
+        missing = [name for name in missing if not _is_there(name)]
     return missing
+
+
+def _is_there(name: str) -> bool:
+    return all(shutil.which(program) for program in PACKAGES[name])
 
 
 def contestants(folder: Path, missing: Sequence[str]) -> list[Contestant]:
