@@ -201,6 +201,7 @@ class Service:
             logger=foundation.logger,
         )
         self._listener.start()
+        self._pool.fill()
 
     def _record(self, event: str) -> None:
         self._trail.append(

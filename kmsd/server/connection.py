@@ -18,7 +18,7 @@ from kmsd.server.limits import Share
 from kmsd.service.batch import Batch
 from kmsd.service.call import Session
 from kmsd.service.pipeline import Pipeline
-from kmsd.wire.codec import ReplyEncoder, RequestDecoder
+from kmsd.wire.codec import ReplyEncoder, Request, RequestDecoder
 from kmsd.wire.connection import ServerConnection
 from kmsd.wire.framing import FrameBuffer
 
@@ -107,7 +107,7 @@ class Connection:
                 request = self._decoder.decode(frame)
                 self._state.begin(request.id)
                 if self.share.in_flight >= self._limits.requests_in_flight_per_uid:
-                    self._throttle(request.id, batch)
+                    self._throttle(request, batch)
                     continue
                 later = self._pipeline.serve(self._session, request, batch)
                 if later is None:
@@ -134,12 +134,11 @@ class Connection:
             self._serve_frames()
             self._resume_reading()
 
-    def _throttle(self, identifier: int, batch: Batch) -> None:
-        self._state.end(identifier)
+    def _throttle(self, request: Request, batch: Batch) -> None:
+        self._state.end(request.id)
         limit = self._limits.requests_in_flight_per_uid
-        self._encoder.append_error(
-            batch.out, identifier, ThrottlingError(f"{limit} requests of this uid are in flight, which is its limit")
-        )
+        error = ThrottlingError(f"{limit} requests of this uid are in flight, which is its limit")
+        self._pipeline.refuse(self._session, request, batch, error)
 
     def _pause_for(self, seconds: float) -> None:
         """Stop reading for a time: a peer above its rate is slowed down, and learns of it by waiting."""

@@ -52,6 +52,13 @@ from kmsd.wire.codec import ReplyEncoder, Request
 _LOADS = 16
 
 
+# More than AWS's longest operation name has.
+_NAME_CHARACTERS = 64
+
+# Kept at hand: looking a member up in its enumeration is not free, and every request needs this one.
+_REQUEST = Kind.REQUEST
+
+
 class Trail(Protocol):
     """What the pipeline needs of `kmsd.audit.writer.Trail`."""
 
@@ -133,7 +140,8 @@ class Pipeline:
         """
         entry = self._table.get(request.op)
         if entry is None:
-            self._refuse_unknown(session, request, batch)
+            name = request.op[:_NAME_CHARACTERS]
+            self.refuse(session, request, batch, UnknownOperationError(f"no operation has the name '{name}'"))
             return None
         if not entry.synchronous:
             return self._serve_later(session, request.id, entry, bytearray(request.params))
@@ -174,27 +182,20 @@ class Pipeline:
         self._served += 1
         return f"{self._boot}{self._served:016x}"
 
-    def _refuse_unknown(self, session: Session, request: Request, batch: Batch) -> None:
-        # The name is the peer's own text: the record keeps a bounded piece of it.
-        error = UnknownOperationError(
-            f"no operation has the name '{request.op[:64]}'", request_id=self._next_request_id()
+    def refuse(self, session: Session, request: Request, batch: Batch, error: KmsError) -> None:
+        """Answer a request with an error before anything else is looked at, and record that."""
+        error.request_id = self._next_request_id()
+        record = Record(
+            kind=_REQUEST,
+            # The name is the peer's own text: the record keeps a bounded piece of it.
+            event_name=request.op[:_NAME_CHARACTERS],
+            actor=session.actor,
+            request_id=error.request_id,
+            read_only=True,
+            error_code=error.code,
+            error_message=error.message,
         )
-        batch.records.append(
-            Record(
-                kind=Kind.REQUEST,
-                event_name=request.op[:64],
-                actor=session.actor,
-                request_id=error.request_id,
-                read_only=True,
-                resources=(),
-                request_parameters=None,
-                response_elements=None,
-                error_code=error.code,
-                error_message=error.message,
-                decision=None,
-                details=None,
-            )
-        )
+        batch.records.append(record)
         batch.identifiers.append(request.id)
         self._encoder.append_error(batch.out, request.id, error)
 
@@ -225,7 +226,7 @@ class Pipeline:
         except KmsError as error:
             self._refuse(call, identifier, batch, error, entry.parameters(request))
         else:
-            batch.records.append(call.record(Kind.REQUEST, parameters=entry.parameters(request)))
+            batch.records.append(call.record(_REQUEST, parameters=entry.parameters(request)))
             batch.identifiers.append(identifier)
         finally:
             self._scratch.wipe()
@@ -236,7 +237,8 @@ class Pipeline:
         if operation.key is not None:
             key = self._records.get(getattr(request, operation.key))
             call.use(key)
-            call.end_dry_run(dry_run=getattr(request, "dry_run", False))
+            if entry.has_dry_run:
+                call.end_dry_run(dry_run=request.dry_run)  # type: ignore[attr-defined] # the table has looked
             response = entry.handler(call, request, key)
             return response
         if operation.resolves_keys:
@@ -283,7 +285,7 @@ class Pipeline:
             batch.identifiers.append(identifier)
             if not call.began:
                 parameters = entry.parameters(request)
-                batch.records.append(call.record(Kind.REQUEST, parameters=parameters))
+                batch.records.append(call.record(_REQUEST, parameters=parameters))
         return await self._finish_later(batch)
 
     async def _answer(self, call: Call, entry: Entry, request: msgspec.Struct) -> Any:
@@ -292,7 +294,8 @@ class Pipeline:
         if operation.key is not None:
             key = await self._records.fetch(getattr(request, operation.key), operation.key_access)
             call.use(key)
-            call.end_dry_run(dry_run=getattr(request, "dry_run", False))
+            if entry.has_dry_run:
+                call.end_dry_run(dry_run=request.dry_run)  # type: ignore[attr-defined] # the table has looked
             arguments = (call, request, key)
         elif operation.resolves_keys:
             call.permit()
@@ -357,7 +360,7 @@ class Pipeline:
         if rule is not None:
             call.decision = rule
         if not call.began:
-            batch.records.append(call.record(Kind.REQUEST, parameters=parameters, error=error))
+            batch.records.append(call.record(_REQUEST, parameters=parameters, error=error))
 
     async def drain(self) -> None:
         """Wait until every mutation under way has its outcome in the trail."""

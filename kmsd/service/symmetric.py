@@ -19,6 +19,8 @@ from kmsd.service.scratch import Scratch
 
 # The largest plaintext of a blob (AWS KMS).
 _MAX_PLAINTEXT_BYTES = 4096
+# Kept at hand: looking a member up in its enumeration is not free.
+_ALGORITHM = EncryptionAlgorithm.SYMMETRIC_DEFAULT
 
 
 class Symmetric:
@@ -36,9 +38,7 @@ class Symmetric:
     def encrypt(self, call: Call, request: api.EncryptRequest, key: KeyRecord) -> api.EncryptResponse:  # noqa: ARG002 - handlers share one form
         """Encrypt under the key's current material."""
         blob, _ = self._encrypt(key, request.plaintext, request.encryption_context)
-        return api.EncryptResponse(
-            ciphertext_blob=blob, key_id=key.arn, encryption_algorithm=EncryptionAlgorithm.SYMMETRIC_DEFAULT
-        )
+        return api.EncryptResponse(ciphertext_blob=blob, key_id=key.arn, encryption_algorithm=_ALGORITHM)
 
     def decrypt(self, call: Call, request: api.DecryptRequest) -> api.DecryptResponse:
         """Decrypt a blob with the material its header names."""
@@ -48,7 +48,7 @@ class Symmetric:
         return api.DecryptResponse(
             key_id=key.arn,
             plaintext=plaintext,
-            encryption_algorithm=EncryptionAlgorithm.SYMMETRIC_DEFAULT,
+            encryption_algorithm=_ALGORITHM,
             key_material_id=material_id,
         )
 
@@ -64,8 +64,8 @@ class Symmetric:
             ciphertext_blob=blob,
             source_key_id=source.arn,
             key_id=destination.arn,
-            source_encryption_algorithm=EncryptionAlgorithm.SYMMETRIC_DEFAULT,
-            destination_encryption_algorithm=EncryptionAlgorithm.SYMMETRIC_DEFAULT,
+            source_encryption_algorithm=_ALGORITHM,
+            destination_encryption_algorithm=_ALGORITHM,
             source_key_material_id=source_material,
             destination_key_material_id=material,
         )

@@ -31,13 +31,14 @@ class WithDescriptors(msgspec.Struct, frozen=True):
 class Entry:
     """An operation with everything the hot path needs at hand."""
 
-    __slots__ = ("decode", "elements", "fields", "handler", "operation", "synchronous")
+    __slots__ = ("decode", "elements", "fields", "handler", "has_dry_run", "operation", "synchronous")
 
     def __init__(self, operation: Operation[Any, Any], handler: Handler) -> None:
         self.operation = operation
         self.handler = handler
         self.decode = ParamsDecoder(operation.request, max_bytes=operation.frame_bytes).decode
         self.synchronous = operation.cost is Cost.CRYPTOGRAPHY
+        self.has_dry_run = "dry_run" in operation.request.__struct_fields__
         self.fields = tuple((_json_name(attribute), attribute) for attribute in operation.audit_fields)
         self.elements = tuple((_json_name(attribute), attribute) for attribute in operation.audit_response)
 
