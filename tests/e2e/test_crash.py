@@ -85,7 +85,7 @@ class Worker(threading.Thread):
 
 @pytest.fixture
 def daemon(short_path: Path) -> Iterator[DevDaemon]:
-    daemon = DevDaemon(short_path / "d")
+    daemon = DevDaemon(short_path / "d", settings="[limits]\nkeys_per_uid = 100000\n")
     yield daemon
     daemon.end()
 
