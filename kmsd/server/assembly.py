@@ -185,7 +185,7 @@ class Service:
                 ]
             )
 
-    def listen(self, sock: socket.socket) -> None:
+    async def listen(self, sock: socket.socket) -> None:
         """Begin to serve on a listening socket."""
         foundation = self._foundation
         self._record("Start")
@@ -200,8 +200,8 @@ class Service:
             max_body=max(operation.frame_bytes for operation in OPERATIONS),
             logger=foundation.logger,
         )
+        await self._pool.fill()
         self._listener.start()
-        self._pool.fill()
 
     def _record(self, event: str) -> None:
         self._trail.append(

@@ -99,7 +99,7 @@ async def _serve(development: Development, zygote: Zygote, arena: Arena) -> None
             )
         )
         await service.unseal()
-        service.listen(bind(development.socket, 0o666 if development.shared else 0o600))
+        await service.listen(bind(development.socket, 0o666 if development.shared else 0o600))
         development.ready()
         await stop.wait()
         development.socket.unlink(missing_ok=True)
