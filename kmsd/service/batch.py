@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 from kmsd.audit.record import Record
 
 
@@ -15,3 +17,11 @@ class Batch:
         self.records: list[Record] = []
         self.identifiers: list[int] = []
         self.descriptors: list[int] = []
+
+    def discard(self) -> None:
+        """Drop the replies: they may hold plaintexts, so they are wiped, and their descriptors are closed."""
+        self.out[:] = bytes(len(self.out))
+        self.out.clear()
+        for descriptor in self.descriptors:
+            os.close(descriptor)
+        self.descriptors.clear()

@@ -79,14 +79,15 @@ class Mutations(Protocol):
 class _Foreseen:
     """The daemon's one catch-all: what a handler did not foresee becomes KMSInternalError and an incident in the log.
 
-    A class and no generator, because every request passes through it.
+    `also` passes beside KmsError. A class and no generator, because every request passes through it.
     """
 
-    __slots__ = ("_call", "_pipeline")
+    __slots__ = ("_also", "_call", "_pipeline")
 
-    def __init__(self, pipeline: Pipeline, call: Call) -> None:
+    def __init__(self, pipeline: Pipeline, call: Call, also: type[Exception] = KmsError) -> None:
         self._pipeline = pipeline
         self._call = call
+        self._also = also
 
     def __enter__(self) -> None:
         return None
@@ -94,7 +95,7 @@ class _Foreseen:
     def __exit__(self, kind: type[BaseException] | None, fault: BaseException | None, trace: object) -> None:
         if isinstance(fault, StoreUnavailableError):
             raise StorageError(str(fault)) from None
-        if isinstance(fault, Exception) and not isinstance(fault, KmsError | NotLoadedError):
+        if isinstance(fault, Exception) and not isinstance(fault, (KmsError, self._also)):
             raise self._pipeline.incident(self._call, fault) from None
 
 
@@ -145,10 +146,11 @@ class Pipeline:
             return None
         if not entry.synchronous:
             return self._serve_later(session, request.id, entry, bytearray(request.params))
+        call = Call(session, entry.operation, self._next_request_id(), self._authorizer)
         try:
-            self._serve_now(session, request.id, entry, request.params, batch, failure=None)
+            self._serve_now(call, request.id, entry, request.params, batch, failure=None)
         except NotLoadedError as missing:
-            return self._load_and_serve(session, request.id, entry, bytearray(request.params), missing)
+            return self._load_and_serve(call, request.id, entry, bytearray(request.params), missing)
         return None
 
     def finish(self, batch: Batch) -> None:
@@ -164,13 +166,14 @@ class Pipeline:
             await self._trail.sync()
         except AuditUnavailableError as error:
             self._withdraw(batch, error)
+        except BaseException:
+            batch.discard()  # the peer hung up
+            raise
 
     def _withdraw(self, batch: Batch, error: AuditUnavailableError) -> None:
-        batch.out[:] = bytes(len(batch.out))
-        batch.out.clear()
+        batch.discard()
         for identifier in batch.identifiers:
             self._encoder.append_error(batch.out, identifier, error)
-        _close(batch.descriptors)
 
     async def _finish_later(self, batch: Batch) -> Batch:
         self.finish(batch)
@@ -201,7 +204,7 @@ class Pipeline:
 
     def _serve_now(
         self,
-        session: Session,
+        call: Call,
         identifier: int,
         entry: Entry,
         params: memoryview,
@@ -213,11 +216,9 @@ class Pipeline:
 
         `failure` is what became of loading what an earlier round missed.
         """
-        operation = entry.operation
-        call = Call(session, operation, self._next_request_id(), self._authorizer)
         request: msgspec.Struct | None = None
         try:
-            with _Foreseen(self, call):
+            with _Foreseen(self, call, NotLoadedError):
                 request = self._decode(entry, params)
                 if failure is not None:
                     raise failure
@@ -247,23 +248,26 @@ class Pipeline:
         return response
 
     async def _load_and_serve(
-        self, session: Session, identifier: int, entry: Entry, params: bytearray, missing: NotLoadedError
+        self, call: Call, identifier: int, entry: Entry, params: bytearray, missing: NotLoadedError
     ) -> Batch:
         batch = Batch()
         failure: KmsError | None = None
-        for round_number in range(_LOADS + 1):
-            try:
-                await missing.load()
-            except KmsError as error:
-                failure = error
-            if round_number == _LOADS:
-                failure = KeyUnavailableError("the daemon's caches are too small for the keys in use at once")
-            try:
-                self._serve_now(session, identifier, entry, memoryview(params), batch, failure=failure)
-                break
-            except NotLoadedError as again:
-                missing = again
-        params[:] = bytes(len(params))
+        try:
+            for round_number in range(_LOADS + 1):
+                try:
+                    with _Foreseen(self, call):
+                        await missing.load()
+                except KmsError as error:
+                    failure = error
+                if round_number == _LOADS:
+                    failure = KeyUnavailableError("the daemon's caches are too small for the keys in use at once")
+                try:
+                    self._serve_now(call, identifier, entry, memoryview(params), batch, failure=failure)
+                    break
+                except NotLoadedError as again:
+                    missing = again
+        finally:
+            params[:] = bytes(len(params))  # it may hold a plaintext, also when the peer hangs up meanwhile
         return await self._finish_later(batch)
 
     async def _serve_later(self, session: Session, identifier: int, entry: Entry, params: bytearray) -> Batch:
@@ -279,7 +283,7 @@ class Pipeline:
                     response = response.response
                 self._encoder.append_result(batch.out, identifier, response, len(batch.descriptors))
         except KmsError as error:
-            _close(batch.descriptors)
+            batch.discard()
             self._refuse(call, identifier, batch, error, entry.parameters(request))
         else:
             batch.identifiers.append(identifier)
@@ -366,9 +370,3 @@ class Pipeline:
         """Wait until every mutation under way has its outcome in the trail."""
         while self._mutations:
             await asyncio.wait(self._mutations)
-
-
-def _close(descriptors: list[int]) -> None:
-    for descriptor in descriptors:
-        os.close(descriptor)
-    descriptors.clear()

@@ -1,0 +1,427 @@
+"""The service in the test's own process: every part is real but the token and the file workers.
+
+Trail and store are the real ones with switches, by which a test makes them fail, or wait, at one exact point.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import datetime as dt
+import io
+import os
+import socket
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar, cast
+
+import msgspec
+
+from kmsd.access.decision import Authorizer, HostPolicy
+from kmsd.api import OPERATIONS
+from kmsd.api.errors import AuditUnavailableError, KmsError
+from kmsd.api.keys import CREATE_KEY, CreateKeyRequest
+from kmsd.api.operation import Operation
+from kmsd.audit.record import Actor, Kind, Record
+from kmsd.audit.writer import SyncMode, Trail
+from kmsd.envelope.pool import FileJob, FileOutcome, FileStream, WorkerPool
+from kmsd.hsm.root import TokenInfo, WrappedDomainKey
+from kmsd.identity.principals import Caller
+from kmsd.logs import StructuredLogger
+from kmsd.material.ciphertext import BlobCipher
+from kmsd.material.hierarchy import Hierarchy
+from kmsd.material.versions import Versions
+from kmsd.memory.arena import Arena
+from kmsd.service import administration, aliases, files, keys, symmetric
+from kmsd.service.batch import Batch
+from kmsd.service.call import Session
+from kmsd.service.identifiers import Arns
+from kmsd.service.pipeline import Pipeline
+from kmsd.service.records import KeyRecords
+from kmsd.service.scratch import Scratch
+from kmsd.service.seal import Seal
+from kmsd.service.table import Handler, bind
+from kmsd.store.base import Change, KeyRow, MaterialRow, SettingsRow
+from kmsd.store.sql import SqlStore
+from kmsd.wire.codec import ParamsDecoder, ReplyDecoder, RequestDecoder, append_request
+from kmsd.wire.framing import LENGTH_BYTES
+
+ACCOUNT = "123456789012"
+REGION = "local-host-1"
+ARENA_BYTES = 256 * 1024
+
+_ResponseT = TypeVar("_ResponseT", bound=msgspec.Struct)
+
+
+class MemoryRoot:
+    """A root that keeps domain keys as they are: what is tested lies above the token."""
+
+    def __init__(self) -> None:
+        self.fault: Exception | None = None
+
+    async def look(self) -> TokenInfo:
+        return TokenInfo("label", "serial", "maker", "model", "firmware", ())
+
+    async def make_domain_key(self, domain_key_id: str, generation: int, into: memoryview) -> WrappedDomainKey:
+        if self.fault is not None:
+            raise self.fault
+        into[:] = os.urandom(len(into))
+        return WrappedDomainKey(domain_key_id, generation, bytes(into))
+
+    async def unwrap(self, records: Sequence[WrappedDomainKey], into: Sequence[memoryview]) -> None:
+        if self.fault is not None:
+            raise self.fault
+        for record, view in zip(records, into, strict=True):
+            view[:] = record.wrapped
+
+
+class HostNames:
+    """The names of a small host."""
+
+    def __init__(self) -> None:
+        self.users = {"root": 0, "alice": 1000, "bob": 1001}
+        self.groups = {"kms-users": 500}
+
+    def user_name(self, uid: int) -> str | None:
+        return next((name for name, one in self.users.items() if one == uid), None)
+
+    def group_name(self, gid: int) -> str | None:
+        return next((name for name, one in self.groups.items() if one == gid), None)
+
+    def uid_of(self, name: str) -> int | None:
+        return self.users.get(name)
+
+    def gid_of(self, name: str) -> int | None:
+        return self.groups.get(name)
+
+
+class Gate:
+    """Where something waits: a test sees that it `arrived`, and opens the gate when it likes."""
+
+    def __init__(self) -> None:
+        self.arrived = asyncio.Event()
+        self.opened = asyncio.Event()
+
+    async def wait(self) -> None:
+        self.arrived.set()
+        await self.opened.wait()
+
+
+class SwitchedTrail(Trail):
+    """The real trail: `refuses` says for which records an append fails, `unsyncable` whether every sync does."""
+
+    refuses: Callable[[Record], bool] | None = None
+    unsyncable = False
+    sync_gate: Gate | None = None
+
+    def append(self, records: Sequence[Record]) -> None:
+        if self.refuses is not None and any(map(self.refuses, records)):
+            raise AuditUnavailableError("audit trail: No space left on device")
+        super().append(records)
+
+    async def sync(self) -> None:
+        if self.sync_gate is not None:
+            await self.sync_gate.wait()
+        if self.unsyncable:
+            raise AuditUnavailableError("audit trail: sync failed")
+        await super().sync()
+
+
+class SwitchedStore(SqlStore):
+    """The real store: each fault is raised by the call of its name, each gate is waited at before the call."""
+
+    def __init__(self, *parts: Any) -> None:
+        super().__init__(*parts)
+        self.faults: dict[str, Exception] = {}
+        self.gates: dict[str, Gate] = {}
+        self.calls: list[str] = []
+
+    async def _pass(self, name: str) -> None:
+        self.calls.append(name)
+        if name in self.gates:
+            await self.gates[name].wait()
+        if name in self.faults:
+            raise self.faults[name]
+
+    async def key(self, key_id: str) -> KeyRow | None:
+        await self._pass("key")
+        return await super().key(key_id)
+
+    async def material(self, key_id: str, number: int) -> MaterialRow | None:
+        await self._pass("material")
+        return await super().material(key_id, number)
+
+    async def count_keys(self, creator_uid: int) -> int:
+        await self._pass("count_keys")
+        return await super().count_keys(creator_uid)
+
+    async def commit(self, mutation_id: str, changes: Sequence[Change]) -> None:
+        await self._pass("commit")
+        await super().commit(mutation_id, changes)
+        await self._pass("committing")
+
+    async def committed(self, mutation_ids: Sequence[str]) -> set[str]:
+        await self._pass("committed")
+        return await super().committed(mutation_ids)
+
+
+class ScriptedStream:
+    """A file under way whose outcome the test decides."""
+
+    def __init__(self, job: FileJob) -> None:
+        self.direction = job.direction
+        self.header = job.header
+        self.message_key = bytes(job.message_key)
+        # The other end stands for the worker: it sees when the client's end closes.
+        client_end, self.worker_end = socket.socketpair()
+        self.worker_end.setblocking(False)
+        self.client_descriptor = client_end.detach()
+        self.reported: asyncio.Future[FileOutcome] = asyncio.get_running_loop().create_future()
+        self.acknowledged: asyncio.Future[KmsError | None] = asyncio.get_running_loop().create_future()
+
+    async def outcome(self) -> FileOutcome:
+        return await asyncio.shield(self.reported)
+
+    async def acknowledge(self, error: KmsError | None = None) -> None:
+        self.acknowledged.set_result(error)
+
+    @property
+    def abandoned(self) -> bool:
+        """Whether nobody holds the client's end any more."""
+        try:
+            return self.worker_end.recv(1) == b""
+        except BlockingIOError:
+            return False
+
+
+class ScriptedPool:
+    """A pool without processes; `fault` is raised by `start`, which may wait at `gate`."""
+
+    def __init__(self) -> None:
+        self.streams: list[ScriptedStream] = []
+        self.uids: list[int] = []
+        self.fault: Exception | None = None
+        self.gate: Gate | None = None
+
+    async def start(self, job: FileJob, *, uid: int) -> FileStream:
+        self.uids.append(uid)
+        if self.gate is not None:
+            await self.gate.wait()
+        if self.fault is not None:
+            raise self.fault
+        self.streams.append(ScriptedStream(job))
+        return cast("FileStream", self.streams[-1])
+
+    def close(self) -> None:
+        for stream in self.streams:
+            stream.worker_end.close()
+
+
+class Answer(NamedTuple):
+    """One reply of a batch: a raw result or an error."""
+
+    id: int
+    result: bytes | None
+    error: KmsError | None
+    descriptors: int
+
+
+def request_frame(operation: Operation[Any, Any], request: msgspec.Struct, identifier: int = 1) -> bytearray:
+    """A whole frame, as a client sends it."""
+    out = bytearray()
+    append_request(out, identifier, operation.name, request, max_bytes=operation.frame_bytes)
+    return out
+
+
+def answers_in(out: bytes | bytearray) -> list[Answer]:
+    """The replies in a stream of whole frames."""
+    found, decoder, rest = [], ReplyDecoder(), memoryview(bytes(out))
+    while rest:
+        length = int.from_bytes(rest[:LENGTH_BYTES], "big")
+        assert len(rest) >= LENGTH_BYTES + length
+        reply = decoder.decode(rest[LENGTH_BYTES : LENGTH_BYTES + length])
+        result = None if reply.result is None else bytes(reply.result)
+        found.append(Answer(reply.id, result, reply.error, reply.descriptors))
+        rest = rest[LENGTH_BYTES + length :]
+    return found
+
+
+def person(uid: int = 1000, *, user: str | None = "alice", gid: int = 500, administrator: bool = False) -> Session:
+    """A connected peer; by default alice, who may make keys because she is in kms-users."""
+    caller = Caller(
+        uid=uid,
+        gid=gid,
+        groups=frozenset({gid}),
+        pid=4242,
+        user=user,
+        unit=None,
+        exe="/usr/bin/app",
+        administrator=administrator,
+    )
+    return Session(caller, Actor(uid=uid, gid=gid, user=user, pid=4242, unit=None, exe="/usr/bin/app"))
+
+
+ALICE = person()
+BOB = person(1001, user="bob", gid=1001)
+ROOT = person(0, user="root", gid=0, administrator=True)
+
+
+class Embedded:
+    """An unsealed service with everything below the socket. Made by `open`, ended by `close`."""
+
+    def __init__(
+        self,
+        store: SwitchedStore,
+        trail: SwitchedTrail,
+        *,
+        keys_in_memory: int,
+        keys_per_uid: int,
+        arena_bytes: int,
+        handlers: dict[Operation[Any, Any], Handler],
+    ) -> None:
+        self.store = store
+        self.trail = trail
+        self.names = HostNames()
+        self.now = time.monotonic()
+        self.log = io.StringIO()
+        self.arena = Arena(arena_bytes)
+        self.arns = Arns(ACCOUNT, REGION)
+        self.root = MemoryRoot()
+        self.hierarchy = Hierarchy(self.arena, self.root, os.urandom)
+        self.versions = Versions(self.arena, self.hierarchy, store, capacity=keys_in_memory)
+        self.records = KeyRecords(store, self.arns, self.names, capacity=keys_in_memory, clock=lambda: self.now)
+        self.seal = Seal(
+            store=store,
+            hierarchy=self.hierarchy,
+            versions=self.versions,
+            records=self.records,
+            arena=self.arena,
+            clock=time.time,
+        )
+        self.scratch = Scratch(self.arena)
+        cipher = BlobCipher(self.arena, os.urandom)
+        self.pool = ScriptedPool()
+        self.files = files.Files(
+            records=self.records,
+            versions=self.versions,
+            cipher=cipher,
+            arena=self.arena,
+            pool=cast("WorkerPool", self.pool),
+            trail=trail,
+            random=os.urandom,
+        )
+        symmetric_service = symmetric.Symmetric(
+            records=self.records, versions=self.versions, cipher=cipher, scratch=self.scratch, arena=self.arena
+        )
+        keys_service = keys.Keys(
+            store=store,
+            versions=self.versions,
+            arns=self.arns,
+            names=self.names,
+            clock=time.time,
+            keys_per_uid=keys_per_uid,
+        )
+        administration_service = administration.Administration(
+            seal=self.seal,
+            arns=self.arns,
+            arena=self.arena,
+            trail=trail,
+            audit_sync=trail.mode,
+            started=dt.datetime.now(dt.UTC),
+            token=None,
+            connections=lambda: 3,
+            streams=lambda: self.files.streams,
+        )
+        self.pipeline = Pipeline(
+            OPERATIONS,
+            {
+                **bind(symmetric.HANDLERS, symmetric_service),
+                **bind(keys.HANDLERS, keys_service),
+                **bind(aliases.HANDLERS, aliases.Aliases(store=store, arns=self.arns, clock=time.time)),
+                **bind(files.HANDLERS, self.files),
+                **bind(administration.HANDLERS, administration_service),
+                **handlers,
+            },
+            authorizer=Authorizer(HostPolicy.load(None, account=ACCOUNT, names=self.names)),
+            records=self.records,
+            trail=trail,
+            scratch=self.scratch,
+            mutations=store,
+            logger=StructuredLogger(self.log),
+            settles=trail.mode is SyncMode.ALWAYS,
+        )
+
+    @classmethod
+    async def open(
+        cls,
+        directory: Path,
+        *,
+        sync: SyncMode = SyncMode.OS,
+        keys_in_memory: int = 100,
+        keys_per_uid: int = 1000,
+        arena_bytes: int = ARENA_BYTES,
+        handlers: dict[Operation[Any, Any], Handler] | None = None,
+    ) -> Embedded:
+        """A new service under `directory`; `handlers` take the place of some of its own."""
+        trail = SwitchedTrail.open(directory / "audit.log", sync=sync, clock=time.time)
+        store = cast("SwitchedStore", await SwitchedStore.open(directory / "store.sqlite"))
+        service = cls(
+            store,
+            trail,
+            keys_in_memory=keys_in_memory,
+            keys_per_uid=keys_per_uid,
+            arena_bytes=arena_bytes,
+            handlers=handlers or {},
+        )
+        await service.seal.initialize(SettingsRow(account=ACCOUNT, region=REGION, version=1))
+        service.pipeline.sealed = False
+        return service
+
+    async def close(self) -> None:
+        """Close what holds threads and descriptors; whatever was switched works again."""
+        self.trail.refuses, self.trail.unsyncable, self.trail.sync_gate = None, False, None
+        await self.pipeline.drain()
+        self.pool.close()
+        self.seal.seal()
+        self.trail.close()
+        await self.store.close()
+
+    def serve(self, session: Session, frame: bytes | bytearray, batch: Batch) -> Awaitable[Batch] | None:
+        """Hand a whole frame to the pipeline."""
+        return self.pipeline.serve(session, RequestDecoder().decode(memoryview(frame)[LENGTH_BYTES:]), batch)
+
+    async def reply_to(self, session: Session, operation: Operation[Any, Any], request: msgspec.Struct) -> Batch:
+        """The batch that answers one request, as it may be sent."""
+        batch = Batch()
+        later = self.serve(session, request_frame(operation, request), batch)
+        if later is not None:
+            return await later
+        self.pipeline.finish(batch)
+        return batch
+
+    async def ask(self, session: Session, operation: Operation[Any, _ResponseT], request: msgspec.Struct) -> _ResponseT:
+        """The response to one request; raises the error that it was answered with."""
+        batch = await self.reply_to(session, operation, request)
+        [answer] = answers_in(batch.out)
+        if answer.error is not None:
+            raise answer.error
+        assert answer.result is not None
+        return ParamsDecoder(operation.response, max_bytes=1 << 20).decode(memoryview(answer.result))
+
+    async def make_key(self, session: Session = ALICE, **members: Any) -> str:
+        """The ARN of a new key."""
+        response = await self.ask(session, CREATE_KEY, CreateKeyRequest(**members))
+        return response.key_metadata.arn
+
+    def lines(self) -> list[dict[str, Any]]:
+        """The trail as it stands in its file."""
+        return [msgspec.json.decode(line) for line in self.trail.read(after_seq=0, limit=10_000, max_bytes=1 << 26)]
+
+    def newest(self) -> dict[str, Any]:
+        """The last record."""
+        return self.lines()[-1]
+
+
+def kind_is(*kinds: Kind) -> Callable[[Record], bool]:
+    """A switch for `SwitchedTrail.refuses`: records of these kinds."""
+    return lambda record: record.kind in kinds
