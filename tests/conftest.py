@@ -43,10 +43,24 @@ def module_path() -> Iterator[Path]:
     shutil.rmtree(path)
 
 
+@pytest.fixture(scope="session")
+def prepared() -> Iterator[Path]:
+    """A directory that a daemon made and left: a copy of it starts sooner, as making a token takes half a second."""
+    path = Path(tempfile.mkdtemp(prefix="kmsd-"))
+    daemon = DevDaemon(path / "d")
+    try:
+        daemon.start()
+        daemon.stop()
+        yield daemon.directory
+    finally:
+        daemon.end()
+        shutil.rmtree(path)
+
+
 @pytest.fixture(scope="module")
-def dev(module_path: Path) -> Iterator[DevDaemon]:
+def dev(module_path: Path, prepared: Path) -> Iterator[DevDaemon]:
     """A running `kmsd dev` that all tests of a module share; in the end it stops well and has no fault to report."""
-    daemon = DevDaemon(module_path / "d")
+    daemon = DevDaemon(shutil.copytree(prepared, module_path / "d"))
     try:
         daemon.start()
         yield daemon

@@ -14,6 +14,8 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import FrameType
+from typing import NoReturn
 
 from kmsd.config import Config
 
@@ -93,9 +95,13 @@ def _run_daemon(directory: Path, config: Config, *, shared: bool, ready: Callabl
         AuditBrokenError,
         SecretMemoryUnavailableError,
         SocketInUseError,
-        FileNotFoundError,
     ) as error:
         sys.stderr.write(f"kmsd: error: {error}\n")
+        return 1
+    except OSError as error:
+        # Without an errno it is our own words (what to install); else the system's, about a file it names.
+        reason = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+        sys.stderr.write(f"kmsd: error: {reason or error}\n")
         return 1
     return 0
 
@@ -103,32 +109,57 @@ def _run_daemon(directory: Path, config: Config, *, shared: bool, ready: Callabl
 def _run_beside(directory: Path, config: Config, command: Sequence[str], *, shared: bool) -> int:
     """Run the daemon in a child process and the command in another; the command's exit code is ours."""
     read_end, write_end = os.pipe()
+    # Whatever ends this process from now on, also while the daemon starts, ends the daemon first.
+    signal.signal(signal.SIGTERM, _exit_for_signal)
+    parent = os.getpid()
     daemon = os.fork()
     if daemon == 0:
         os.close(read_end)
+        _become_daemon(directory, config, shared=shared, parent=parent, write_end=write_end)
+    os.close(write_end)
+    status = None
+    try:
+        # A byte comes when the daemon is ready; without one the pipe closes when it is gone, or just about to be.
+        if os.read(read_end, 1):
+            return _run_command(command, directory / "kmsd.sock")
+        _, status = os.waitpid(daemon, 0)
+        return _exit_code(status) or 1
+    finally:
+        if status is None:
+            os.kill(daemon, signal.SIGTERM)
+            os.waitpid(daemon, 0)
+
+
+def _become_daemon(directory: Path, config: Config, *, shared: bool, parent: int, write_end: int) -> NoReturn:
+    from kmsd.processes.sandbox import die_with_parent  # noqa: PLC0415 - as in _run_daemon
+
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    code = 1
+    try:
         # The command's terminal sends its signals to the whole group; the daemon outlives the command.
         os.setsid()
-        code = 1
-        try:
-            code = _run_daemon(directory, config, shared=shared, ready=lambda: os.close(write_end))
-        finally:
-            # Whatever happens, this process never returns into the code of the other.
-            if sys.exc_info()[0] is not None:
-                traceback.print_exc()
-            sys.stderr.flush()
-            os._exit(code)
-    os.close(write_end)
-    # The pipe closes when the daemon is ready, or gone.
-    os.read(read_end, 1)
-    os.close(read_end)
-    finished, status = os.waitpid(daemon, os.WNOHANG)
-    if finished:
-        return os.waitstatus_to_exitcode(status) or 1
-    try:
-        return _run_command(command, directory / "kmsd.sock")
+        die_with_parent(parent)
+        code = _run_daemon(directory, config, shared=shared, ready=lambda: _tell_ready(write_end))
     finally:
-        os.kill(daemon, signal.SIGTERM)
-        os.waitpid(daemon, 0)
+        # Whatever happens, this process never returns into the code of the other.
+        if sys.exc_info()[0] is not None:
+            traceback.print_exc()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def _exit_for_signal(number: int, _frame: FrameType | None) -> NoReturn:
+    sys.exit(_EXIT_SIGNAL + number)
+
+
+def _exit_code(status: int) -> int:
+    code = os.waitstatus_to_exitcode(status)
+    return code if code >= 0 else _EXIT_SIGNAL - code
+
+
+def _tell_ready(write_end: int) -> None:
+    os.write(write_end, b"1")
+    os.close(write_end)
 
 
 def _run_command(command: Sequence[str], socket: Path) -> int:

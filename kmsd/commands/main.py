@@ -13,6 +13,8 @@ from kmsd.config import Config, ConfigurationError, load_config
 
 # What shells and sysexits use for a wrong command line.
 _EXIT_USAGE = 2
+# 128 + SIGINT, as shells say it.
+_EXIT_INTERRUPTED = 130
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -42,7 +44,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ConfigurationError as error:
         sys.stderr.write(f"kmsd: error: {error}\n")
         return _EXIT_USAGE
-    return run_dev(options.directory, config, shared=options.share, command=command)
+    try:
+        return run_dev(options.directory, config, shared=options.share, command=command)
+    except KeyboardInterrupt:  # before the daemon was far enough to stop in good order
+        return _EXIT_INTERRUPTED
 
 
 if __name__ == "__main__":

@@ -64,7 +64,7 @@ async def make_token(
     """Make the token with its PIN file and root key in `directory`, unless it is there, and return how to use it.
 
     May be interrupted at any instant and called again. `random_below(n)` gives a random integer from 0 to n-1. Raises
-    a `RootError`, OSError when the directory cannot be written, and ValueError when SoftHSM could not read its path.
+    a `RootError`, also when SoftHSM could not read the directory's path, and OSError when it cannot be written.
     """
     directory = _own_directory(directory)
     with _locked(directory):
@@ -80,7 +80,7 @@ async def make_token(
 def _own_directory(directory: Path) -> Path:
     directory = directory.absolute()
     if _UNWRITABLE & set(str(directory)):
-        raise ValueError(f"SoftHSM cannot read the path {str(directory)!r} in its settings: use one without '#'")
+        raise TokenFailedError(f"SoftHSM cannot read the path {str(directory)!r} in its settings: use one without '#'")
     directory.mkdir(mode=0o700, exist_ok=True)
     return directory
 

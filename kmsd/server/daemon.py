@@ -57,6 +57,12 @@ def run_development(development: Development) -> None:
 
 
 async def _serve(development: Development, zygote: Zygote, arena: Arena) -> None:
+    # First, because the rest takes a while: from here on a signal waits until the start is over.
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+
     from kmsd.api.errors import AccessDeniedError  # noqa: PLC0415 - all of these: after the fork, as above
     from kmsd.hsm.pkcs11 import FilePin, Pkcs11Root  # noqa: PLC0415
     from kmsd.hsm.softhsm import PIN_NAME, make_token  # noqa: PLC0415
@@ -70,10 +76,6 @@ async def _serve(development: Development, zygote: Zygote, arena: Arena) -> None
         if development.only_uid is not None and peer.uid != development.only_uid:
             raise AccessDeniedError(f"this kmsd serves uid {development.only_uid} only")
 
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
     directory = development.directory
     try:
         token = await make_token(zygote, directory / "token", label="kmsd-dev")

@@ -29,7 +29,7 @@ _OUT_OF_DESCRIPTORS_SECONDS = 0.1
 
 
 class SocketInUseError(RuntimeError):
-    """Another process serves the socket."""
+    """Another process serves the socket, or what stands in its place is none."""
 
 
 def bind(path: Path, mode: int) -> socket.socket:
@@ -55,6 +55,8 @@ def bind(path: Path, mode: int) -> socket.socket:
 
 def _remove_stale(path: Path) -> None:
     if not path.is_socket():
+        if path.exists() or path.is_symlink():
+            raise SocketInUseError(f"{path} is there and is no socket: move it away")
         return
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         try:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import os
 import random
+import shutil
 import threading
 import time
 from collections.abc import Iterator
@@ -84,8 +85,8 @@ class Worker(threading.Thread):
 
 
 @pytest.fixture
-def daemon(short_path: Path) -> Iterator[DevDaemon]:
-    daemon = DevDaemon(short_path / "d", settings="[limits]\nkeys_per_uid = 100000\n")
+def daemon(short_path: Path, prepared: Path) -> Iterator[DevDaemon]:
+    daemon = DevDaemon(shutil.copytree(prepared, short_path / "d"), settings="[limits]\nkeys_per_uid = 100000\n")
     yield daemon
     daemon.end()
 

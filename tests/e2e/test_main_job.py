@@ -1,8 +1,12 @@
 """The main job: a file is encrypted under a key that never leaves the daemon, and read again, by whoever may."""
 
+import contextlib
 import os
+import shutil
 import signal
 import subprocess
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,7 +19,7 @@ CONTENT = os.urandom(100_000)
 def kmsd_dev(directory: Path, *words: str) -> subprocess.CompletedProcess[str]:
     """Run `kmsd dev directory words...` beside it."""
     return subprocess.run(
-        [SCRIPTS / "kmsd", "dev", directory.name, *words],
+        [SCRIPTS / "kmsd", "dev", directory, *words],
         cwd=directory.parent,
         env=os.environ | {"PATH": f"{SCRIPTS}{os.pathsep}{os.environ['PATH']}"},
         stdin=subprocess.DEVNULL,
@@ -26,11 +30,26 @@ def kmsd_dev(directory: Path, *words: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+def running(directory: Path) -> list[bytes]:
+    """The command lines of processes that `kmsd dev directory` started, and its own."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            found.append(path.read_bytes())
+    return [line for line in found if os.fsencode(directory) in line.split(b"\0")]
+
+
+def wait_until(holds: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 20
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
 @pytest.fixture(scope="module")
-def directory(module_path: Path) -> Path:
+def directory(module_path: Path, prepared: Path) -> Path:
     """A directory that a daemon has made and left."""
-    assert kmsd_dev(module_path / "d", "--", "true").returncode == 0
-    return module_path / "d"
+    return Path(shutil.copytree(prepared, module_path / "d"))
 
 
 def test_a_file_is_encrypted_and_decrypted_and_again_after_a_restart(module_path: Path) -> None:
@@ -77,8 +96,34 @@ def test_nothing_runs_on_when_the_command_has_ended(directory: Path) -> None:
 
     assert ran.returncode == 0
     assert not Path(ran.stdout.strip()).exists()
-    commands = [path.read_bytes() for path in Path("/proc").glob("[0-9]*/cmdline") if os.access(path, os.R_OK)]
-    assert not [command for command in commands if os.fsencode(directory) in command]
+    assert not running(directory)
+
+
+def test_a_command_is_not_run_without_a_daemon(module_path: Path) -> None:
+    """When it cannot start there is nothing to run the command beside."""
+    ran = kmsd_dev(module_path / "a#b", "--", "touch", "ran")
+
+    assert ran.returncode == 1
+    assert "kmsd: error: SoftHSM cannot read the path" in ran.stderr
+    assert "Traceback" not in ran.stderr
+    assert not (module_path / "ran").exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize("moment", ["starting", "running"])
+def test_no_daemon_outlives_the_one_who_started_it(directory: Path, number: signal.Signals, moment: str) -> None:
+    """Whether it is interrupted, terminated or killed, while the daemon starts or beside the command."""
+    mark = directory.with_name("mark")
+    mark.unlink(missing_ok=True)
+    command: list[str | Path] = [SCRIPTS / "kmsd", "dev", directory, "--", "sh", "-c", f"touch {mark}; exec sleep 60"]
+    with subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True) as ran:
+        wait_until(mark.exists if moment == "running" else lambda: len(running(directory)) > 1)
+        os.killpg(ran.pid, number)
+        wait_until(lambda: not running(directory))
+        assert ran.stderr is not None
+        assert b"Traceback" not in ran.stderr.read()
+
+    assert ran.returncode == (-number if number == signal.SIGKILL else 128 + number)
 
 
 @pytest.mark.parametrize("kind", ["link", "file"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -22,9 +23,9 @@ STRANGER = 54321
 
 
 @pytest.fixture(scope="module")
-def shared(module_path: Path) -> Iterator[DevDaemon]:
+def shared(module_path: Path, prepared: Path) -> Iterator[DevDaemon]:
     """A daemon that others may connect to."""
-    daemon = DevDaemon(module_path / "shared", shared=True)
+    daemon = DevDaemon(shutil.copytree(prepared, module_path / "shared"), shared=True)
     try:
         daemon.start()
         yield daemon
@@ -67,9 +68,9 @@ def test_nobody_else_can_connect_unless_shared(dev: DevDaemon) -> None:
     assert outcome(dev, 0, lambda client: client.status()) == "ok"
 
 
-def test_even_who_gets_at_the_socket_is_turned_away_unless_shared(module_path: Path) -> None:
+def test_even_who_gets_at_the_socket_is_turned_away_unless_shared(module_path: Path, prepared: Path) -> None:
     """The modes are one thing, what the kernel says of the peer is another."""
-    daemon = DevDaemon(module_path / "own")
+    daemon = DevDaemon(shutil.copytree(prepared, module_path / "own"))
     daemon.start()
     try:
         daemon.directory.chmod(0o711)

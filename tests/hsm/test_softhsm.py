@@ -97,7 +97,7 @@ async def test_two_at_once_do_not_meet(zygote: Zygote, tmp_path: Path) -> None:
 
 async def test_a_path_softhsm_cannot_read_is_refused(zygote: Zygote, tmp_path: Path) -> None:
     """SoftHSM would take what follows a # for a comment, and put the token elsewhere."""
-    with pytest.raises(ValueError, match="without '#'"):
+    with pytest.raises(TokenFailedError, match="without '#'"):
         await make_token(zygote, tmp_path / "a#b", label="x")
     assert names(tmp_path) == set()
 
