@@ -39,8 +39,8 @@ class Entry:
         self.decode = ParamsDecoder(operation.request, max_bytes=operation.frame_bytes).decode
         self.synchronous = operation.cost is Cost.CRYPTOGRAPHY
         self.has_dry_run = "dry_run" in operation.request.__struct_fields__
-        self.fields = tuple((_json_name(attribute), attribute) for attribute in operation.audit_fields)
-        self.elements = tuple((_json_name(attribute), attribute) for attribute in operation.audit_response)
+        self.fields = tuple((_json_name(member_name(attribute)), attribute) for attribute in operation.audit_fields)
+        self.elements = tuple((_json_name(member_name(attribute)), attribute) for attribute in operation.audit_response)
 
     def parameters(self, request: msgspec.Struct | None) -> dict[str, Any] | None:
         """Return the request's members that may be logged."""
@@ -55,9 +55,18 @@ class Entry:
 _PLAIN = (str, dict)
 
 
-def _json_name(attribute: str) -> str:
-    name = member_name(attribute)
-    return name[:1].lower() + name[1:]
+def _json_name(member: str) -> str:
+    """Return a member's name in the trail: `KeyId` -> `keyId`, but `AWSAccountId` stays, as in CloudTrail."""
+    return member if member[1:2].isupper() else member[:1].lower() + member[1:]
+
+
+def _json_value(value: Any) -> Any:
+    if isinstance(value, msgspec.Struct):
+        members = msgspec.structs.fields(value)
+        return {_json_name(member.encode_name): _json_value(getattr(value, member.name)) for member in members}
+    if isinstance(value, list):
+        return [_json_value(item) for item in value]
+    return msgspec.to_builtins(value)
 
 
 def _chosen(struct: msgspec.Struct | None, fields: tuple[tuple[str, str], ...]) -> dict[str, Any] | None:
@@ -68,7 +77,7 @@ def _chosen(struct: msgspec.Struct | None, fields: tuple[tuple[str, str], ...]) 
         value = getattr(struct, attribute)
         if not value and value != 0:
             continue
-        chosen[name] = value if isinstance(value, _PLAIN) else msgspec.to_builtins(value)
+        chosen[name] = value if isinstance(value, _PLAIN) else _json_value(value)
     return chosen or None
 
 
