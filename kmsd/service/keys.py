@@ -87,8 +87,9 @@ class Keys:
             tags=tags,
             version=1,
         )
-        await self._store.commit(call.request_id, [Insert(row), Insert(material)])
+        # Before the commit, so that the record names the key also when it is not known whether the commit happened.
         call.resources.append(self._arns.key(key_id))
+        await self._store.commit(call.request_id, [Insert(row), Insert(material)])
         return api.CreateKeyResponse(key_metadata=self._metadata(row, material))
 
     async def describe(self, call: Call, request: api.DescribeKeyRequest, key: KeyRecord) -> api.DescribeKeyResponse:  # noqa: ARG002 - handlers share one form

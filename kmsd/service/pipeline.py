@@ -27,6 +27,7 @@ import msgspec
 from kmsd.access.decision import Authorizer
 from kmsd.api.errors import (
     AuditUnavailableError,
+    DaemonError,
     KeyUnavailableError,
     KmsError,
     KMSInternalError,
@@ -305,38 +306,30 @@ class Pipeline:
             call.permit()
         if operation.read_only:
             return await entry.handler(*arguments)
-        mutation = asyncio.ensure_future(self._mutate(call, entry, request, entry.handler(*arguments)))
+        mutation = asyncio.ensure_future(self._mutate(call, entry, arguments))
         self._mutations.add(mutation)
         mutation.add_done_callback(self._mutations.discard)
         # A peer that hangs up cancels its work, but never between the commit and its record.
         return await asyncio.shield(mutation)
 
-    async def _mutate(
-        self, call: Call, entry: Entry, request: msgspec.Struct, work: Coroutine[Any, Any, msgspec.Struct]
-    ) -> msgspec.Struct:
-        parameters = entry.parameters(request)
-        try:
-            self._trail.append([call.record(Kind.INTENT, parameters=parameters)])
-            await self._trail.sync()
-        except BaseException:
-            work.close()
-            raise
+    async def _mutate(self, call: Call, entry: Entry, arguments: tuple[Any, ...]) -> msgspec.Struct:
+        parameters = entry.parameters(arguments[1])
+        self._trail.append([call.record(Kind.INTENT, parameters=parameters)])
         call.began = True
         try:
             with _Foreseen(self, call):
-                response = await work
-        except StorageError as error:
-            # A store that failed while it committed may have done it; the record tells which, or stays open until the
-            # next start can tell.
-            with _Foreseen(self, call):
-                happened = call.request_id in await self._committed([call.request_id])
-            details = {"committed": happened}
+                await self._trail.sync()
+                response: msgspec.Struct = await entry.handler(*arguments)
+                elements = entry.response_elements(response)
+        except KmsError as error:
+            details = None
+            if isinstance(error, DaemonError):
+                # What failed may have done so after the commit, the commit itself included. The record tells which, or
+                # stays open until the next start can tell.
+                with _Foreseen(self, call):
+                    details = {"committed": call.request_id in await self._committed([call.request_id])}
             self._trail.append([call.record(Kind.OUTCOME, parameters=parameters, error=error, details=details)])
             raise
-        except KmsError as error:
-            self._trail.append([call.record(Kind.OUTCOME, parameters=parameters, error=error)])
-            raise
-        elements = entry.response_elements(response)
         self._trail.append([call.record(Kind.OUTCOME, parameters=parameters, response=elements)])
         return response
 

@@ -375,11 +375,15 @@ class Embedded:
         )
         await service.seal.initialize(SettingsRow(account=ACCOUNT, region=REGION, version=1))
         service.pipeline.sealed = False
+        store.calls.clear()
         return service
 
     async def close(self) -> None:
         """Close what holds threads and descriptors; whatever was switched works again."""
-        self.trail.refuses, self.trail.unsyncable, self.trail.sync_gate = None, False, None
+        for gate in (self.trail.sync_gate, self.pool.gate, *self.store.gates.values()):
+            if gate is not None:
+                gate.opened.set()
+        self.trail.refuses, self.trail.unsyncable = None, False
         await self.pipeline.drain()
         self.pool.close()
         self.seal.seal()
