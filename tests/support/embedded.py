@@ -200,6 +200,7 @@ class ScriptedPool:
     def __init__(self) -> None:
         self.streams: list[ScriptedStream] = []
         self.uids: list[int] = []
+        self._more = asyncio.Event()
         self.fault: Exception | None = None
         self.gate: Gate | None = None
 
@@ -210,7 +211,14 @@ class ScriptedPool:
         if self.fault is not None:
             raise self.fault
         self.streams.append(ScriptedStream(job))
+        self._more.set()
         return cast("FileStream", self.streams[-1])
+
+    async def started(self, count: int) -> None:
+        """Wait until so many files are under way."""
+        while len(self.streams) < count:
+            self._more.clear()
+            await self._more.wait()
 
     def close(self) -> None:
         for stream in self.streams:
