@@ -28,7 +28,8 @@ class Limits(Section, frozen=True, kw_only=True):
     bytes_per_request_charge: int = 4096
     file_streams_per_uid: int = 4
     keys_per_uid: int = 1000
-    # 0: as many as there are cores.
+    # How many files at once, of which one uid may have a quarter; 0: as many as there are cores, and four uids' streams
+    # at least.
     file_workers: int = 0
     keys_in_memory: int = 10_000
     send_buffer_bytes_per_connection: int = 1024 * 1024

@@ -2,7 +2,7 @@
 
 Rules:
 1. A worker serves one file and ends; `spare` workers wait, so that a file need not wait for a process to be made.
-2. At most `size` files at once, and at most a quarter of them (at least one) for one uid.
+2. At most `size` files at once, and for one uid at most `per_uid` and a quarter of all (at least one).
 3. A worker that does not end when it should is killed; one that even then does not end (a process inside a hostile
    FUSE file system ignores SIGKILL) is abandoned: its place is free again, but its uid stays charged for it.
 4. The key page is wiped when the worker has reported, or is dead: never while it could still write what it makes.
@@ -122,11 +122,15 @@ class FileStream:
 
 
 class WorkerPool:
-    """All file workers: at most `size` busy, and `spare` waiting. The zygote's WORKER_ENTRY is `run_worker`."""
+    """All file workers: at most `size` busy, `per_uid` of them for one uid, and `spare` waiting.
 
-    def __init__(self, zygote: Zygote, *, size: int, spare: int) -> None:
+    The zygote's WORKER_ENTRY is `run_worker`.
+    """
+
+    def __init__(self, zygote: Zygote, *, size: int, per_uid: int, spare: int) -> None:
         self._zygote = zygote
         self._size = size
+        self._per_uid = min(per_uid, max(1, size // _SHARE))
         self._spare = spare
         self._idle: deque[_Worker] = deque()
         self._busy = 0
@@ -189,9 +193,8 @@ class WorkerPool:
         if self._closing:
             raise ShuttingDownError("the daemon is stopping")
         held = self._charged.get(uid, 0)
-        share = max(1, self._size // _SHARE)
-        if held >= share:
-            raise ThrottlingError(f"user id {uid} has {held} files under way, of at most {share}")
+        if held >= self._per_uid:
+            raise ThrottlingError(f"user id {uid} has {held} files under way, of at most {self._per_uid}")
         if self._busy >= self._size:
             raise ThrottlingError(f"all {self._size} file workers are busy")
         self._busy += 1

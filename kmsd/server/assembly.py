@@ -86,8 +86,12 @@ class Service:
         )
         cipher = BlobCipher(arena, os.urandom)
         scratch = Scratch(arena)
-        workers = config.limits.file_workers or os.cpu_count() or 1
-        self._pool = WorkerPool(foundation.zygote, size=workers, spare=workers)
+        cores = os.cpu_count() or 1
+        streams = config.limits.file_streams_per_uid
+        # A uid has a quarter of the places, so on a small machine there are more of them than cores: `kms encrypt - |
+        # kms decrypt -` needs two. A place costs nothing while nobody takes it.
+        workers = config.limits.file_workers or max(cores, 4 * streams)
+        self._pool = WorkerPool(foundation.zygote, size=workers, per_uid=streams, spare=min(workers, cores))
         self._files = files.Files(
             records=records,
             versions=self._versions,

@@ -96,7 +96,7 @@ def no_thread_is_left() -> Iterator[None]:
 @pytest.fixture
 async def daemon() -> AsyncIterator[TinyDaemon]:
     zygote = Zygote.start({WORKER_ENTRY: run_worker})
-    pool = WorkerPool(zygote, size=8, spare=0)
+    pool = WorkerPool(zygote, size=8, per_uid=4, spare=0)
     yield TinyDaemon(pool)
     await pool.close()
     await zygote.close()

@@ -15,6 +15,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from kmsd.api.errors import ThrottlingError
+from kmsd.api.files import ENCRYPT_FILE, EncryptFileRequest
 from kmsd.api.operation import MAX_FRAME_BYTES
 from kmsd.audit.verify import read_lines, verify
 from kmsd.config import Limits
@@ -259,6 +261,22 @@ def test_requests_beyond_those_in_flight_are_throttled(raw: RawPeer, key: str) -
     assert sorted(answer["id"] for answer in answers if answer) == list(range(1, limit * 2))
     codes = {answer["error"]["code"] for answer in answers if answer and "error" in answer}
     assert codes <= {"ThrottlingException"}
+
+
+def test_one_uid_has_its_file_streams_on_any_machine(client: Client, key: str) -> None:
+    """However few cores there are, four at once; the fifth is told to come back."""
+    streams = []
+    for _ in range(Limits().file_streams_per_uid):
+        _, [descriptor] = client.call_with_descriptors(ENCRYPT_FILE, EncryptFileRequest(key_id=key))
+        streams.append(descriptor)
+    with pytest.raises(ThrottlingError, match="has 4 files under way, of at most 4"):
+        client.call_with_descriptors(ENCRYPT_FILE, EncryptFileRequest(key_id=key))
+    for descriptor in streams:
+        os.close(descriptor)
+    deadline = time.monotonic() + 10
+    while client.status().file_streams:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
 
 
 def test_who_asks_too_often_is_slowed_down(short_path: Path, prepared: Path) -> None:

@@ -49,7 +49,7 @@ async def make_pool() -> AsyncIterator[MakePool]:
 
     async def make(*, size: int = 8, spare: int = 1, entry: Entry = run_worker) -> WorkerPool:
         zygote = Zygote.start({WORKER_ENTRY: entry})
-        workers = WorkerPool(zygote, size=size, spare=spare)
+        workers = WorkerPool(zygote, size=size, per_uid=4, spare=spare)
         made.append((workers, zygote))
         await workers.fill()
         return workers
