@@ -9,7 +9,14 @@ from pathlib import Path
 from kmsd_client import Client
 from kmsd_client.cli.encrypt import SUFFIX
 from kmsd_client.cli.terminal import EXIT_USAGE, CommandError, context_of, print_json
-from kmsd_client.cli.transfer import add_common_arguments, destination_of, progress_of, source_of, summary_of
+from kmsd_client.cli.transfer import (
+    add_common_arguments,
+    destination_of,
+    overwriting_explained,
+    progress_of,
+    source_of,
+    summary_of,
+)
 from kmsd_client.files import decrypt_file
 
 
@@ -23,7 +30,7 @@ def run(options: argparse.Namespace) -> None:
     """Decrypt one message; pairs given with -c must be among its encryption context."""
     source = source_of(options)
     destination = destination_of(options, _default(options), binary=False)
-    with Client(options.socket) as client, progress_of(source) as progress:
+    with Client(options.socket) as client, progress_of(source) as progress, overwriting_explained():
         result = decrypt_file(
             client,
             source,

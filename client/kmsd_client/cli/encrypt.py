@@ -8,7 +8,14 @@ from pathlib import Path
 
 from kmsd_client import Client
 from kmsd_client.cli.terminal import EXIT_USAGE, CommandError, context_of, print_json
-from kmsd_client.cli.transfer import add_common_arguments, destination_of, progress_of, source_of, summary_of
+from kmsd_client.cli.transfer import (
+    add_common_arguments,
+    destination_of,
+    overwriting_explained,
+    progress_of,
+    source_of,
+    summary_of,
+)
 from kmsd_client.files import encrypt_file
 
 SUFFIX = ".kms"
@@ -29,7 +36,7 @@ def run(options: argparse.Namespace) -> None:
     source = source_of(options)
     default = None if isinstance(source, int) else Path(f"{options.file}{SUFFIX}")
     destination = destination_of(options, default, binary=True)
-    with Client(options.socket) as client, progress_of(source) as progress:
+    with Client(options.socket) as client, progress_of(source) as progress, overwriting_explained():
         result = encrypt_file(
             client,
             source,

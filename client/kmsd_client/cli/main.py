@@ -88,15 +88,23 @@ def _run(run: Callable[[argparse.Namespace], int | None], options: argparse.Name
         complain_of(error)
         return EXIT_ERROR
     except BrokenPipeError:
-        # Whoever read our output has enough; Python must not complain of it once more at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()  # whoever read it has enough
         return EXIT_ERROR
     except OSError as error:
+        _drop_output()
         complain(f"{error.filename}: {error.strerror}" if error.filename else f"{error.strerror}")
         return EXIT_ERROR
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
     return code
+
+
+def _drop_output() -> None:
+    """Forget what standard output did not take, or Python would fail with it once more at exit."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 __all__ = ["EXIT_USAGE", "VERBS", "main"]

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from kmsd.api.errors import AlreadyExistsError
 from kmsd_client.cli.terminal import EXIT_USAGE, CommandError, add_context_option, add_json_option
 from kmsd_client.files import FileResult, Place, ProgressFunction
 
@@ -45,6 +46,15 @@ def destination_of(options: argparse.Namespace, default: Path | None, *, binary:
             "will not print an encrypted message to a terminal", "name a file with -o, or redirect it", code=EXIT_USAGE
         )
     return sys.stdout.fileno()
+
+
+@contextlib.contextmanager
+def overwriting_explained() -> Iterator[None]:
+    """Tell what to do about a destination that exists."""
+    try:
+        yield
+    except AlreadyExistsError as error:
+        raise CommandError(error.message, "choose another name with -o OUT, or overwrite it with --force") from None
 
 
 @contextlib.contextmanager
