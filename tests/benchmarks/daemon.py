@@ -67,8 +67,12 @@ class Daemon:
 
     @property
     def environment(self) -> dict[str, str]:
-        """What the `kms` command needs to find it."""
-        return os.environ | {"KMSD_SOCKET": str(self.socket)}
+        """Return the environment of commands that are to find this daemon.
+
+        They may keep their compiled modules, as an installed command has them.
+        """
+        kept = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+        return {**kept, "KMSD_SOCKET": str(self.socket)}
 
     def pin(self, cores: set[int]) -> None:
         """Bind every thread of the daemon itself to `cores`; its children stay where they are."""
