@@ -25,7 +25,7 @@ from kmsd_client import Client
 from kmsd_client.files import decrypt_file, encrypt_file
 from tests.support.dev_daemon import DevDaemon
 
-RUNS = int(os.environ.get("KMSD_CRASH_RUNS", "15"))
+RUNS = int(os.environ.get("KMSD_CRASH_RUNS", "10"))
 # One run in this many is killed before it has ended.
 KILLED_WHILE_STARTING = 5
 CLIENTS = 3
