@@ -100,6 +100,7 @@ class Service:
             pool=self._pool,
             trail=trail,
             random=os.urandom,
+            settles=trail.mode is SyncMode.ALWAYS,
         )
         self._shares = Shares(config.limits, time.monotonic)
         symmetric_service = symmetric.Symmetric(

@@ -10,11 +10,20 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 from kmsd.api import files as api
-from kmsd.api.errors import IncorrectKeyError, InvalidCiphertextError, KmsError, MessageFormatError
+from kmsd.api.errors import (
+    AuditUnavailableError,
+    FileAccessError,
+    IncorrectKeyError,
+    InvalidCiphertextError,
+    KmsError,
+    KMSInternalError,
+    MessageFormatError,
+)
 from kmsd.api.operation import Operation
 from kmsd.audit.record import Kind
 from kmsd.envelope.header import CHANGED, EncryptedDataKey, MessageHeader, make_header, open_header, parse_header
@@ -36,7 +45,10 @@ _ResultT = TypeVar("_ResultT")
 
 
 class Files:
-    """Handlers of files; `random` gives that many public random bytes, for message ids."""
+    """Handlers of files; `random` gives that many public random bytes, for message ids.
+
+    `settles`: no client is told of an outcome before its record is on the disk, not only written.
+    """
 
     def __init__(
         self,
@@ -48,6 +60,7 @@ class Files:
         pool: WorkerPool,
         trail: Trail,
         random: Callable[[int], bytes],
+        settles: bool,
     ) -> None:
         self._records = records
         self._versions = versions
@@ -56,6 +69,7 @@ class Files:
         self._pool = pool
         self._trail = trail
         self._random = random
+        self._settles = settles
         self._streams: set[asyncio.Task[None]] = set()
 
     @property
@@ -152,6 +166,15 @@ class Files:
         except KmsError as error:
             self._trail.append([call.record(Kind.END, parameters=parameters, error=error)])
             raise
+        except asyncio.CancelledError:
+            gone = FileAccessError("the client went away before a worker had its file")
+            with contextlib.suppress(AuditUnavailableError):  # nobody is answered; the next start settles it
+                self._trail.append([call.record(Kind.END, parameters=parameters, error=gone)])
+            raise
+        except BaseException:
+            fault = KMSInternalError("no file worker could be given this file")
+            self._trail.append([call.record(Kind.END, parameters=parameters, error=fault)])
+            raise
         task = asyncio.ensure_future(self._follow(call, stream, parameters))
         self._streams.add(task)
         task.add_done_callback(self._streams.discard)
@@ -162,6 +185,8 @@ class Files:
         details = {"plaintextBytes": outcome.plaintext_bytes, "messageBytes": outcome.message_bytes}
         try:
             self._trail.append([call.record(Kind.END, parameters=parameters, error=outcome.error, details=details)])
+            if self._settles:
+                await self._trail.sync()
         except KmsError as error:
             await stream.acknowledge(error)
         else:

@@ -317,6 +317,7 @@ class Embedded:
             pool=cast("WorkerPool", self.pool),
             trail=trail,
             random=os.urandom,
+            settles=trail.mode is SyncMode.ALWAYS,
         )
         symmetric_service = symmetric.Symmetric(
             records=self.records, versions=self.versions, cipher=cipher, scratch=self.scratch, arena=self.arena
@@ -413,7 +414,10 @@ class Embedded:
 
     async def ask(self, session: Session, operation: Operation[Any, _ResponseT], request: msgspec.Struct) -> _ResponseT:
         """The response to one request; raises the error that it was answered with."""
-        batch = await self.reply_to(session, operation, request)
+        return self.response(await self.reply_to(session, operation, request), operation)
+
+    def response(self, batch: Batch, operation: Operation[Any, _ResponseT]) -> _ResponseT:
+        """The response in a batch of one reply; raises the error that it holds."""
         [answer] = answers_in(batch.out)
         if answer.error is not None:
             raise answer.error
