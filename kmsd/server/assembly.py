@@ -104,7 +104,7 @@ class Service:
         )
         self._shares = Shares(config.limits, time.monotonic)
         symmetric_service = symmetric.Symmetric(
-            records=records, versions=self._versions, cipher=cipher, scratch=scratch, arena=arena
+            records=records, versions=self._versions, cipher=cipher, scratch=scratch
         )
         keys_service = keys.Keys(
             store=store,

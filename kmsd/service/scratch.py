@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from kmsd.memory.arena import Arena
+from kmsd.memory.mapping import fill_random
 
 # The largest secret one request can need at once: the bytes of GenerateRandom.
 SCRATCH_BYTES = 32 * 1024
@@ -19,6 +20,12 @@ class Scratch:
         """Return `size` bytes that are the request's until its reply is encoded; for one piece a request."""
         self._used = max(self._used, size)
         return self._view[:size]
+
+    def random(self, size: int) -> memoryview:
+        """Take `size` bytes that come from getrandom(2) and went nowhere else."""
+        view = self.take(size)
+        fill_random(view)
+        return view
 
     def wipe(self) -> None:
         """Zero what was taken."""

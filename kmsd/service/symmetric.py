@@ -12,7 +12,6 @@ from kmsd.api.shapes import EncryptionAlgorithm
 from kmsd.material.ciphertext import BlobCipher, address_of
 from kmsd.material.specs import DATA_KEY_BYTES
 from kmsd.material.versions import Versions
-from kmsd.memory.arena import Arena
 from kmsd.service.call import Call
 from kmsd.service.records import KeyRecord, KeyRecords
 from kmsd.service.scratch import Scratch
@@ -26,14 +25,11 @@ _ALGORITHM = EncryptionAlgorithm.SYMMETRIC_DEFAULT
 class Symmetric:
     """Handlers of cost CRYPTOGRAPHY: plain functions that never await."""
 
-    def __init__(
-        self, *, records: KeyRecords, versions: Versions, cipher: BlobCipher, scratch: Scratch, arena: Arena
-    ) -> None:
+    def __init__(self, *, records: KeyRecords, versions: Versions, cipher: BlobCipher, scratch: Scratch) -> None:
         self._records = records
         self._versions = versions
         self._cipher = cipher
         self._scratch = scratch
-        self._arena = arena
 
     def encrypt(self, call: Call, request: api.EncryptRequest, key: KeyRecord) -> api.EncryptResponse:  # noqa: ARG002 - handlers share one form
         """Encrypt under the key's current material."""
@@ -77,7 +73,7 @@ class Symmetric:
         key: KeyRecord,
     ) -> api.GenerateDataKeyResponse:
         """Draw a data key and give it out in both forms."""
-        data_key = self._random(_data_key_bytes(request))
+        data_key = self._scratch.random(_data_key_bytes(request))
         blob, material_id = self._encrypt(key, data_key, request.encryption_context)
         return api.GenerateDataKeyResponse(
             ciphertext_blob=blob, plaintext=data_key, key_id=key.arn, key_material_id=material_id
@@ -90,7 +86,7 @@ class Symmetric:
         key: KeyRecord,
     ) -> api.GenerateDataKeyWithoutPlaintextResponse:
         """Draw a data key and give it out encrypted only."""
-        data_key = self._random(_data_key_bytes(request))
+        data_key = self._scratch.random(_data_key_bytes(request))
         blob, material_id = self._encrypt(key, data_key, request.encryption_context)
         return api.GenerateDataKeyWithoutPlaintextResponse(
             ciphertext_blob=blob, key_id=key.arn, key_material_id=material_id
@@ -98,7 +94,7 @@ class Symmetric:
 
     def generate_random(self, call: Call, request: api.GenerateRandomRequest) -> api.GenerateRandomResponse:  # noqa: ARG002 - handlers share one form
         """Give bytes of the kernel's generator."""
-        return api.GenerateRandomResponse(plaintext=self._random(request.number_of_bytes))
+        return api.GenerateRandomResponse(plaintext=self._scratch.random(request.number_of_bytes))
 
     def _key_of(self, blob: bytes, named: str | None, call: Call, action: str) -> KeyRecord:
         """Return the key that made `blob`, authorized; a key the request names has to be the same one."""
@@ -127,12 +123,6 @@ class Symmetric:
         plaintext = self._scratch.take(_MAX_PLAINTEXT_BYTES)
         length = self._cipher.decrypt_into(material.view, blob, context, plaintext)
         return plaintext[:length], material.material_id
-
-    def _random(self, size: int) -> memoryview:
-        scratch = self._scratch.take(size)
-        with self._arena.random(size) as drawn:
-            scratch[:] = drawn.view
-        return scratch
 
 
 HANDLERS: dict[Operation[Any, Any], Callable[..., Any]] = {

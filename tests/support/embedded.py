@@ -320,7 +320,7 @@ class Embedded:
             settles=trail.mode is SyncMode.ALWAYS,
         )
         symmetric_service = symmetric.Symmetric(
-            records=self.records, versions=self.versions, cipher=cipher, scratch=self.scratch, arena=self.arena
+            records=self.records, versions=self.versions, cipher=cipher, scratch=self.scratch
         )
         keys_service = keys.Keys(
             store=store,
@@ -370,8 +370,12 @@ class Embedded:
         keys_per_uid: int = 1000,
         arena_bytes: int = ARENA_BYTES,
         handlers: dict[Operation[Any, Any], Handler] | None = None,
+        initialize: bool = True,
     ) -> Embedded:
-        """A new service under `directory`; `handlers` take the place of some of its own."""
+        """A new service under `directory`; `handlers` take the place of some of its own.
+
+        Without `initialize` its store is empty.
+        """
         trail = SwitchedTrail.open(directory / "audit.log", sync=sync, clock=time.time)
         store = cast("SwitchedStore", await SwitchedStore.open(directory / "store.sqlite"))
         service = cls(
@@ -382,8 +386,9 @@ class Embedded:
             arena_bytes=arena_bytes,
             handlers=handlers or {},
         )
-        await service.seal.initialize(SettingsRow(account=ACCOUNT, region=REGION, version=1))
-        service.pipeline.sealed = False
+        if initialize:
+            await service.seal.initialize(SettingsRow(account=ACCOUNT, region=REGION, version=1))
+            service.pipeline.sealed = False
         store.calls.clear()
         return service
 
