@@ -84,16 +84,13 @@ class Seal:
         if not rows or secret is None:
             raise IntegrityError("the store has no domain key or no row-MAC key; restore it from a backup")
         await self._hierarchy.unseal([WrappedDomainKey(row.domain_key_id, row.generation, row.wrapped) for row in rows])
-        mac_key = self._hierarchy.unwrap(_ROW_MAC_PLACE, secret.domain_key_id, secret.wrapped)
-        self._store.unseal(mac_key.view)
         try:
+            self._mac_key = self._hierarchy.unwrap(_ROW_MAC_PLACE, secret.domain_key_id, secret.wrapped)
+            self._store.unseal(self._mac_key.view)
             await self._store.verify_early_rows()
-        except IntegrityError:
-            self._store.seal()
-            mac_key.release()
-            self._hierarchy.seal()
+        except BaseException:
+            self.seal()
             raise
-        self._mac_key = mac_key
 
     def seal(self) -> None:
         """Wipe every key from memory."""
