@@ -13,18 +13,22 @@ from kmsd.store.base import Insert, Replace, SecretRow, SettingsRow
 from tests.support.embedded import ACCOUNT, ALICE, REGION, Embedded
 
 
+def is_sealed(service: Embedded) -> bool:
+    return service.seal.sealed
+
+
 async def test_a_new_store_is_unsealed_and_the_next_start_unseals_it(service: Embedded) -> None:
     """What was encrypted before the seal is decrypted after it."""
     arn = await service.make_key()
     request = EncryptRequest(key_id=arn, plaintext=memoryview(b"kept"))
     blob = (await service.ask(ALICE, ENCRYPT, request)).ciphertext_blob
-    assert not service.seal.sealed
+    assert not is_sealed(service)
 
     service.seal.seal()
-    assert service.seal.sealed
+    assert is_sealed(service)
     await service.seal.unseal()
 
-    assert not service.seal.sealed
+    assert not is_sealed(service)
     assert bytes((await service.ask(ALICE, DECRYPT, DecryptRequest(ciphertext_blob=blob))).plaintext) == b"kept"
 
 
@@ -53,11 +57,11 @@ async def test_a_refusing_token_leaves_it_sealed(service: Embedded) -> None:
     with pytest.raises(PinIncorrectError):
         await service.seal.unseal()
 
-    assert service.seal.sealed
+    assert is_sealed(service)
     assert service.arena.used_bytes == used
     service.root.fault = None
     await service.seal.unseal()
-    assert not service.seal.sealed
+    assert not is_sealed(service)
 
 
 @pytest.mark.parametrize("wrapped", ["changed", "mac"])
@@ -80,7 +84,7 @@ async def test_a_changed_store_leaves_it_sealed(service: Embedded, wrapped: str)
     with pytest.raises(IntegrityError):
         await service.seal.unseal()
 
-    assert service.seal.sealed
+    assert is_sealed(service)
     assert service.arena.used_bytes == used
     with pytest.raises(SealedError):
         _ = service.hierarchy.current_domain_key
@@ -94,7 +98,7 @@ async def test_a_store_without_its_keys_is_not_unsealed(tmp_path: Path) -> None:
     try:
         with pytest.raises(IntegrityError, match="restore it from a backup"):
             await service.seal.unseal()
-        assert service.seal.sealed
+        assert is_sealed(service)
     finally:
         await service.close()
 
@@ -106,7 +110,7 @@ async def test_a_token_that_fails_at_first_leaves_an_empty_store(tmp_path: Path)
         service.root.fault = PinIncorrectError("the PIN is wrong")
         with pytest.raises(PinIncorrectError):
             await service.seal.initialize(SettingsRow(account=ACCOUNT, region=REGION, version=1))
-        assert service.seal.sealed
+        assert is_sealed(service)
         assert await service.store.settings() is None
     finally:
         await service.close()

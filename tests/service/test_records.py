@@ -1,0 +1,111 @@
+"""Key records: verified rows in memory, a bounded number of them, and not for longer than names may be trusted."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Awaitable, Callable
+
+import pytest
+
+from kmsd.api.errors import AccessDeniedError, InvalidArnError, NotFoundError
+from kmsd.api.keys import CREATE_ALIAS, CreateAliasRequest
+from kmsd.api.operation import KeyAccess
+from kmsd.api.symmetric import ENCRYPT, EncryptRequest
+from kmsd.service.records import NAMES_TRUSTED_SECONDS, KeyNotLoadedError
+from tests.support.embedded import ALICE, BOB, Embedded
+
+OpenService = Callable[..., Awaitable[Embedded]]
+
+
+def policy_for(principal: str) -> str:
+    statement = {"Effect": "Allow", "Principal": {"Unix": principal}, "Action": "kms:*", "Resource": "*"}
+    return json.dumps({"Version": "2012-10-17", "Statement": [statement]})
+
+
+async def test_a_key_is_loaded_once_for_each_name(service: Embedded) -> None:
+    """What was loaded is found again by the name it was asked by, without the store."""
+    arn = await service.make_key()
+    with pytest.raises(KeyNotLoadedError) as missing:
+        service.records.get(arn)
+    await missing.value.load()
+
+    record = service.records.get(arn)
+    assert record.arn == arn
+    assert await service.records.fetch(arn, KeyAccess.ANY) is record
+    with pytest.raises(KeyNotLoadedError):
+        service.records.get(record.key_id)
+    assert service.store.calls.count("key") == 1
+
+
+async def test_the_least_recently_used_is_forgotten(open_service: OpenService) -> None:
+    """The cache holds as many keys as its capacity says."""
+    service = await open_service(keys_in_memory=2)
+    arns = [await service.make_key() for _ in range(3)]
+    for arn in arns[:2]:
+        await service.records.load(arn)
+    service.records.get(arns[0])
+
+    await service.records.load(arns[2])
+
+    service.records.get(arns[2])
+    with pytest.raises(KeyNotLoadedError):
+        service.records.get(arns[1])
+
+
+async def test_unknown_names_are_errors_and_not_remembered(service: Embedded) -> None:
+    """A name that exists later is found later."""
+    with pytest.raises(NotFoundError, match=r"Alias arn:aws:kms:.*:alias/later is not found"):
+        await service.records.load("alias/later")
+    with pytest.raises(NotFoundError, match="does not exist"):
+        await service.records.load("1234abcd-12ab-34cd-56ef-1234567890ab")
+    with pytest.raises(InvalidArnError):
+        await service.records.load("arn:nonsense")
+    arn = await service.make_key()
+    await service.ask(ALICE, CREATE_ALIAS, CreateAliasRequest(alias_name="alias/later", target_key_id=arn))
+
+    assert (await service.records.load("alias/later")).arn == arn
+
+
+async def test_where_ids_are_asked_for_aliases_are_not_taken(service: Embedded) -> None:
+    """Also not from memory."""
+    arn = await service.make_key()
+    await service.ask(ALICE, CREATE_ALIAS, CreateAliasRequest(alias_name="alias/a", target_key_id=arn))
+    await service.records.fetch("alias/a", KeyAccess.ANY)
+
+    with pytest.raises(NotFoundError, match="no alias"):
+        await service.records.fetch("alias/a", KeyAccess.ID_OR_ARN)
+
+
+async def test_names_are_looked_up_again_after_a_while(service: Embedded) -> None:
+    """When a policy's user comes to have another uid, it allows nothing any more to the one or the other."""
+    arn = await service.make_key(policy=policy_for("user:bob"), bypass_policy_lockout_safety_check=True)
+    request = EncryptRequest(key_id=arn, plaintext=memoryview(b"x"))
+    await service.ask(BOB, ENCRYPT, request)
+    service.names.users["bob"] = 4000
+    await service.ask(BOB, ENCRYPT, request)
+
+    service.now += NAMES_TRUSTED_SECONDS + 1
+
+    with pytest.raises(AccessDeniedError):
+        await service.ask(BOB, ENCRYPT, request)
+
+
+async def test_a_policy_without_names_is_trusted_for_ever(service: Embedded) -> None:
+    """Uids do not change."""
+    arn = await service.make_key(policy=policy_for("uid:1000"))
+    await service.records.load(arn)
+
+    service.now += 1e9
+
+    assert service.records.get(arn).arn == arn
+
+
+async def test_sealing_forgets_every_key(service: Embedded) -> None:
+    """What was verified under a key that is gone counts no more."""
+    arn = await service.make_key()
+    await service.records.load(arn)
+
+    service.records.forget_all()
+
+    with pytest.raises(KeyNotLoadedError):
+        service.records.get(arn)
