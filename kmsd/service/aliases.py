@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import datetime as dt
 from collections.abc import Callable
 from typing import Any
@@ -27,22 +28,25 @@ class Aliases:
         self._store = store
         self._arns = arns
         self._clock = clock
+        # Held from counting to committing, so that who asks for many at once gets no more.
+        self._creating = asyncio.Lock()
 
     async def create(self, call: Call, request: api.CreateAliasRequest, key: KeyRecord) -> Empty:
         """Name a key; the caller needs the permission on the key (checked by now) and on the alias."""
         check_new_alias(request.alias_name)
         call.permit(resource=self._arns.alias(request.alias_name))
-        existing = await self._store.aliases(key_id=key.key_id, after=None, limit=ALIASES_PER_KEY)
-        if len(existing) >= ALIASES_PER_KEY:
-            raise LimitExceededError(f"{key.arn} has {ALIASES_PER_KEY} aliases, which is the limit")
         now_ms = int(self._clock() * 1000)
         row = AliasRow(name=request.alias_name, key_id=key.key_id, creation_ms=now_ms, updated_ms=now_ms, version=1)
-        try:
-            await self._store.commit(call.request_id, [Insert(row)])
-        except RowExistsError:
-            raise AlreadyExistsError(
-                f"An alias with the name {self._arns.alias(request.alias_name)} already exists"
-            ) from None
+        async with self._creating:
+            existing = await self._store.aliases(key_id=key.key_id, after=None, limit=ALIASES_PER_KEY)
+            if len(existing) >= ALIASES_PER_KEY:
+                raise LimitExceededError(f"{key.arn} has {ALIASES_PER_KEY} aliases, which is the limit")
+            try:
+                await self._store.commit(call.request_id, [Insert(row)])
+            except RowExistsError:
+                raise AlreadyExistsError(
+                    f"An alias with the name {self._arns.alias(request.alias_name)} already exists"
+                ) from None
         return Empty()
 
     async def list(self, call: Call, request: api.ListAliasesRequest) -> api.ListAliasesResponse:  # noqa: ARG002 - handlers share one form

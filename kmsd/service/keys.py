@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import datetime as dt
 import uuid
 from collections.abc import Callable
@@ -51,6 +52,9 @@ class Keys:
         self._names = names
         self._clock = clock
         self._keys_per_uid = keys_per_uid
+        # Held from counting to committing, so that who asks for many at once gets no more. The store commits one
+        # after the other anyway.
+        self._creating = asyncio.Lock()
 
     async def create(self, call: Call, request: api.CreateKeyRequest) -> api.CreateKeyResponse:
         """Make a key with fresh material; the row and its material are committed together."""
@@ -66,8 +70,6 @@ class Keys:
             raise MalformedPolicyDocumentError(
                 "The new key policy will not allow you to update the key policy in the future."
             )
-        if await self._store.count_keys(call.caller.uid) >= self._keys_per_uid:
-            raise LimitExceededError(f"uid {call.caller.uid} has made {self._keys_per_uid} keys, which is its limit")
         now_ms = int(self._clock() * 1000)
         key_id = str(uuid.uuid4())
         material = self._versions.create(key_id, _FIRST_MATERIAL, request.key_spec, facts.material_bytes, now_ms)
@@ -87,9 +89,14 @@ class Keys:
             tags=tags,
             version=1,
         )
-        # Before the commit, so that the record names the key also when it is not known whether the commit happened.
-        call.resources.append(self._arns.key(key_id))
-        await self._store.commit(call.request_id, [Insert(row), Insert(material)])
+        async with self._creating:
+            if await self._store.count_keys(call.caller.uid) >= self._keys_per_uid:
+                raise LimitExceededError(
+                    f"uid {call.caller.uid} has made {self._keys_per_uid} keys, which is its limit"
+                )
+            # Before the commit, so that the record names the key also when it is not known whether that happened.
+            call.resources.append(self._arns.key(key_id))
+            await self._store.commit(call.request_id, [Insert(row), Insert(material)])
         return api.CreateKeyResponse(key_metadata=self._metadata(row, material))
 
     async def describe(self, call: Call, request: api.DescribeKeyRequest, key: KeyRecord) -> api.DescribeKeyResponse:  # noqa: ARG002 - handlers share one form

@@ -279,6 +279,7 @@ class Embedded:
 
     def __init__(
         self,
+        directory: Path,
         store: SwitchedStore,
         trail: SwitchedTrail,
         *,
@@ -287,6 +288,7 @@ class Embedded:
         arena_bytes: int,
         handlers: dict[Operation[Any, Any], Handler],
     ) -> None:
+        self.directory = directory
         self.store = store
         self.trail = trail
         self.names = HostNames()
@@ -379,6 +381,7 @@ class Embedded:
         trail = SwitchedTrail.open(directory / "audit.log", sync=sync, clock=time.time)
         store = cast("SwitchedStore", await SwitchedStore.open(directory / "store.sqlite"))
         service = cls(
+            directory,
             store,
             trail,
             keys_in_memory=keys_in_memory,

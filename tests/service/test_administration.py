@@ -1,0 +1,89 @@
+"""What the service tells about itself."""
+
+from __future__ import annotations
+
+import msgspec
+import pytest
+
+import kmsd
+from kmsd.api.administration import (
+    GET_AUDIT_RECORDS,
+    STATUS,
+    GetAuditRecordsRequest,
+    GetAuditRecordsResponse,
+    SealState,
+    StatusRequest,
+)
+from kmsd.api.errors import AccessDeniedError
+from kmsd.api.operation import MAX_FRAME_BYTES
+from kmsd.api.symmetric import ENCRYPT, EncryptRequest
+from tests.support.embedded import ACCOUNT, ALICE, BOB, REGION, ROOT, Embedded
+
+
+async def read(service: Embedded, **members: int) -> GetAuditRecordsResponse:
+    return await service.ask(ROOT, GET_AUDIT_RECORDS, GetAuditRecordsRequest(**members))
+
+
+def numbers(response: GetAuditRecordsResponse) -> list[int]:
+    return [msgspec.json.decode(line)["seq"] for line in response.records]
+
+
+async def test_the_status_is_told_to_everybody(service: Embedded) -> None:
+    """What is no secret: state, account, memory, counts."""
+    status = await service.ask(BOB, STATUS, StatusRequest())
+
+    assert (status.state, status.version) == (SealState.UNSEALED, kmsd.__version__)
+    assert (status.account, status.region) == (ACCOUNT, REGION)
+    assert status.secret_memory == service.arena.kind
+    assert 0 < status.secret_memory_used_bytes <= status.secret_memory_limit_bytes
+    assert (status.audit_sync, status.audit_sequence) == ("os", 0)
+    assert (status.connections, status.file_streams, status.token) == (3, 0, None)
+    assert status.started.tzinfo is not None
+
+
+async def test_the_status_says_sealed(service: Embedded) -> None:
+    """It is answered while the daemon is sealed."""
+    service.seal.seal()
+    service.pipeline.sealed = True
+
+    assert (await service.ask(BOB, STATUS, StatusRequest())).state is SealState.SEALED
+
+
+async def test_administrators_read_the_trail_as_it_stands(service: Embedded) -> None:
+    """Whole lines, the newest or those behind a number, and whether more follow; each reading is a record itself."""
+    for _ in range(6):
+        await service.ask(BOB, STATUS, StatusRequest())
+
+    assert numbers(await read(service, limit=2)) == [5, 6]
+    page = await read(service, after_sequence=1, limit=3)
+    assert numbers(page) == [2, 3, 4]
+    assert page.truncated
+    rest = await read(service, after_sequence=4)
+    assert numbers(rest) == [5, 6, 7, 8]
+    assert not rest.truncated
+    assert numbers(await read(service, after_sequence=1000)) == []
+    assert "\n".join(rest.records).encode() in (service.directory / "audit.log").read_bytes()
+
+
+async def test_others_do_not_read_the_trail(service: Embedded) -> None:
+    """Nor learn how long it is."""
+    for session in (ALICE, BOB):
+        with pytest.raises(AccessDeniedError):
+            await service.ask(session, GET_AUDIT_RECORDS, GetAuditRecordsRequest())
+
+
+async def test_a_reply_of_large_records_is_cut_to_a_frame(service: Embedded) -> None:
+    """The rest is got with the next request."""
+    arn = await service.make_key()
+    context = {"x": "\u0000" * 30_000}  # six characters each in JSON
+    request = EncryptRequest(key_id=arn, plaintext=memoryview(b"x"), encryption_context=context)
+    for _ in range(8):
+        await service.ask(ALICE, ENCRYPT, request)
+    found: list[int] = []
+    while len(found) < 10:
+        page = await read(service, after_sequence=len(found))
+        assert len(msgspec.msgpack.encode(page)) < MAX_FRAME_BYTES
+        assert page.records
+        found += numbers(page)
+
+    assert found[:10] == list(range(1, 11))
