@@ -6,6 +6,7 @@ logged as its type and the places it passed through.
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import traceback
 from typing import Any, Protocol, TextIO
@@ -27,7 +28,10 @@ class Logger(Protocol):
 
 
 class StructuredLogger:
-    """A logger of JSON lines on `stream`, made with structlog."""
+    """A logger of JSON lines on `stream`, made with structlog.
+
+    A line that cannot be written is lost: whoever reads the log may go away, and nothing may fail for that.
+    """
 
     def __init__(self, stream: TextIO | None = None) -> None:
         self._logger = structlog.wrap_logger(
@@ -41,15 +45,18 @@ class StructuredLogger:
 
     def info(self, event: str, **fields: Any) -> None:
         """Log at level info."""
-        self._logger.info(event, **fields)
+        with contextlib.suppress(OSError):
+            self._logger.info(event, **fields)
 
     def warning(self, event: str, **fields: Any) -> None:
         """Log at level warning."""
-        self._logger.warning(event, **fields)
+        with contextlib.suppress(OSError):
+            self._logger.warning(event, **fields)
 
     def fault(self, event: str, fault: BaseException, **fields: Any) -> None:
         """Log type and places of a fault, never its message or any local variable."""
         frames = traceback.extract_tb(fault.__traceback__, limit=-20)
         places = [f"{frame.filename.rpartition('/')[2]}:{frame.lineno} {frame.name}" for frame in frames]
         errno = fault.errno if isinstance(fault, OSError) else None
-        self._logger.error(event, fault=type(fault).__name__, errno=errno, places=places, **fields)
+        with contextlib.suppress(OSError):
+            self._logger.error(event, fault=type(fault).__name__, errno=errno, places=places, **fields)
