@@ -109,16 +109,19 @@ def _run_daemon(directory: Path, config: Config, *, shared: bool, ready: Callabl
 def _run_beside(directory: Path, config: Config, command: Sequence[str], *, shared: bool) -> int:
     """Run the daemon in a child process and the command in another; the command's exit code is ours."""
     read_end, write_end = os.pipe()
-    # Whatever ends this process from now on, also while the daemon starts, ends the daemon first.
+    # Whatever ends this process from now on, also while the daemon starts, ends the daemon first. Held back around the
+    # fork: Python drops what a handler raises while it runs its own functions there, and the signal would be lost.
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT})
     signal.signal(signal.SIGTERM, _exit_for_signal)
     parent = os.getpid()
     daemon = os.fork()
     if daemon == 0:
         os.close(read_end)
-        _become_daemon(directory, config, shared=shared, parent=parent, write_end=write_end)
+        _become_daemon(directory, config, shared=shared, parent=parent, mask=mask, write_end=write_end)
     os.close(write_end)
     status = None
     try:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         # A byte comes when the daemon is ready; without one the pipe closes when it is gone, or just about to be.
         if os.read(read_end, 1):
             return _run_command(command, directory / "kmsd.sock")
@@ -130,14 +133,18 @@ def _run_beside(directory: Path, config: Config, command: Sequence[str], *, shar
             os.waitpid(daemon, 0)
 
 
-def _become_daemon(directory: Path, config: Config, *, shared: bool, parent: int, write_end: int) -> NoReturn:
+def _become_daemon(
+    directory: Path, config: Config, *, shared: bool, parent: int, mask: set[int | signal.Signals], write_end: int
+) -> NoReturn:
     from kmsd.processes.sandbox import die_with_parent  # noqa: PLC0415 - as in _run_daemon
 
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     code = 1
     try:
         # The command's terminal sends its signals to the whole group; the daemon outlives the command.
         os.setsid()
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         die_with_parent(parent)
         code = _run_daemon(directory, config, shared=shared, ready=lambda: _tell_ready(write_end))
     finally:

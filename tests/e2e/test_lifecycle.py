@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import shutil
@@ -20,7 +21,7 @@ from kmsd.audit.verify import read_lines, verify
 from kmsd.envelope import conversation
 from kmsd.envelope.conversation import Start
 from kmsd_client import Client
-from kmsd_client.files import decrypt_file
+from kmsd_client.files import decrypt_file, encrypt_file
 from tests.support.dev_daemon import STOP_SECONDS, DevDaemon
 from tests.support.raw_peer import RawPeer, request
 
@@ -259,3 +260,34 @@ def change_settings(store: Path) -> None:
     changed = bytearray(data)
     changed[position] = ord("1") if changed[position] != ord("1") else ord("2")
     store.write_bytes(changed)
+
+
+def parent_of(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+
+
+def test_the_daemon_outlives_its_helpers(daemon: DevDaemon, short_path: Path) -> None:
+    """Killed workers are replaced; without the zygote files are refused, clearly, and everything else goes on."""
+    source = short_path / "F"
+    source.write_bytes(b"text")
+    pids = daemon.processes()
+    [zygote] = [pid for pid in pids if parent_of(pid) == daemon.pid]
+    workers = [pid for pid in pids if parent_of(pid) == zygote]
+    with daemon.client() as client:
+        key = client.create_key().key_metadata.arn
+        for worker in workers:
+            os.kill(worker, signal.SIGKILL)
+        for number, _ in enumerate(workers):
+            with contextlib.suppress(KmsError):
+                encrypt_file(client, source, short_path / f"{number}.kms", key_id=key)
+        encrypt_file(client, source, short_path / "F.kms", key_id=key)
+        os.kill(zygote, signal.SIGKILL)
+        said = []
+        for number in range(len(workers) + 1):  # the spare ones die with it, perhaps a moment after they were given out
+            with pytest.raises(KmsError) as caught:
+                encrypt_file(client, source, short_path / f"again-{number}.kms", key_id=key)
+            said.append(caught.value.message)
+        assert "start the daemon anew" in said[-1]
+        client.encrypt(key_id=key, plaintext=b"text")
+    daemon.stop()
+    check_trail(daemon)

@@ -117,9 +117,12 @@ def test_no_daemon_outlives_the_one_who_started_it(directory: Path, number: sign
     mark.unlink(missing_ok=True)
     command: list[str | Path] = [SCRIPTS / "kmsd", "dev", directory, "--", "sh", "-c", f"touch {mark}; exec sleep 60"]
     with subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True) as ran:
-        wait_until(mark.exists if moment == "running" else lambda: len(running(directory)) > 1)
-        os.killpg(ran.pid, number)
-        wait_until(lambda: not running(directory))
+        try:
+            wait_until(mark.exists if moment == "running" else lambda: len(running(directory)) > 1)
+            os.killpg(ran.pid, number)
+            wait_until(lambda: not running(directory))
+        finally:
+            ran.kill()
         assert ran.stderr is not None
         assert b"Traceback" not in ran.stderr.read()
 
