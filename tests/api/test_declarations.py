@@ -1,0 +1,199 @@
+"""What the declarations say of each operation, against what AWS KMS says of it."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from typing import Any
+
+import msgspec
+import pytest
+
+from kmsd.api import BY_NAME, OPERATIONS
+from kmsd.api.operation import (
+    MAX_FRAME_BYTES,
+    Cost,
+    KeyAccess,
+    KeyState,
+    KeyUsage,
+    Operation,
+    action_of,
+    attribute_name,
+    member_name,
+)
+from kmsd.api.shapes import Empty, Request, Response
+
+# Operations that AWS KMS has not.
+OURS = {"EncryptFile", "DecryptFile", "Status", "GetAuditRecords"}
+# AWS KMS, developer guide: the permission of each operation, where it is not kms:NAME.
+ACTIONS = {
+    "ReEncrypt": ("kms:ReEncryptFrom", "kms:ReEncryptTo"),
+    "EncryptFile": ("kms:GenerateDataKey",),
+    "DecryptFile": ("kms:Decrypt",),
+}
+# AWS KMS, developer guide, key states: where each operation works.
+STATES = {
+    "CreateAlias": set(KeyState) - {KeyState.PENDING_DELETION},
+    "DescribeKey": set(KeyState),
+}
+USES_KEY_MATERIAL = {
+    "Encrypt",
+    "Decrypt",
+    "ReEncrypt",
+    "GenerateDataKey",
+    "GenerateDataKeyWithoutPlaintext",
+    "EncryptFile",
+    "DecryptFile",
+}
+# The key identifiers that AWS KMS accepts: an alias in cryptographic operations and DescribeKey, and nowhere else.
+NAMED_BY_ID_ONLY = {"CreateAlias"}
+# Members that AWS's service model calls sensitive, and all that is ciphertext or a token.
+NEVER_RECORDED = re.compile(r"plaintext|ciphertext|header|token|material$|records")
+
+of_each = pytest.mark.parametrize("operation", OPERATIONS, ids=lambda operation: operation.name)
+
+
+@of_each
+def test_a_declaration_says_what_it_is_about(operation: Operation[Any, Any]) -> None:
+    """A name, a one-line summary, shapes of its own kind."""
+    assert BY_NAME[operation.name] is operation
+    assert re.fullmatch(r"[A-Z][A-Za-z]{1,63}", operation.name)
+    assert re.fullmatch(r"[A-Z].{1,110}\.", operation.summary)
+    assert issubclass(operation.request, Request)
+    assert issubclass(operation.response, Response)
+    for shape in (operation.request, operation.response):
+        assert inspect.getdoc(shape)
+
+
+def test_names_are_declared_once() -> None:
+    """Dispatch is by name."""
+    assert len(BY_NAME) == len(OPERATIONS)
+
+
+@of_each
+def test_the_permission_is_aws_s(operation: Operation[Any, Any]) -> None:
+    """kms:NAME unless AWS has it otherwise."""
+    assert operation.actions == ACTIONS.get(operation.name, (action_of(operation.name),))
+    assert operation.action == operation.actions[0]
+
+
+@of_each
+def test_key_states_and_usages_are_aws_s(operation: Operation[Any, Any]) -> None:
+    """What uses key material needs an enabled key for encryption."""
+    if operation.name in USES_KEY_MATERIAL:
+        # Updating, in which AWS allows it too, is a state of multi-Region keys, which there are none of.
+        assert operation.usable_in == (KeyState.ENABLED,)
+        assert operation.usage is KeyUsage.ENCRYPT_DECRYPT
+    else:
+        assert set(operation.usable_in) == STATES.get(operation.name, set(KeyState))
+        assert operation.usage is None
+
+
+@of_each
+def test_keys_are_named_as_aws_says(operation: Operation[Any, Any]) -> None:
+    """A declared key is a required member; an operation that finds its keys otherwise says so."""
+    if operation.key is None:
+        finds_its_own = operation.name in USES_KEY_MATERIAL
+        assert operation.resolves_keys is not finds_its_own
+        assert (operation.key_access is KeyAccess.NONE) is not finds_its_own
+        return
+    fields = {field.name: field for field in msgspec.structs.fields(operation.request)}
+    assert fields[operation.key].required
+    named = KeyAccess.ID_OR_ARN if operation.name in NAMED_BY_ID_ONLY else KeyAccess.ANY
+    assert operation.key_access is named
+
+
+@of_each
+def test_only_what_is_no_secret_is_recorded(operation: Operation[Any, Any]) -> None:
+    """Neither plaintext nor ciphertext nor a token; and nothing of what cryptography answers."""
+    members = {field.name: field.type for field in msgspec.structs.fields(operation.request)}
+    for name in operation.audit_fields:
+        assert not NEVER_RECORDED.search(name)
+        assert "memoryview" not in str(members[name])
+        assert "bytes'" not in str(members[name])
+    answered = {field.name for field in msgspec.structs.fields(operation.response)}
+    assert set(operation.audit_response) <= answered
+    assert not any(NEVER_RECORDED.search(name) for name in operation.audit_response)
+    if operation.cost is Cost.CRYPTOGRAPHY:
+        assert operation.audit_response == ()
+
+
+@of_each
+def test_contexts_and_keys_are_always_recorded(operation: Operation[Any, Any]) -> None:
+    """Whoever reads the trail can tell what was asked of which key."""
+    for field in msgspec.structs.fields(operation.request):
+        if field.name.endswith(("key_id", "encryption_context")):
+            assert field.name in operation.audit_fields
+
+
+@of_each
+def test_changes_are_no_cryptography(operation: Operation[Any, Any]) -> None:
+    """What is served at once cannot await the store, and what changes the store has an intent first."""
+    assert operation.read_only or operation.cost in {Cost.STORE, Cost.TOKEN}
+    assert operation.read_only is not operation.name.startswith(("Create", "Delete", "Update", "Put"))
+
+
+@of_each
+def test_descriptors_come_with_files_only(operation: Operation[Any, Any]) -> None:
+    """One, to the worker."""
+    assert operation.descriptors == (operation.cost is Cost.FILE)
+
+
+def test_what_works_sealed_needs_no_key() -> None:
+    """The status, and the trail."""
+    assert {operation.name for operation in OPERATIONS if operation.works_sealed} == {"Status", "GetAuditRecords"}
+
+
+@of_each
+def test_no_frame_is_larger_than_any_may_be(operation: Operation[Any, Any]) -> None:
+    """What a request may take is bounded before it is read."""
+    assert operation.frame_bytes <= MAX_FRAME_BYTES
+
+
+@of_each
+def test_names_of_members_are_translated_back_and_forth(operation: Operation[Any, Any]) -> None:
+    """The wire's names are AWS's, Python's are Python's."""
+    for shape in (operation.request, operation.response):
+        for field in msgspec.structs.fields(shape):
+            assert member_name(field.name) == field.encode_name
+            assert attribute_name(field.encode_name) == field.name
+
+
+class _Request(Request, frozen=True, kw_only=True):
+    """A request of a declaration that is wrong."""
+
+    key_id: str
+
+
+@pytest.mark.parametrize(
+    "members",
+    [
+        {"key": "arn"},
+        {"audit_fields": ("key_id", "plaintext")},
+        {"frame_bytes": MAX_FRAME_BYTES + 1},
+    ],
+    ids=["key", "audit field", "frame"],
+)
+def test_a_declaration_that_cannot_be_right_is_refused(members: dict[str, Any]) -> None:
+    """When it is made, so that nothing starts with it."""
+    given = {"audit_fields": ("key_id",), **members}
+    with pytest.raises(TypeError, match="Wrong"):
+        Operation(name="Wrong", summary="", request=_Request, response=Empty, cost=Cost.STORE, **given)
+
+
+def test_all_but_ours_are_aws_s() -> None:
+    """Names of AWS KMS's operations, from its service model."""
+    theirs = {operation.name for operation in OPERATIONS} - OURS
+    assert theirs == {
+        "CreateKey",
+        "DescribeKey",
+        "ListKeys",
+        "CreateAlias",
+        "ListAliases",
+        "Encrypt",
+        "Decrypt",
+        "ReEncrypt",
+        "GenerateDataKey",
+        "GenerateDataKeyWithoutPlaintext",
+        "GenerateRandom",
+    }

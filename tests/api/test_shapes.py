@@ -1,0 +1,183 @@
+"""The bounds of members, against AWS KMS's service model (botocore 1.44.5)."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import msgspec
+import pytest
+
+from kmsd.api import BY_NAME, OPERATIONS
+from kmsd.api.operation import KeyState, KeyUsage
+from kmsd.api.shapes import DataKeySpec, EncryptionAlgorithm, KeyManager, KeyMetadata, KeyOrigin, KeySpec
+
+ARN = "arn:aws:kms:local-host-1:123456789012:key/1234abcd-12ab-34cd-56ef-1234567890ab"
+
+
+class Bound(NamedTuple):
+    """The least and the most of a member: of characters, bytes, elements, or its value."""
+
+    operation: str
+    member: str
+    least: int
+    most: int
+
+
+# From the table of the service model. Limit of ListAliases: the model says 1,000, the documentation 100.
+# NumberOfBytes of GenerateRandom: AWS has 1,024; kmsd gives more, on purpose.
+BOUNDS = [
+    Bound("CreateKey", "Policy", 1, 131_072),
+    Bound("CreateKey", "Description", 0, 8192),
+    Bound("CreateKey", "Tags", 0, 50),
+    Bound("DescribeKey", "KeyId", 1, 2048),
+    Bound("DescribeKey", "GrantTokens", 0, 10),
+    Bound("ListKeys", "Limit", 1, 1000),
+    Bound("ListKeys", "Marker", 1, 1024),
+    Bound("CreateAlias", "AliasName", 1, 256),
+    Bound("CreateAlias", "TargetKeyId", 1, 2048),
+    Bound("ListAliases", "KeyId", 1, 2048),
+    Bound("ListAliases", "Limit", 1, 100),
+    Bound("ListAliases", "Marker", 1, 1024),
+    Bound("Encrypt", "KeyId", 1, 2048),
+    Bound("Encrypt", "Plaintext", 1, 4096),
+    Bound("Encrypt", "GrantTokens", 0, 10),
+    Bound("Decrypt", "CiphertextBlob", 1, 6144),
+    Bound("Decrypt", "KeyId", 1, 2048),
+    Bound("ReEncrypt", "CiphertextBlob", 1, 6144),
+    Bound("ReEncrypt", "SourceKeyId", 1, 2048),
+    Bound("ReEncrypt", "DestinationKeyId", 1, 2048),
+    Bound("GenerateDataKey", "KeyId", 1, 2048),
+    Bound("GenerateDataKey", "NumberOfBytes", 1, 1024),
+    Bound("GenerateDataKeyWithoutPlaintext", "NumberOfBytes", 1, 1024),
+    Bound("GenerateRandom", "NumberOfBytes", 1, 32 * 1024),
+    Bound("EncryptFile", "FrameLength", 4096, 4 * 1024 * 1024),
+    Bound("DecryptFile", "Header", 1, 64 * 1024),
+    Bound("GetAuditRecords", "Limit", 1, 1000),
+]
+# What makes a request whole, for each operation that needs anything.
+REQUIRED: dict[str, dict[str, Any]] = {
+    "DescribeKey": {"KeyId": ARN},
+    "CreateAlias": {"AliasName": "alias/a", "TargetKeyId": ARN},
+    "Encrypt": {"KeyId": ARN, "Plaintext": b"x"},
+    "Decrypt": {"CiphertextBlob": b"x"},
+    "ReEncrypt": {"CiphertextBlob": b"x", "DestinationKeyId": ARN},
+    "GenerateDataKey": {"KeyId": ARN},
+    "GenerateDataKeyWithoutPlaintext": {"KeyId": ARN},
+    "GenerateRandom": {"NumberOfBytes": 1},
+    "EncryptFile": {"KeyId": ARN},
+    "DecryptFile": {"Header": b"x"},
+}
+BINARY = {"Plaintext", "CiphertextBlob", "Header"}
+NUMBERS = {"Limit", "NumberOfBytes", "FrameLength"}
+
+
+def decode(operation: str, **members: Any) -> msgspec.Struct:
+    decoded: msgspec.Struct = msgspec.msgpack.decode(
+        msgspec.msgpack.encode(REQUIRED.get(operation, {}) | members), type=BY_NAME[operation].request
+    )
+    return decoded
+
+
+def value(member: str, size: int) -> Any:
+    if member in NUMBERS:
+        return size
+    if member in BINARY:
+        return b"x" * size
+    if member == "Tags":
+        return [{"TagKey": str(number), "TagValue": ""} for number in range(size)]
+    return ["token"] * size if member == "GrantTokens" else "x" * size
+
+
+@pytest.mark.parametrize("bound", BOUNDS, ids=lambda bound: f"{bound.operation}.{bound.member}")
+def test_a_member_s_bounds_are_aws_s(bound: Bound) -> None:
+    """The least and the most are taken, one less and one more are not."""
+    for size in (bound.least, bound.most):
+        decode(bound.operation, **{bound.member: value(bound.member, size)})
+    wrong = [bound.most + 1] + ([bound.least - 1] if bound.least else [])
+    for size in wrong:
+        with pytest.raises(msgspec.ValidationError, match=bound.member):
+            decode(bound.operation, **{bound.member: value(bound.member, size)})
+
+
+@pytest.mark.parametrize(
+    ("tag", "fits"),
+    [
+        ({"TagKey": "x" * 128, "TagValue": "x" * 256}, True),
+        ({"TagKey": "x", "TagValue": ""}, True),
+        ({"TagKey": "", "TagValue": ""}, False),
+        ({"TagKey": "x" * 129, "TagValue": ""}, False),
+        ({"TagKey": "x", "TagValue": "x" * 257}, False),
+        ({"TagKey": "x"}, False),
+        ({"TagKey": "x", "TagValue": "", "More": ""}, False),
+    ],
+)
+def test_a_tag_s_bounds_are_aws_s(tag: dict[str, str], fits: bool) -> None:
+    """1 to 128 and 0 to 256 characters, both required."""
+    if fits:
+        decode("CreateKey", Tags=[tag])
+        return
+    with pytest.raises(msgspec.ValidationError):
+        decode("CreateKey", Tags=[tag])
+
+
+def test_a_grant_token_s_bounds_are_aws_s() -> None:
+    """1 to 8,192 characters."""
+    decode("Encrypt", GrantTokens=["x" * 8192])
+    for token in ("", "x" * 8193):
+        with pytest.raises(msgspec.ValidationError):
+            decode("Encrypt", GrantTokens=[token])
+
+
+@pytest.mark.parametrize("operation", OPERATIONS, ids=lambda operation: operation.name)
+def test_requests_are_strict_and_responses_are_not(operation: Any) -> None:
+    """A member nobody declared is an error in a request, and passed over by an older client in a response."""
+    decode(operation.name)
+    for name in REQUIRED.get(operation.name, {}):
+        with pytest.raises(msgspec.ValidationError):
+            msgspec.msgpack.decode(msgspec.msgpack.encode({}), type=operation.request)
+        assert name in {field.encode_name for field in msgspec.structs.fields(operation.request) if field.required}
+    with pytest.raises(msgspec.ValidationError, match="unknown field"):
+        decode(operation.name, Bogus=1)
+    assert operation.request.__struct_config__.forbid_unknown_fields
+    assert not operation.response.__struct_config__.forbid_unknown_fields
+    assert operation.request.__struct_config__.frozen
+    assert operation.response.__struct_config__.frozen
+
+
+def test_defaults_are_aws_s() -> None:
+    """What a member means when it is absent."""
+    assert decode("ListKeys") == BY_NAME["ListKeys"].request(limit=100)
+    assert decode("ListAliases") == BY_NAME["ListAliases"].request(limit=50)
+    made: Any = decode("CreateKey")
+    assert (made.key_spec, made.key_usage, made.origin) == ("SYMMETRIC_DEFAULT", "ENCRYPT_DECRYPT", "AWS_KMS")
+    assert (made.multi_region, made.bypass_policy_lockout_safety_check, made.description) == (False, False, "")
+    asked: Any = decode("Encrypt")
+    assert (asked.encryption_context, asked.encryption_algorithm) == ({}, "SYMMETRIC_DEFAULT")
+    assert (asked.grant_tokens, asked.dry_run) == ([], False)
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs"),
+    [
+        (
+            KeyState,
+            "Creating Enabled Disabled PendingDeletion PendingImport PendingReplicaDeletion Unavailable Updating",
+        ),
+        (KeyUsage, "SIGN_VERIFY ENCRYPT_DECRYPT GENERATE_VERIFY_MAC KEY_AGREEMENT ENCAPSULATE_DECAPSULATE"),
+        (KeySpec, "SYMMETRIC_DEFAULT"),
+        (KeyOrigin, "AWS_KMS EXTERNAL AWS_CLOUDHSM EXTERNAL_KEY_STORE"),
+        (KeyManager, "AWS CUSTOMER"),
+        (DataKeySpec, "AES_256 AES_128"),
+        (EncryptionAlgorithm, "SYMMETRIC_DEFAULT RSAES_OAEP_SHA_1 RSAES_OAEP_SHA_256 SM2PKE"),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_enumerations_have_aws_s_words(ours: Any, theirs: str) -> None:
+    """No word that AWS has not."""
+    assert {member.value for member in ours} <= set(theirs.split())
+
+
+def test_metadata_has_aws_s_names() -> None:
+    """Also the one that does not follow the rule."""
+    names = {field.encode_name for field in msgspec.structs.fields(KeyMetadata)}
+    assert {"AWSAccountId", "KeyId", "Arn", "CreationDate", "CurrentKeyMaterialId", "EncryptionAlgorithms"} <= names
