@@ -7,9 +7,11 @@ logged as its type and the places it passed through.
 from __future__ import annotations
 
 import contextlib
+import queue
 import sys
+import threading
 import traceback
-from typing import Any, Protocol, TextIO
+from typing import Any, Protocol, TextIO, cast
 
 import structlog
 
@@ -27,15 +29,49 @@ class Logger(Protocol):
         """Tell a fault that nobody foresaw."""
 
 
+class DroppingStream:
+    """A text stream whose writes never block: a thread of its own writes to `stream`.
+
+    Lines that come faster than whoever reads the log takes them are dropped beyond `capacity`, and counted in the log.
+    """
+
+    def __init__(self, stream: TextIO, *, capacity: int = 1024) -> None:
+        self._stream = stream
+        self._lines: queue.Queue[str] = queue.Queue(capacity)
+        self._dropped = 0
+        threading.Thread(target=self._run, name="log", daemon=True).start()
+
+    def write(self, text: str) -> int:
+        """Take a piece of text, or drop it."""
+        try:
+            self._lines.put_nowait(text)
+        except queue.Full:
+            self._dropped += 1
+        return len(text)
+
+    def flush(self) -> None:
+        """Do nothing: the thread flushes."""
+
+    def _run(self) -> None:
+        while True:
+            text = self._lines.get()
+            dropped, self._dropped = self._dropped, 0
+            if dropped:
+                text = f'{{"event": "log_lines_dropped", "count": {dropped}}}\n{text}'
+            with contextlib.suppress(OSError, ValueError):  # nobody reads it any more, or it is closed
+                self._stream.write(text)
+                self._stream.flush()
+
+
 class StructuredLogger:
     """A logger of JSON lines on `stream`, made with structlog.
 
     A line that cannot be written is lost: whoever reads the log may go away, and nothing may fail for that.
     """
 
-    def __init__(self, stream: TextIO | None = None) -> None:
+    def __init__(self, stream: TextIO | DroppingStream | None = None) -> None:
         self._logger = structlog.wrap_logger(
-            structlog.WriteLogger(stream or sys.stderr),
+            structlog.WriteLogger(cast(TextIO, stream or sys.stderr)),
             processors=[
                 structlog.processors.add_log_level,
                 structlog.processors.TimeStamper(fmt="iso", utc=True),

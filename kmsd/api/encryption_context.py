@@ -13,6 +13,10 @@ from kmsd.api.errors import ValidationError
 # Counts and lengths are 16-bit numbers.
 _LARGEST = 0xFFFF
 
+# The most that a context may have, serialized: AWS KMS's own bound. A context is logged whole with every request,
+# allowed or not, so its size is also what a caller can make the daemon write.
+MAX_BYTES = 8192
+
 
 def serialize(context: Mapping[str, str]) -> bytes:
     """Return the canonical bytes of `context`; two contexts have the same bytes only when they are equal.
@@ -32,3 +36,9 @@ def serialize(context: Mapping[str, str]) -> bytes:
     except UnicodeEncodeError:
         raise ValidationError("an encryption context must be valid Unicode text") from None
     return b"".join(parts)
+
+
+def check_size(context: Mapping[str, str]) -> None:
+    """Raise ValidationError for a context of more than `MAX_BYTES`, serialized."""
+    if len(serialize(context)) > MAX_BYTES:
+        raise ValidationError(f"an encryption context may have {MAX_BYTES} bytes")

@@ -68,6 +68,7 @@ ENCRYPT_FILE = Operation(
     # A file is encrypted under a data key, so the permission is the one for data keys, as with AWS's own SDK.
     actions=("kms:GenerateDataKey",),
     descriptors=1,
+    reply_bytes=MAX_HEADER_BYTES * 2,  # a header of full size, and the other members
     audit_fields=("key_id", "encryption_context", "frame_length"),
 )
 DECRYPT_FILE = Operation(

@@ -105,8 +105,8 @@ CREATE_KEY = Operation(
     cost=Cost.STORE,
     read_only=False,
     # 131,072 characters of policy are what AWS's model lets through before the quota of 32,768 bytes answers; kmsd
-    # lets that much in too, so that the answer is the same LimitExceededException.
-    frame_bytes=512 * 1024,
+    # lets that much of ASCII in too, so that the answer is the same LimitExceededException.
+    frame_bytes=192 * 1024,
     audit_fields=(
         "policy",
         "description",
@@ -135,6 +135,7 @@ LIST_KEYS = Operation(
     request=ListKeysRequest,
     response=ListKeysResponse,
     cost=Cost.STORE,
+    reply_bytes=256 * 1024,  # 1,000 keys of some 140 bytes each
     audit_fields=("limit", "marker"),
 )
 CREATE_ALIAS = Operation(
@@ -162,6 +163,7 @@ LIST_ALIASES = Operation(
     request=ListAliasesRequest,
     response=ListAliasesResponse,
     cost=Cost.STORE,
+    reply_bytes=128 * 1024,  # 100 aliases of at most some 700 bytes each
     audit_fields=("key_id", "limit", "marker"),
 )
 

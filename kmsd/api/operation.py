@@ -88,6 +88,7 @@ class Operation(Generic[RequestT, ResponseT]):
     and authorizes them itself through the pipeline. `usable_in` and `usage` are checked after authorization.
     `audit_fields` are the only request members that may be logged, `audit_response` the only response members.
     `actions` are the IAM-style actions that permit it: one, `kms:NAME`, unless AWS has it otherwise.
+    `frame_bytes` bounds the request's members and `reply_bytes` the reply's frame.
     `descriptors` is how many descriptors come with the reply. `works_sealed` operations need no keys.
     """
 
@@ -107,6 +108,7 @@ class Operation(Generic[RequestT, ResponseT]):
     descriptors: int = 0
     works_sealed: bool = False
     frame_bytes: int = DEFAULT_FRAME_BYTES
+    reply_bytes: int = DEFAULT_FRAME_BYTES
     actions: tuple[str, ...] = field(default=())
 
     def __post_init__(self) -> None:
@@ -116,7 +118,7 @@ class Operation(Generic[RequestT, ResponseT]):
         unknown = set(self.audit_fields) - members
         if unknown or (self.key is not None and self.key not in members):
             raise TypeError(f"{self.name}: declares members its request does not have: {sorted(unknown) or self.key}")
-        if self.frame_bytes > MAX_FRAME_BYTES:
+        if max(self.frame_bytes, self.reply_bytes) > MAX_FRAME_BYTES:
             raise TypeError(f"{self.name}: frames may have at most {MAX_FRAME_BYTES} bytes")
 
     @property

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import datetime as dt
 import os
 import random
@@ -38,7 +39,7 @@ from kmsd.service.records import KeyRecords
 from kmsd.service.scratch import Scratch
 from kmsd.service.seal import Seal
 from kmsd.service.table import bind
-from kmsd.store.base import SettingsRow
+from kmsd.store.base import SettingsRow, StoreFormatError
 from kmsd.store.sql import SqlStore
 
 # AWS account ids have 12 digits, and the first is never 0 here so that no reader takes them for a number.
@@ -153,6 +154,13 @@ class Service:
         settings = await store.settings()
         is_new = settings is None
         if settings is None:
+            if trail.head[0]:
+                trail.close()
+                await store.close()
+                raise StoreFormatError(
+                    f"{foundation.store_path} is empty, but {foundation.audit_path} tells of a store that was in use: "
+                    "put the store back, or move the audit trail away to begin anew"
+                )
             # An account id is a name and no secret, but two hosts should not draw the same one.
             account = random.SystemRandom().randint(*_ACCOUNTS)
             settings = SettingsRow(account=str(account), region=config.region, version=1)
@@ -229,10 +237,16 @@ class Service:
         if self._listener is not None:
             await self._files.drain(grace)
             await self._listener.stop(grace)
-        await self._pipeline.drain()
+        with contextlib.suppress(
+            TimeoutError
+        ):  # a store that hangs: its intents stay open, and the next start settles them
+            await asyncio.wait_for(self._pipeline.drain(), grace)
         await self._pool.close()
         await self._files.drain(grace)
-        self._record("Stop")
-        self._seal.seal()
-        self._trail.close()
-        await self._store.close()
+        try:
+            self._record("Stop")
+        finally:
+            # Whatever becomes of the record, no key outlives the service.
+            self._seal.seal()
+            await self._store.close()
+            self._trail.close()

@@ -130,6 +130,16 @@ class Connection:
 
     def _serve_frames(self) -> None:
         batch = Batch()
+        try:
+            self._serve_into(batch)
+        except BaseException:
+            # Nobody foresaw this. What was being served is not answered, so the peer must not be left waiting for it;
+            # the loop's exception handler logs the rest.
+            batch.discard()
+            self.close()
+            raise
+
+    def _serve_into(self, batch: Batch) -> None:
         charges = 0.0
         served = 0
         try:
@@ -209,7 +219,16 @@ class Connection:
         later.close()
         place.give_back()
         self._tasks.discard(task)
+        self._close_after_fault(task)
         self._close_if_done()
+
+    def _close_after_fault(self, task: asyncio.Task[None]) -> bool:
+        """Close the connection, and tell the loop, if a task ended in a way nobody foresaw; tell whether it did."""
+        if task.cancelled() or task.exception() is None:
+            return False
+        self._loop.call_exception_handler({"message": "serving a request failed", "exception": task.exception()})
+        self.close()
+        return True
 
     def _complete(self, batch: Batch) -> None:
         """Record and send what was served at once."""
@@ -230,7 +249,7 @@ class Connection:
         self._tasks.discard(task)
         self._settling -= 1
         self.unsent_bytes -= held
-        if task.cancelled():
+        if task.cancelled() or self._close_after_fault(task):
             batch.discard()
             return
         self._send(batch)

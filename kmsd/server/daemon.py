@@ -10,10 +10,14 @@ from __future__ import annotations
 
 import asyncio
 import os
+import resource
 import signal
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from kmsd.config import Config
 from kmsd.envelope.control import WORKER_ENTRY
@@ -22,6 +26,9 @@ from kmsd.hsm.pkcs11 import JOB_ENTRY, run_job
 from kmsd.memory.arena import Arena, default_limit_bytes
 from kmsd.processes.sandbox import harden_process
 from kmsd.processes.zygote import Zygote
+
+if TYPE_CHECKING:
+    from kmsd.logs import Logger
 
 
 @dataclass(frozen=True)
@@ -46,6 +53,7 @@ class Development:
 def run_development(development: Development) -> None:
     """Run until SIGTERM or SIGINT; raises what prevents the start."""
     harden_process()
+    _raise_descriptor_limit()
     zygote = Zygote.start({JOB_ENTRY: run_job, WORKER_ENTRY: run_worker})
     memory = development.config.memory
     arena = Arena(memory.limit_bytes or default_limit_bytes(), allow_fallback=memory.allow_fallback)
@@ -54,6 +62,21 @@ def run_development(development: Development) -> None:
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(_serve(development, zygote, arena))
+
+
+def _raise_descriptor_limit() -> None:
+    """Allow as many descriptors as the host lets: the usual soft limit of 1,024 is for programs that call select(2)."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def _log_fault(logger: Logger, _loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """Log what reached the event loop; the default handler would print messages, which may hold anything."""
+    fault = context.get("exception")
+    if isinstance(fault, BaseException):
+        logger.fault("event_loop_fault", fault, where=context["message"])
+    else:
+        logger.warning("event_loop_fault", where=context["message"])
 
 
 async def _serve(development: Development, zygote: Zygote, arena: Arena) -> None:
@@ -68,7 +91,7 @@ async def _serve(development: Development, zygote: Zygote, arena: Arena) -> None
     from kmsd.hsm.softhsm import PIN_NAME, make_token  # noqa: PLC0415
     from kmsd.identity.peer import Peer  # noqa: PLC0415
     from kmsd.identity.principals import Administrators  # noqa: PLC0415
-    from kmsd.logs import StructuredLogger  # noqa: PLC0415
+    from kmsd.logs import DroppingStream, StructuredLogger  # noqa: PLC0415
     from kmsd.server.assembly import Foundation, Service  # noqa: PLC0415
     from kmsd.server.listener import bind  # noqa: PLC0415
 
@@ -76,6 +99,8 @@ async def _serve(development: Development, zygote: Zygote, arena: Arena) -> None
         if development.only_uid is not None and peer.uid != development.only_uid:
             raise AccessDeniedError(f"this kmsd serves uid {development.only_uid} only")
 
+    logger = StructuredLogger(DroppingStream(sys.stderr))
+    loop.set_exception_handler(partial(_log_fault, logger))
     directory = development.directory
     try:
         token = await make_token(zygote, directory / "token", label="kmsd-dev")
@@ -90,7 +115,7 @@ async def _serve(development: Development, zygote: Zygote, arena: Arena) -> None
                 config=development.config,
                 zygote=zygote,
                 arena=arena,
-                logger=StructuredLogger(),
+                logger=logger,
                 root=root,
                 token=await root.look(),
                 administrators=Administrators(uids=frozenset({os.getuid()}), groups=("kms-admin",)),

@@ -6,10 +6,7 @@ from collections.abc import Callable
 
 from kmsd.api.errors import LimitExceededError
 from kmsd.config import Limits
-
-# Uids that passwd does not know (subordinate, dynamic, container) share one place: who can make uids at will must not
-# get a fresh allowance with each.
-_UNKNOWN_UIDS = -1
+from kmsd.service.call import UNKNOWN_UIDS
 
 
 class TokenBucket:
@@ -59,7 +56,7 @@ class Shares:
 
     def join(self, uid: int, *, known: bool) -> Share:
         """Count a new connection of `uid`, `known` to passwd or not; raises LimitExceededError."""
-        place = uid if known else _UNKNOWN_UIDS
+        place = uid if known else UNKNOWN_UIDS
         share = self._shares.get(place)
         if share is None:
             share = Share(self._limits, self._clock)

@@ -9,7 +9,7 @@ import socket
 from collections.abc import Callable
 from pathlib import Path
 
-from kmsd.api.errors import KmsError, LimitExceededError
+from kmsd.api.errors import KmsError
 from kmsd.audit.record import Actor
 from kmsd.identity.peer import Peer, peer_of
 from kmsd.identity.principals import Administrators, Caller, Names, caller_of
@@ -26,6 +26,8 @@ _BACKLOG = 4096
 _ACCEPTS_PER_TICK = 16
 # How long to accept nothing after the process ran out of descriptors.
 _OUT_OF_DESCRIPTORS_SECONDS = 0.1
+# Refused peers are logged at most twice in so long.
+_REFUSALS_SECONDS = 1.0
 
 
 class SocketInUseError(RuntimeError):
@@ -96,6 +98,8 @@ class Listener:
         self._logger = logger
         self._encoder = ReplyEncoder()
         self._connections: set[Connection] = set()
+        # How many peers were refused since the last line about it; None when no such line is due.
+        self._refusals: int | None = None
 
     def start(self) -> None:
         """Begin to accept."""
@@ -144,8 +148,7 @@ class Listener:
         connection.start()
 
     def _turn_away(self, sock: socket.socket, error: KmsError) -> None:
-        level = self._logger.info if isinstance(error, LimitExceededError) else self._logger.warning
-        level("peer_refused", code=error.code, reason=error.message)
+        self._tell_refusal(error)
         out = bytearray()
         self._encoder.append_error(out, 0, error)
         with sock:
@@ -153,6 +156,20 @@ class Listener:
                 sock.send(out)
             except OSError:
                 return
+
+    def _tell_refusal(self, error: KmsError) -> None:
+        """Log the first refusal, and then at most a count of them a second: a peer must not be able to fill the log."""
+        if self._refusals is not None:
+            self._refusals += 1
+            return
+        self._refusals = 0
+        self._logger.warning("peer_refused", code=error.code, reason=error.message)
+        self._loop.call_later(_REFUSALS_SECONDS, self._tell_refusals)
+
+    def _tell_refusals(self) -> None:
+        count, self._refusals = self._refusals, None
+        if count:
+            self._logger.warning("more_peers_refused", count=count, seconds=_REFUSALS_SECONDS)
 
     def _forget(self, connection: Connection) -> None:
         self._connections.discard(connection)

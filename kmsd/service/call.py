@@ -23,14 +23,20 @@ _STATE_WORDS = {
 }
 
 
-class Session:
-    """One connected peer."""
+# Uids that passwd does not know (subordinate, dynamic, container) share one place: who can make uids at will must not
+# get a fresh allowance with each.
+UNKNOWN_UIDS = -1
 
-    __slots__ = ("actor", "caller")
+
+class Session:
+    """One connected peer; `place` is under what its use of the daemon is counted: its uid, if passwd knows it."""
+
+    __slots__ = ("actor", "caller", "place")
 
     def __init__(self, caller: Caller, actor: Actor) -> None:
         self.caller = caller
         self.actor = actor
+        self.place = caller.uid if caller.user is not None else UNKNOWN_UIDS
 
 
 class Call:

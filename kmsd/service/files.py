@@ -15,6 +15,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from kmsd.api import files as api
+from kmsd.api.encryption_context import check_size
 from kmsd.api.errors import (
     AuditUnavailableError,
     FileAccessError,
@@ -24,7 +25,7 @@ from kmsd.api.errors import (
     KMSInternalError,
     MessageFormatError,
 )
-from kmsd.api.operation import Operation
+from kmsd.api.operation import KeyAccess, Operation
 from kmsd.audit.record import Kind
 from kmsd.envelope.header import CHANGED, EncryptedDataKey, MessageHeader, make_header, open_header, parse_header
 from kmsd.envelope.pool import Direction, FileJob, FileStream, WorkerPool
@@ -39,6 +40,11 @@ from kmsd.service.table import WithDescriptors
 # AWS Encryption SDK: the provider id of data keys that AWS KMS wraps; its info is the key's ARN.
 _PROVIDER = "aws-kms"
 _DATA_KEY_BYTES = 32
+# Data keys of a message that are looked at: each takes a look into the store before anything is authorized. The SDKs
+# offer the same bound (max_encrypted_data_keys).
+_MAX_DATA_KEYS = 16
+# Wrappings that a refusal names.
+_NAMED = 3
 _MESSAGE_ID_BYTES = 32
 
 _ResultT = TypeVar("_ResultT")
@@ -101,6 +107,7 @@ class Files:
         header, length = parse_header(request.header)
         if length != len(request.header):
             raise MessageFormatError(f"the header has {length} bytes, but {len(request.header)} were sent")
+        check_size(header.encryption_context)
         key, wrapped = await self._key_of(call, header, request.key_id)
         _check_wanted(header, request.encryption_context)
         context = dict(header.encryption_context)
@@ -136,9 +143,10 @@ class Files:
         wanted = await self._records.fetch(named, call.operation.key_access) if named is not None else None
         if wanted is not None:
             call.use(wanted)
-        for candidate in header.encrypted_data_keys:
-            if candidate.provider_id != _PROVIDER:
-                continue
+        candidates = [key for key in header.encrypted_data_keys if key.provider_id == _PROVIDER]
+        if len(candidates) > _MAX_DATA_KEYS:
+            raise MessageFormatError(f"the message names {len(candidates)} keys; at most {_MAX_DATA_KEYS} are tried")
+        for candidate in candidates:
             key = await self._record_of(candidate)
             if key is None or (wanted is not None and key.key_id != wanted.key_id):
                 continue
@@ -147,12 +155,12 @@ class Files:
             return key, candidate.ciphertext
         if wanted is not None:
             raise IncorrectKeyError("The key ID in the request does not identify a CMK that can decrypt this message.")
-        names = ", ".join(_named(candidate) for candidate in header.encrypted_data_keys)
+        names = ", ".join(_named(candidate) for candidate in header.encrypted_data_keys[:_NAMED])
         raise MessageFormatError(f"no key of this service made this message; it names: {names}")
 
     async def _record_of(self, candidate: EncryptedDataKey) -> KeyRecord | None:
         try:
-            return await self._records.fetch(candidate.provider_info.decode(), api.DECRYPT_FILE.key_access)
+            return await self._records.fetch(candidate.provider_info.decode(), KeyAccess.ID_OR_ARN)
         except (KmsError, UnicodeDecodeError) as error:
             if isinstance(error, KmsError) and error.retryable:
                 raise
@@ -162,7 +170,7 @@ class Files:
         self._trail.append([call.record(Kind.BEGIN, parameters=parameters)])
         call.began = True
         try:
-            stream = await self._pool.start(job, uid=call.caller.uid)
+            stream = await self._pool.start(job, uid=call.session.place)
         except KmsError as error:
             self._trail.append([call.record(Kind.END, parameters=parameters, error=error)])
             raise
@@ -183,14 +191,17 @@ class Files:
     async def _follow(self, call: Call, stream: FileStream, parameters: dict[str, Any]) -> None:
         outcome = await stream.outcome()
         details = {"plaintextBytes": outcome.plaintext_bytes, "messageBytes": outcome.message_bytes}
+        failure: KmsError | None = KMSInternalError("kmsd failed to record the end of this file")
         try:
             self._trail.append([call.record(Kind.END, parameters=parameters, error=outcome.error, details=details)])
             if self._settles:
                 await self._trail.sync()
+            failure = None
         except KmsError as error:
-            await stream.acknowledge(error)
-        else:
-            await stream.acknowledge()
+            failure = error
+        finally:
+            # Whatever happened: a worker that is not told waits for it, and stays charged to its uid.
+            await stream.acknowledge(failure)
 
     async def drain(self, timeout_seconds: float) -> None:
         """Give files under way so long to end; the pool's close ends the rest."""

@@ -25,6 +25,7 @@ from typing import Any, Protocol
 import msgspec
 
 from kmsd.access.decision import Authorizer
+from kmsd.api.encryption_context import MAX_BYTES
 from kmsd.api.errors import (
     AuditUnavailableError,
     DaemonError,
@@ -339,6 +340,10 @@ class Pipeline:
         if self.sealed and not entry.operation.works_sealed:
             raise SealedError("kmsd is sealed: an administrator has to unseal it")
         request: msgspec.Struct = entry.decode(params)
+        if len(params) > MAX_BYTES // 2:
+            # Only then can a member be too large for what is done with it even when the caller is refused: a context
+            # takes at most twice as many bytes serialized as on the wire.
+            entry.check_sizes(request)
         return request
 
     def incident(self, call: Call, fault: Exception) -> KMSInternalError:

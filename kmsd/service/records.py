@@ -92,7 +92,7 @@ class KeyRecords:
 
     async def fetch(self, identifier: str, access: KeyAccess) -> KeyRecord:
         """Return the key from memory or else from the store; `access` tells whether aliases are accepted."""
-        if access is KeyAccess.ID_OR_ARN:
+        if access is not KeyAccess.ANY:
             self._arns.parse_key(identifier)
         try:
             return self.get(identifier)

@@ -8,6 +8,9 @@ from typing import Any, TypeAlias
 
 import msgspec
 
+from kmsd.access.document import MAX_BYTES as MAX_POLICY_BYTES
+from kmsd.api.encryption_context import check_size
+from kmsd.api.errors import LimitExceededError
 from kmsd.api.operation import Cost, Operation, member_name
 from kmsd.wire.codec import ParamsDecoder
 
@@ -31,16 +34,27 @@ class WithDescriptors(msgspec.Struct, frozen=True):
 class Entry:
     """An operation with everything the hot path needs at hand."""
 
-    __slots__ = ("decode", "elements", "fields", "handler", "has_dry_run", "operation", "synchronous")
+    __slots__ = ("contexts", "decode", "elements", "fields", "handler", "has_dry_run", "operation", "synchronous")
 
     def __init__(self, operation: Operation[Any, Any], handler: Handler) -> None:
         self.operation = operation
         self.handler = handler
         self.decode = ParamsDecoder(operation.request, max_bytes=operation.frame_bytes).decode
         self.synchronous = operation.cost is Cost.CRYPTOGRAPHY
+        self.contexts = tuple(
+            name for name in operation.request.__struct_fields__ if name.endswith("encryption_context")
+        )
         self.has_dry_run = "dry_run" in operation.request.__struct_fields__
         self.fields = tuple((_json_name(member_name(attribute)), attribute) for attribute in operation.audit_fields)
         self.elements = tuple((_json_name(member_name(attribute)), attribute) for attribute in operation.audit_response)
+
+    def check_sizes(self, request: msgspec.Struct) -> None:
+        """Raise ValidationError or LimitExceededError for members too large to be recorded with a refusal."""
+        for name in self.contexts:
+            check_size(getattr(request, name))
+        policy = getattr(request, "policy", None)
+        if policy is not None and len(policy.encode()) > MAX_POLICY_BYTES:
+            raise LimitExceededError(f"a key policy may have {MAX_POLICY_BYTES} bytes")
 
     def parameters(self, request: msgspec.Struct | None) -> dict[str, Any] | None:
         """Return the request's members that may be logged."""
