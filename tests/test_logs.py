@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import io
 import json
+import threading
+import time
 from typing import Any
 
 import pytest
 
-from kmsd.logs import StructuredLogger
+from kmsd.logs import DroppingStream, StructuredLogger
 
 SECRET = "nobody may read this"  # noqa: S105 - what the tests look for
 
@@ -113,3 +115,37 @@ def test_it_goes_to_standard_error(capsys: pytest.CaptureFixture[str]) -> None:
     written = capsys.readouterr()
     assert written.out == ""
     assert json.loads(written.err)["event"] == "started"
+
+
+class StuckStream(io.StringIO):
+    """A stream whose reader takes nothing until it is let go."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.go_on = threading.Event()
+
+    def write(self, text: str) -> int:
+        assert self.go_on.wait(30)
+        return super().write(text)
+
+
+def test_a_log_that_nobody_reads_blocks_nothing() -> None:
+    """Lines beyond what is kept are dropped, and their number is told when somebody reads again."""
+    stream = StuckStream()
+    logger = StructuredLogger(DroppingStream(stream, capacity=4))
+
+    for number in range(10):
+        logger.info("line", number=number)
+    stream.go_on.set()
+
+    deadline = time.monotonic() + 30
+    while len(stream.getvalue().splitlines()) < 5 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    logger.info("last")
+    while '"last"' not in stream.getvalue() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    told = lines(stream)
+    kept = [line["number"] for line in told if line["event"] == "line"]
+    dropped = sum(line["count"] for line in told if line["event"] == "log_lines_dropped")
+    assert len(kept) + dropped == 10
+    assert dropped >= 5

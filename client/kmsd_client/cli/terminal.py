@@ -31,6 +31,12 @@ _HINTS = {
 }
 
 
+# What an error means that comes without a message, because AWS KMS sends none either.
+_WORDS = {
+    "InvalidCiphertextException": "the ciphertext was changed, or was made with another key or encryption context",
+}
+
+
 class CommandError(Exception):
     """A command cannot go on; `hint` says what to do."""
 
@@ -55,7 +61,7 @@ def complain(message: str, hint: str | None = None) -> None:
 
 def complain_of(error: KmsError) -> None:
     """Print an error that the daemon or the library reported."""
-    message = error.message or (type(error).__doc__ or "").partition("\n")[0]
+    message = error.message or _WORDS.get(error.code, "no reason is given")
     complain(f"{error.code}: {message}".removesuffix("."), _HINTS.get(error.code))
 
 
