@@ -147,6 +147,25 @@ async def test_who_is_not_admitted_is_turned_away(serve: Callable[..., Served]) 
     assert '"level": "warning"' in served.log.getvalue()
 
 
+async def test_refused_peers_cannot_fill_the_log(serve: Callable[..., Served]) -> None:
+    """The first is a line, and all others within a second are one line with their number."""
+
+    def refuse(peer: Peer) -> None:
+        raise AccessDeniedError(f"not uid {peer.uid}")
+
+    served = serve(admit=refuse)
+    for _ in range(20):
+        await read_all(served.connect())
+
+    assert served.log.getvalue().count("peer_refused") == 1
+
+    deadline = time.monotonic() + 10
+    while "more_peers_refused" not in served.log.getvalue() and time.monotonic() < deadline:
+        await asyncio.sleep(0.05)
+
+    assert '"count": 19' in served.log.getvalue()
+
+
 async def test_a_peer_that_is_gone_already_is_no_fault(serve: Callable[..., Served]) -> None:
     """Its connection ends, and others are served."""
     served = serve()
