@@ -56,12 +56,12 @@ def echo_each(descriptors: list[int]) -> None:
 def describe(descriptors: list[int]) -> None:
     """Write what this process looks like from inside."""
     status = Path("/proc/self/status").read_text(encoding="ascii")
-    pid, sid = os.getpid(), os.getsid(0)
+    pid, group = os.getpid(), os.getpgid(0)
     opened = {int(path.name): str(path.readlink()) for path in Path("/proc/self/fd").iterdir() if path.is_symlink()}
     fields = {line.partition(":")[0]: line.partition(":")[2].strip() for line in status.splitlines()}
     report = {
         "pid": pid,
-        "session": sid,
+        "group": group,
         "parent": os.getppid(),
         "descriptors": [number for number in opened if number > 2 and number not in descriptors],
         "standard": [opened[number] for number in (0, 1, 2)],
@@ -219,7 +219,7 @@ def test_a_child_has_nothing_but_its_descriptors(run: Run, zygote: Zygote, monke
             assert await child.wait() == 0
         assert report == {
             "pid": child.pid,
-            "session": zygote.pid,
+            "group": zygote.pid,
             "parent": zygote.pid,
             "descriptors": [],
             "standard": ["/dev/null"] * 3,
