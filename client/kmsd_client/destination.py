@@ -91,15 +91,16 @@ class NewFile:
     def finish(self, length: int, like: os.stat_result, *, sync: bool) -> None:
         """Give the file its length, its mode and time, and last its name.
 
-        Mode (permissions only) and time of modification are those of `like` if that is a regular file; otherwise only
-        the owner may read it. With `sync` it survives a power cut from now on. Raises AlreadyExistsError when
+        Mode (permissions only, and none that the umask takes: the mode of a message says little of who may read its
+        plaintext) and time of modification are those of `like` if that is a regular file; otherwise only the owner may
+        read it. With `sync` it survives a power cut from now on. Raises AlreadyExistsError when
         meanwhile somebody else took the name, and FileAccessError.
         """
         try:
             os.ftruncate(self.fd, length)
             if stat.S_ISREG(like.st_mode):
                 os.utime(self.fd, ns=(like.st_atime_ns, like.st_mtime_ns))
-                os.fchmod(self.fd, like.st_mode & 0o777)
+                os.fchmod(self.fd, like.st_mode & 0o777 & ~_umask())
             if sync:
                 os.fsync(self.fd)
             self._give_name()
@@ -203,11 +204,32 @@ def open_destination(destination: str | os.PathLike[str] | int, *, source: os.st
         raise _failure(path, error) from None
     _refuse_source(target, source)
     if stat.S_ISFIFO(target.st_mode) or stat.S_ISCHR(target.st_mode):
-        return Stream(attempt(path, os.open, path, os.O_WRONLY | os.O_NOCTTY | os.O_CLOEXEC), owned=True)
+        return _open_stream(path, target)
     _refuse_irregular(path, own, target)
     if not force:
         raise AlreadyExistsError(f"{path} exists")
     return NewFile(path, force=True)
+
+
+def _open_stream(path: Path, expected: os.stat_result) -> Stream:
+    """Open a pipe or device that was looked at before, and nothing that was put in its place since."""
+    stream = Stream(attempt(path, os.open, path, os.O_WRONLY | os.O_NOCTTY | os.O_CLOEXEC), owned=True)
+    found = os.fstat(stream.fd)
+    if not os.path.samestat(found, expected) or stat.S_IFMT(found.st_mode) != stat.S_IFMT(expected.st_mode):
+        with stream:
+            raise FileAccessError(f"{path}: was exchanged while it was opened")
+    return stream
+
+
+def _umask() -> int:
+    """Return this process's umask. The system call for it would set another for a moment, in all threads."""
+    try:
+        for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
+            if line.startswith("Umask:"):
+                return int(line.split()[1], 8)
+    except OSError:
+        pass
+    return 0o077  # not to be learned: only the owner
 
 
 def _refuse_irregular(path: Path, own: os.stat_result, target: os.stat_result) -> None:

@@ -2,6 +2,11 @@
 
 Errors become FileAccessError, which says the direction and the system's reason. Positions are the descriptors' own, so
 a caller finds its descriptor just behind what was taken or given.
+
+What is written through a descriptor is written by this process, whose uid is the daemon's. Where the receiver looks at
+who writes, and not at who opened, a caller could speak in the daemon's name, so such descriptors are refused: datagram
+sockets and Unix sockets with a name behind them (SO_PASSCRED: the journal, a service manager, syslog), and /proc, where
+a write is judged when it happens.
 """
 
 from __future__ import annotations
@@ -10,7 +15,9 @@ import errno
 import fcntl
 import os
 import select
+import socket
 import stat
+from pathlib import Path
 
 from kmsd.api.errors import FileAccessError
 
@@ -75,14 +82,33 @@ class Sink:
 def _check(fd: int, name: str, purpose: str, forbidden_mode: int) -> None:
     try:
         flags = fcntl.fcntl(fd, fcntl.F_GETFL)
-        directory = stat.S_ISDIR(os.fstat(fd).st_mode)
+        status = os.fstat(fd)
+        if stat.S_ISSOCK(status.st_mode):
+            _check_socket(fd, name)
     except OSError as error:
         raise FileAccessError(f"the {name} cannot be used: {_reason(error)}") from None
-    if directory:
+    if stat.S_ISDIR(status.st_mode):
         raise FileAccessError(f"the {name} is a directory")
+    if status.st_dev == _proc_device():
+        raise FileAccessError(f"the {name} is a file of /proc")
     # O_PATH descriptors report access mode 0, which would pass for O_RDONLY.
     if flags & os.O_ACCMODE == forbidden_mode or flags & os.O_PATH:
         raise FileAccessError(f"the {name} is not open for {purpose}")
+
+
+def _check_socket(fd: int, name: str) -> None:
+    with socket.socket(fileno=os.dup(fd)) as sock:
+        if sock.type != socket.SOCK_STREAM:
+            raise FileAccessError(f"the {name} is a socket, but no stream")
+        if sock.family == socket.AF_UNIX and sock.getpeername():
+            raise FileAccessError(f"the {name} is a Unix socket that leads to a named one; put a pipe between")
+
+
+def _proc_device() -> int | None:
+    try:
+        return Path("/proc/self").stat().st_dev
+    except OSError:
+        return None  # not mounted here, so no descriptor of it was opened here
 
 
 def _wait(fd: int, event: int) -> None:

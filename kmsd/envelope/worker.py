@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import os
 import select
+import signal
 import socket
 
 from kmsd.api.errors import FileAccessError, KmsError, KMSInternalError, ProtocolError
@@ -41,6 +42,9 @@ class PeerGoneError(Exception):
 def run_worker(descriptors: list[int]) -> None:
     """Serve one file; `descriptors` is the worker's end of the control socket. Made to be a zygote's entry."""
     os.nice(_NICE)
+    # A service manager that stops the daemon may signal all its processes; files under way have the daemon's grace.
+    # What ends a worker is the end of its control socket, or SIGKILL.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     pipeline = Pipeline()
     with socket.socket(fileno=descriptors[0]) as daemon:
         try:

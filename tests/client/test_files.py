@@ -157,6 +157,19 @@ async def test_a_file_goes_there_and_back(daemon: TinyDaemon, tmp_path: Path, si
     assert names(tmp_path) == {"plain", "message", "back"}
 
 
+async def test_the_umask_takes_permissions(daemon: TinyDaemon, plain: Path, tmp_path: Path) -> None:
+    """A message may come with any mode, from anywhere; who may read the plaintext is for its owner's umask to say."""
+    await encrypt(daemon, plain, tmp_path / "message")
+    (tmp_path / "message").chmod(0o664)
+    before = os.umask(0o077)
+    try:
+        await decrypt(daemon, tmp_path / "message", tmp_path / "back")
+    finally:
+        os.umask(before)
+
+    assert stat.S_IMODE((tmp_path / "back").stat().st_mode) == 0o600
+
+
 async def test_mode_and_time_are_kept(daemon: TinyDaemon, plain: Path, tmp_path: Path) -> None:
     """Both directions give the result the permissions and the time of modification of the source."""
     plain.chmod(0o4640)
