@@ -15,7 +15,7 @@ from pathlib import Path
 
 import kmsd
 from kmsd.access.decision import Authorizer, HostPolicy
-from kmsd.api import OPERATIONS
+from kmsd.api import BY_NAME, OPERATIONS
 from kmsd.api.errors import KMSInternalError
 from kmsd.audit.record import Intent, Kind, Record
 from kmsd.audit.writer import SyncMode, Trail
@@ -149,22 +149,25 @@ class Service:
     async def open(cls, foundation: Foundation) -> Service:
         """Open store and trail; the service is sealed and accepts nobody yet."""
         config = foundation.config
-        trail = Trail.open(foundation.audit_path, sync=SyncMode(config.audit.sync), clock=time.time)
-        store = await SqlStore.open(foundation.store_path)
-        settings = await store.settings()
-        is_new = settings is None
-        if settings is None:
-            if trail.head[0]:
-                trail.close()
-                await store.close()
-                raise StoreFormatError(
-                    f"{foundation.store_path} is empty, but {foundation.audit_path} tells of a store that was in use: "
-                    "put the store back, or move the audit trail away to begin anew"
-                )
-            # An account id is a name and no secret, but two hosts should not draw the same one.
-            account = random.SystemRandom().randint(*_ACCOUNTS)
-            settings = SettingsRow(account=str(account), region=config.region, version=1)
-        return cls(foundation, store, trail, settings, is_new=is_new)
+        async with contextlib.AsyncExitStack() as opened:
+            trail = Trail.open(foundation.audit_path, sync=SyncMode(config.audit.sync), clock=time.time)
+            opened.callback(trail.close)
+            store = await SqlStore.open(foundation.store_path)
+            opened.push_async_callback(store.close)
+            settings = await store.settings()
+            is_new = settings is None
+            if settings is None:
+                if trail.head[0]:
+                    raise StoreFormatError(
+                        f"{foundation.store_path} is empty, but {foundation.audit_path} tells of a store that was in "
+                        "use: put the store back, or move the audit trail away to begin anew"
+                    )
+                # An account id is a name and no secret, but two hosts should not draw the same one.
+                account = random.SystemRandom().randint(*_ACCOUNTS)
+                settings = SettingsRow(account=str(account), region=config.region, version=1)
+            service = cls(foundation, store, trail, settings, is_new=is_new)
+            opened.pop_all()
+            return service
 
     async def unseal(self) -> None:
         """Bring the keys into memory, making the first ones in an empty store, and settle what was left open."""
@@ -189,7 +192,7 @@ class Service:
                         event_name=intent.event_name,
                         actor=intent.actor,
                         request_id=intent.request_id,
-                        read_only=False,
+                        read_only=intent.event_name in BY_NAME and BY_NAME[intent.event_name].read_only,
                         resources=intent.resources,
                         error_code=error.code if error else None,
                         error_message=error.message if error else None,
@@ -237,9 +240,8 @@ class Service:
         if self._listener is not None:
             await self._files.drain(grace)
             await self._listener.stop(grace)
-        with contextlib.suppress(
-            TimeoutError
-        ):  # a store that hangs: its intents stay open, and the next start settles them
+        # A store may hang: its intents then stay open, and the next start settles them.
+        with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._pipeline.drain(), grace)
         await self._pool.close()
         await self._files.drain(grace)

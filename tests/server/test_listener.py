@@ -159,10 +159,10 @@ async def test_refused_peers_cannot_fill_the_log(serve: Callable[..., Served]) -
 
     assert served.log.getvalue().count("peer_refused") == 1
 
-    deadline = time.monotonic() + 10
-    while "more_peers_refused" not in served.log.getvalue() and time.monotonic() < deadline:
+    for _ in range(200):
+        if "more_peers_refused" in served.log.getvalue():
+            break
         await asyncio.sleep(0.05)
-
     assert '"count": 19' in served.log.getvalue()
 
 
