@@ -497,3 +497,49 @@ async def test_finish_of_an_idle_connection_closes_it(service: Embedded) -> None
     assert await peer.until_end() == []
     assert peer.closings == 1
     peer.hang_up()
+
+
+async def test_what_nobody_foresaw_ends_the_connection(service: Embedded, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether while a request is served, while its batch is recorded or in its task: no peer waits for ever."""
+    faults: list[object] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: faults.append(context.get("exception")))
+
+    def fail(*_: object) -> None:
+        raise ZeroDivisionError
+
+    async def fail_later(*_: object) -> None:
+        raise ZeroDivisionError
+
+    for name, failing in (("serve", fail), ("finish", fail), ("serve", fail_later)):
+        peer = ConnectedPeer(service)
+        with monkeypatch.context() as patched:
+            patched.setattr(service.pipeline, name, failing)
+            await peer.send(peer.frame(GENERATE_RANDOM, SMALL))
+            assert await peer.until_end() == []
+        await peer.closed()
+        assert (peer.share.in_flight, peer.share.connections) == (0, 0)
+        assert peer.connection.unsent_bytes == 0
+        peer.hang_up()
+
+    assert [type(fault) for fault in faults] == [ZeroDivisionError] * 3
+
+
+async def test_always_what_nobody_foresaw_ends_the_connection(
+    open_service: OpenService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same while records are synced."""
+    service = await open_service(sync=SyncMode.ALWAYS)
+    faults: list[object] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: faults.append(context.get("exception")))
+
+    async def fail_later(_: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(service.pipeline, "settle", fail_later)
+    peer = ConnectedPeer(service)
+    await peer.send(peer.frame(GENERATE_RANDOM, SMALL))
+
+    assert await peer.until_end() == []
+    assert peer.connection.unsent_bytes == 0
+    assert [type(fault) for fault in faults] == [ZeroDivisionError]
+    peer.hang_up()
