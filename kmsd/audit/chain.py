@@ -15,11 +15,15 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from kmsd.audit.record import Actor, Record, Resource, encode
+from kmsd.audit.record import Actor, Record, Resource, cut, encode
 
-# No record can be longer: the largest frame has 1 MiB (`kmsd.api.operation.MAX_FRAME_BYTES`), and JSON makes at most
-# six bytes of one (a control character becomes \u0000); the rest is for the members that kmsd adds.
-MAX_LINE_BYTES = 8 * 1024 * 1024
+# Several records fit one reply of GetAuditRecords (`kmsd.api.operation.MAX_FRAME_BYTES`, 1 MiB), so no record can keep
+# the trail from being read. Escaping makes at most six bytes of one: an encryption context of 8 KiB stays below 48 KiB
+# and a policy of 32 KiB below 192 KiB.
+MAX_LINE_BYTES = 256 * 1024
+
+# What readers accept: trails of the first kmsd have lines up to this, six times a frame and the members kmsd adds.
+MAX_READ_LINE_BYTES = 8 * 1024 * 1024
 
 _SEQ = re.compile(rb'\{"seq":([0-9]{1,19}),')  # 19 digits: as many as a signed 64-bit number has
 
@@ -58,7 +62,7 @@ _DECODER = msgspec.json.Decoder(Line)
 def link(head: Head, records: Iterable[Record], event_time: str) -> tuple[list[bytes], Head]:
     """Return the lines of `records` that continue `head`, and the head they make.
 
-    Raises ValueError for a line above `MAX_LINE_BYTES`, which no reader would accept.
+    No line is longer than `MAX_LINE_BYTES`: of a record that would have one, the line has what `record.cut` keeps.
     """
     seq, digest = head
     lines = []
@@ -66,10 +70,16 @@ def link(head: Head, records: Iterable[Record], event_time: str) -> tuple[list[b
         seq += 1
         line = encode(record, seq, digest, event_time)
         if len(line) > MAX_LINE_BYTES:
-            raise ValueError(f"an audit record of {len(line)} bytes; at most {MAX_LINE_BYTES} are possible")
+            line = encode(cut(record, line), seq, digest, event_time)
         digest = hashlib.sha256(line).hexdigest()
         lines.append(line)
     return lines, Head(seq, digest)
+
+
+def fits(record: Record) -> bool:
+    """Return whether the record's line would be written uncut, whatever its number."""
+    longest = Head(10**18, GENESIS.digest)  # the longest number that a line may have
+    return len(encode(record, *longest, format_time(0.0))) <= MAX_LINE_BYTES
 
 
 def digest_of(line: bytes) -> str:
@@ -79,8 +89,8 @@ def digest_of(line: bytes) -> str:
 
 def parse(line: bytes) -> Line:
     """Return what the chain needs of a line; raises MalformedLineError when it is not a whole record."""
-    if len(line) > MAX_LINE_BYTES:
-        raise MalformedLineError(f"longer than {MAX_LINE_BYTES} bytes")
+    if len(line) > MAX_READ_LINE_BYTES:
+        raise MalformedLineError(f"longer than {MAX_READ_LINE_BYTES} bytes")
     if not line.endswith(b"\n"):
         raise MalformedLineError("does not end with a line feed")
     try:

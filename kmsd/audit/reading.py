@@ -10,7 +10,7 @@ import os
 from collections.abc import Iterator
 
 from kmsd.api.errors import IntegrityError, LimitExceededError
-from kmsd.audit.chain import MAX_LINE_BYTES, seq_of
+from kmsd.audit.chain import MAX_READ_LINE_BYTES, seq_of
 
 # One pread: large enough that its call does not count (a memcpy of 256 KiB takes about 20 us), small enough to waste.
 CHUNK_BYTES = 256 * 1024
@@ -22,7 +22,7 @@ _START_BYTES = 40
 def lines_between(fd: int, start: int, stop: int) -> Iterator[bytes]:
     """Yield the lines from offset `start`, where one begins, to `stop`, each with its line feed.
 
-    A line longer than `MAX_LINE_BYTES` comes in pieces; what is left before `stop` comes without a line feed.
+    A line longer than `MAX_READ_LINE_BYTES` comes in pieces; what is left before `stop` comes without a line feed.
     """
     pending = b""
     while start < stop:
@@ -33,7 +33,7 @@ def lines_between(fd: int, start: int, stop: int) -> Iterator[bytes]:
         *lines, pending = (pending + chunk).split(b"\n")
         for line in lines:
             yield line + b"\n"
-        if len(pending) > MAX_LINE_BYTES:
+        if len(pending) > MAX_READ_LINE_BYTES:
             yield pending
             pending = b""
     if pending:

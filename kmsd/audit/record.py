@@ -8,6 +8,7 @@ JSON's own types are all that is accepted, checked when the record is made, wher
 from __future__ import annotations
 
 import enum
+import hashlib
 import json
 import math
 from collections.abc import Mapping
@@ -18,6 +19,17 @@ import msgspec
 # A declared audit field is at most a few levels deep (a list of tags, each a map); more is a mistake, and bounding it
 # keeps a hostile structure from exhausting the stack.
 MAX_DEPTH = 8
+
+# kmsd's own messages are a sentence or two; a longer one repeats what the caller sent.
+MAX_MESSAGE_CHARACTERS = 1024
+
+# What `cut` keeps of each text, in characters. A character takes at most 12 bytes of a line (two escaped surrogates),
+# so that what remains of any record stays below 190,000 bytes (a Linux user name has at most 32, an ARN some 100, a path
+# PATH_MAX).
+_NAME_CHARACTERS = 256
+_ARN_CHARACTERS = 512
+_PATH_CHARACTERS = 4096
+_RESOURCES = 16
 
 
 class Kind(enum.StrEnum):
@@ -57,7 +69,8 @@ class Record(msgspec.Struct, frozen=True):
 
     `resources` are the ARNs of the keys it touched. `request_parameters` and `response_elements` hold declared audit
     fields under their lowerCamel names. `decision` names the rule that allowed or refused it; it and `details`, what
-    CloudTrail has no member for, become `additionalEventData`. `error_code` is None on success.
+    CloudTrail has no member for, become `additionalEventData`. `error_code` is None on success. A line has at most
+    `MAX_MESSAGE_CHARACTERS` of `error_message`.
 
     Raises TypeError, naming the member and never its value, for a value that is not JSON (bytes above all).
     """
@@ -151,7 +164,7 @@ def encode(record: Record, seq: int, prev: str, event_time: str) -> bytes:
         record.request_parameters,
         record.response_elements,
         record.error_code,
-        record.error_message,
+        record.error_message and record.error_message[:MAX_MESSAGE_CHARACTERS],
         details,
     )
     try:
@@ -162,6 +175,35 @@ def encode(record: Record, seq: int, prev: str, event_time: str) -> bytes:
     if encoded.isascii():
         return encoded
     return _escape(msgspec.json.decode(encoded))
+
+
+def cut(record: Record, whole: bytes) -> Record:
+    """Return what is kept of a record whose line, `whole`, is too long for the trail.
+
+    That is who did what to which keys, which rule decided and how it ended, each within bounds, and the length and
+    SHA-256 of `whole` instead of the parameters and the reply. Its line is below `chain.MAX_LINE_BYTES` for any record.
+    """
+    actor = record.actor
+    return Record(
+        record.kind,
+        record.event_name[:_NAME_CHARACTERS],
+        actor and Actor(actor.uid, actor.gid, _name(actor.user), actor.pid, _name(actor.unit), _path(actor.exe)),
+        record.request_id[:_NAME_CHARACTERS],
+        record.read_only,
+        tuple([arn[:_ARN_CHARACTERS] for arn in record.resources[:_RESOURCES]]),
+        error_code=_name(record.error_code),
+        error_message=record.error_message,
+        decision=record.decision and record.decision[:MAX_MESSAGE_CHARACTERS],
+        details={"truncated": True, "bytes": len(whole), "sha256": hashlib.sha256(whole).hexdigest()},
+    )
+
+
+def _name(text: str | None) -> str | None:
+    return text and text[:_NAME_CHARACTERS]
+
+
+def _path(text: str | None) -> str | None:
+    return text and text[:_PATH_CHARACTERS]
 
 
 def _escape(line: Any) -> bytes:

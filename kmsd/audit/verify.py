@@ -15,7 +15,7 @@ from typing import BinaryIO, NamedTuple
 
 import msgspec
 
-from kmsd.audit.chain import GENESIS, MAX_LINE_BYTES, Head, Line, MalformedLineError, digest_of, parse
+from kmsd.audit.chain import GENESIS, MAX_READ_LINE_BYTES, Head, Line, MalformedLineError, digest_of, parse
 from kmsd.audit.record import SETTLES, Intent, Kind
 
 # The name of the record that repeats the open intents, so that a start need not read the file from its beginning.
@@ -73,8 +73,8 @@ class _Seen(NamedTuple):
 
 
 def read_lines(stream: BinaryIO) -> Iterator[bytes]:
-    """Yield the lines of a file, holding at most `MAX_LINE_BYTES` and a byte; a longer line comes in pieces."""
-    while line := stream.readline(MAX_LINE_BYTES + 1):
+    """Yield the lines of a file, holding at most `MAX_READ_LINE_BYTES` and a byte; a longer line comes in pieces."""
+    while line := stream.readline(MAX_READ_LINE_BYTES + 1):
         yield line
 
 
@@ -145,7 +145,7 @@ def _look_ahead(rest: Iterator[bytes]) -> list[_Seen]:
 
 def _not_a_record(number: int, raw: bytes, why: str, head: Head, ahead: list[_Seen]) -> ChainBrokenError:
     expected = head.seq + 1
-    if not ahead and not raw.endswith(b"\n") and len(raw) <= MAX_LINE_BYTES:
+    if not ahead and not raw.endswith(b"\n") and len(raw) <= MAX_READ_LINE_BYTES:
         return ChainBrokenError(number, expected, Fault.TORN, "the last line was not written to its end")
     if ahead and ahead[0].continues(head):
         return ChainBrokenError(number, expected, Fault.INSERTED, f"{why}; the next line continues without it")

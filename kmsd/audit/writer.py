@@ -24,7 +24,7 @@ from typing import Any, Self
 import msgspec
 
 from kmsd.api.errors import AuditUnavailableError
-from kmsd.audit.chain import digest_of, format_time, link
+from kmsd.audit.chain import Head, digest_of, fits, format_time, link
 from kmsd.audit.opening import Opened, Torn, open_file
 from kmsd.audit.reading import last_line_end, read_after, read_last
 from kmsd.audit.record import SETTLES, Intent, Kind, Record
@@ -35,6 +35,12 @@ from kmsd.audit.verify import MARK
 # How many bytes may lie behind a mark. All of them are checked at the next start: 16 MiB are some 25,000 records and
 # take about 0.1 s, while a mark itself costs one record in as many.
 MARK_EVERY_BYTES = 16 * 1024 * 1024
+
+# When too many intents were open for a mark, how many bytes until it is tried again: trying takes some milliseconds.
+MARK_RETRY_BYTES = 1024 * 1024
+
+# What encoding a record or the time may raise: a number or a nesting that JSON cannot have, a clock far out of range.
+_ENCODE_ERRORS = (TypeError, ValueError, OverflowError, OSError, RecursionError, msgspec.MsgspecError)
 
 _INTENTS = frozenset(SETTLES.values())
 _REQUEST = Kind.REQUEST  # looking it up in its class once a record would cost 0.07 us of about 2
@@ -64,7 +70,7 @@ class Trail:
         self._identity = opened.identity
         self._end = End(opened.size, opened.head)
         self._residue: int | None = None  # the size that a refused append may have left the file with
-        self._marked_at = opened.checked_from
+        self._mark_behind = opened.checked_from + MARK_EVERY_BYTES
         self._found_open = opened.open_intents
         self._open = {(intent.kind, intent.request_id): intent for intent in opened.open_intents}
         self._syncer = Syncer(path, opened.append_fd, opened.fd, lambda: self._end, system)
@@ -106,9 +112,9 @@ class Trail:
             self._take_back(self._residue)
             self._refuse_if(self._misplaced(end.size) or self._changed(end))
             self._residue = None
-        if end.size - self._marked_at > MARK_EVERY_BYTES:
-            records = [self._mark(), *records]
-        lines, head = link(end.head, records, format_time(self._clock()))
+        if end.size > self._mark_behind:
+            records = [*self._mark(end), *records]
+        lines, head = self._link(end.head, records)
         data = b"".join(lines)
         new = End(end.size + len(data), head)
         self._write(data)
@@ -212,12 +218,24 @@ class Trail:
         elif record.kind in SETTLES:
             self._open.pop((SETTLES[record.kind], record.request_id), None)
         elif record.event_name == MARK:
-            self._marked_at = offset  # a mark is always the first of its batch
+            self._mark_behind = offset + MARK_EVERY_BYTES  # a mark is always the first of its batch
 
-    def _mark(self) -> Record:
+    def _mark(self, end: End) -> list[Record]:
+        """Return the mark, or none when its line would be too long: cut, it would lose what a start relies on."""
         # The mark stands before the batch, so it has only what was open before.
         intents = msgspec.to_builtins(list(self._open.values()))
-        return _system_record(MARK, {"openIntents": intents})
+        mark = _system_record(MARK, {"openIntents": intents})
+        if fits(mark):
+            return [mark]
+        self._mark_behind = end.size + MARK_RETRY_BYTES
+        return []
+
+    def _link(self, head: Head, records: Sequence[Record]) -> tuple[list[bytes], Head]:
+        try:
+            return link(head, records, format_time(self._clock()))
+        except _ENCODE_ERRORS as exc:
+            # The text may quote the record.
+            raise unavailable(self._path, f"a record cannot be written ({type(exc).__name__})") from None
 
 
 def _recovery(torn: Torn) -> Record:

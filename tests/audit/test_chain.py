@@ -5,13 +5,27 @@ from __future__ import annotations
 import datetime as dt
 import hashlib
 import json
+from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kmsd.audit.chain import GENESIS, MAX_LINE_BYTES, Head, MalformedLineError, format_time, link, parse, seq_of
-from kmsd.audit.record import Kind, Record
+from kmsd.audit.chain import (
+    GENESIS,
+    MAX_LINE_BYTES,
+    MAX_READ_LINE_BYTES,
+    Head,
+    MalformedLineError,
+    digest_of,
+    format_time,
+    link,
+    parse,
+    seq_of,
+)
+from kmsd.audit.record import Actor, Kind, Record, encode
+from kmsd.audit.verify import verify
 
 RECORD = Record(Kind.REQUEST, "Encrypt", None, "r-1", read_only=True)
 
@@ -36,12 +50,47 @@ def test_batches_make_the_same_chain_as_single_records() -> None:
     assert (first + second, end) == (together, head)
 
 
-def test_a_line_longer_than_readers_accept_is_refused() -> None:
-    """Rather than writing what verify then refuses."""
-    record = Record(Kind.REQUEST, "Encrypt", None, "", True, request_parameters={"a": "x" * MAX_LINE_BYTES})
+def test_of_a_record_too_long_for_a_line_what_matters_is_kept() -> None:
+    """Nobody who asks for much can keep the trail from being read; the rest is there as a hash."""
+    members: dict[str, Any] = {
+        "decision": "a rule",
+        "error_code": "Denied",
+        "error_message": "m" * 2000,
+        "details": {"b": 1},
+    }
+    actor = Actor(1000, 1000, "alice", 42, "web.service", "/usr/bin/web")
+    short = Record(Kind.INTENT, "PutKeyPolicy", actor, "r-1", False, ("arn",), **members)
+    record = msgspec.structs.replace(short, request_parameters={"policy": "\x01" * 50_000}, response_elements={"a": 1})
 
-    with pytest.raises(ValueError, match="bytes"):
-        link(GENESIS, [record], "now")
+    lines, head = link(GENESIS, [RECORD, record, RECORD], "now")
+
+    assert verify(lines).last_hash == head.digest
+    whole = encode(record, 2, digest_of(lines[0]), "now")
+    details = {"truncated": True, "bytes": len(whole), "sha256": digest_of(whole), "decision": "a rule"}
+    expected = json.loads(encode(short, 2, digest_of(lines[0]), "now")) | {"additionalEventData": details}
+    assert json.loads(lines[1]) == expected
+    assert expected["errorMessage"] == "m" * 1024
+
+
+@pytest.mark.parametrize("character", ["x", "\x01", "\U0001f511", "\udc80"], ids=ascii)
+def test_no_record_has_a_longer_line(character: str) -> None:
+    """Whatever it consists of."""
+    text = character * 100_000
+    actor = Actor(2**32, 2**32, text, 2**32, text, text)
+    record = Record(
+        Kind.OUTCOME, text, actor, text, False, (text,) * 100, {"a": text}, {"a": text}, text, text, text, {"a": text}
+    )
+
+    (line,), _ = link(GENESIS, [record], "now")
+
+    assert len(line) <= MAX_LINE_BYTES
+
+
+def test_a_longer_line_of_an_older_trail_is_read() -> None:
+    """It was written when lines could be longer."""
+    record = Record(Kind.REQUEST, "Encrypt", None, "", True, request_parameters={"a": "x" * 2 * MAX_LINE_BYTES})
+
+    assert parse(encode(record, 1, GENESIS.digest, "now")).seq == 1
 
 
 @pytest.mark.parametrize(
@@ -54,7 +103,7 @@ def test_a_line_longer_than_readers_accept_is_refused() -> None:
         (b'{"seq":"1","prev":"0"}\n', "not a record"),
         (b"[" * 100_000 + b"\n", "not a record"),
         (b"\xff\xfe\n", "not a record"),
-        (b" " * (MAX_LINE_BYTES + 1), "longer"),
+        (b" " * (MAX_READ_LINE_BYTES + 1), "longer"),
     ],
     ids=range(8),
 )

@@ -11,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kmsd.api.errors import IntegrityError, LimitExceededError
+from kmsd.audit.chain import GENESIS, digest_of
 from kmsd.audit.reading import CHUNK_BYTES
-from kmsd.audit.record import Kind, Record
+from kmsd.audit.record import Kind, Record, encode
 from kmsd.audit.writer import SyncMode, Trail
 
 if TYPE_CHECKING:
@@ -25,11 +26,15 @@ COUNT = 2500
 def long_trail(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Trail, list[str]]]:
     """A trail of several chunks, its lines of very different lengths, one longer than a chunk."""
     path = tmp_path_factory.mktemp("reading") / "audit.log"
-    trail = Trail.open(path, sync=SyncMode.OS, clock=lambda: 0.0)
     sizes = [CHUNK_BYTES * 2 if number == 1000 else number * 37 % 1500 for number in range(COUNT)]
-    trail.append(
-        [Record(Kind.REQUEST, "Encrypt", None, "r", True, request_parameters={"a": "x" * size}) for size in sizes]
-    )
+    digest = GENESIS.digest
+    with path.open("wb") as stream:  # as an older kmsd wrote it: a Trail would cut the long one
+        for seq, size in enumerate(sizes, 1):
+            record = Record(Kind.REQUEST, "Encrypt", None, "r", True, request_parameters={"a": "x" * size})
+            line = encode(record, seq, digest, "now")
+            stream.write(line)
+            digest = digest_of(line)
+    trail = Trail.open(path, sync=SyncMode.OS, clock=lambda: 0.0)
     yield trail, path.read_text().splitlines()
     trail.close()
 

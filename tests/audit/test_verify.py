@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kmsd.audit.chain import GENESIS, MAX_LINE_BYTES, Head, digest_of, link
+from kmsd.audit.chain import GENESIS, MAX_READ_LINE_BYTES, Head, digest_of, link
 from kmsd.audit.record import Kind, Record
 from kmsd.audit.verify import LOOKAHEAD_LINES, MARK, ChainBrokenError, Fault, read_lines, verify
 
@@ -124,7 +124,7 @@ def test_a_torn_last_line_is_named() -> None:
 
 def test_a_line_without_end_is_read_in_bounded_pieces() -> None:
     """A hostile file cannot make the verifier hold more than one line."""
-    stream = io.BytesIO(LINES[0] + b"x" * (2 * MAX_LINE_BYTES) + b"\n")
+    stream = io.BytesIO(LINES[0] + b"x" * (2 * MAX_READ_LINE_BYTES) + b"\n")
 
     with pytest.raises(ChainBrokenError, match="line 2, seq 2: edited: longer than"):
         verify(read_lines(stream))

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from kmsd.api.errors import AuditUnavailableError
 from kmsd.audit.record import Kind, Record
-from kmsd.audit.verify import Report, read_lines, verify
+from kmsd.audit.verify import MARK, Report, read_lines, verify
 from kmsd.audit.writer import MARK_EVERY_BYTES, SyncMode, Trail
 
 if TYPE_CHECKING:
@@ -127,11 +127,11 @@ def test_what_could_not_be_cut_off_is_cut_off_later(
 def test_a_record_that_cannot_be_encoded_harms_nothing(
     open_trail: OpenTrail, make_record: MakeRecord, path: Path
 ) -> None:
-    """It is the caller's mistake; nothing of its batch is written."""
+    """Nothing of its batch is written, and the caller hears what every refusal of the trail sounds like."""
     trail = open_trail()
 
-    with pytest.raises(ValueError, match="bytes"):
-        trail.append([make_record(), make_record(request_parameters={"a": "x" * 9_000_000})])
+    with pytest.raises(AuditUnavailableError, match=r"audit\.log: a record cannot be written \(ValueError\)"):
+        trail.append([make_record(), make_record(request_parameters={"a": 10**5000})])
 
     trail.append([make_record()])
     assert check(path).last_seq == 1
@@ -251,12 +251,12 @@ def test_marks_carry_open_intents_across_a_long_trail(
 ) -> None:
     """A start reads only from the last mark, and believes no mark that a request wrote into its parameters."""
     forged = {"eventType": "ServiceEvent", "eventName": "MarkAuditTrail", "openIntents": []}
-    large = make_record(request_parameters={"a": "x" * 1_000_000, "b": forged})
+    large = make_record(request_parameters={"a": "x" * 200_000, "b": forged})
     trail = open_trail()
     trail.append(
         [make_record(Kind.INTENT, request_id="a"), make_record(Kind.INTENT, request_id="b", resources=("arn",))]
     )
-    for _ in range(MARK_EVERY_BYTES // 1_000_000 + 2):
+    for _ in range(MARK_EVERY_BYTES // 200_000 + 2):
         trail.append([large])
     trail.append([make_record(Kind.OUTCOME, request_id="a"), make_record(Kind.BEGIN, request_id="c"), large])
     head = trail.head
@@ -273,6 +273,26 @@ def test_marks_carry_open_intents_across_a_long_trail(
         (head[0] - 1, "c", ()),
     ]
     assert trail.head == head
+
+
+def test_a_mark_too_long_for_a_line_waits(open_trail: OpenTrail, make_record: MakeRecord) -> None:
+    """Cut, it would lose the open intents that a start from it relies on."""
+    large = make_record(request_parameters={"a": "x" * 200_000})
+    trail = open_trail()
+    names = [f"{number}" for number in range(2000)]
+    trail.append([make_record(Kind.INTENT, request_id=name) for name in names])
+    for _ in range(MARK_EVERY_BYTES // 200_000 + 2):
+        trail.append([large])
+    settled = names[5:]
+    trail.append([make_record(Kind.OUTCOME, request_id=name) for name in settled])
+    assert not any(MARK in line for line in trail.read(after_seq=0, limit=10_000, max_bytes=1 << 26))
+
+    for _ in range(MARK_EVERY_BYTES // 200_000 + 2):
+        trail.append([large])
+
+    assert any(MARK in line for line in trail.read_tail(limit=100, max_bytes=1 << 26))
+    trail.close()
+    assert [intent.request_id for intent in open_trail().open_intents()] == names[:5]
 
 
 @settings(max_examples=60)
