@@ -5,8 +5,8 @@ a caller finds its descriptor just behind what was taken or given.
 
 What is written through a descriptor is written by this process, whose uid is the daemon's. Where the receiver looks at
 who writes, and not at who opened, a caller could speak in the daemon's name, so such descriptors are refused: datagram
-sockets and Unix sockets with a name behind them (SO_PASSCRED: the journal, a service manager, syslog), and /proc, where
-a write is judged when it happens.
+sockets and Unix sockets with a name at either end, which only a socketpair has not (SO_PASSCRED: the journal, a service
+manager, syslog), other sockets that are not TCP, and /proc, where a write is judged when it happens.
 """
 
 from __future__ import annotations
@@ -20,6 +20,11 @@ import stat
 from pathlib import Path
 
 from kmsd.api.errors import FileAccessError
+
+# Streams of other families are nothing that a file is sent through.
+_STREAM_FAMILIES = {socket.AF_UNIX, socket.AF_INET, socket.AF_INET6}
+# The block size of every proc file system (fs/proc/root.c: s_blocksize); what else counts no blocks has whole pages.
+_PROC_BLOCK_BYTES = 1024
 
 
 class Source:
@@ -89,7 +94,7 @@ def _check(fd: int, name: str, purpose: str, forbidden_mode: int) -> None:
         raise FileAccessError(f"the {name} cannot be used: {_reason(error)}") from None
     if stat.S_ISDIR(status.st_mode):
         raise FileAccessError(f"the {name} is a directory")
-    if status.st_dev == _proc_device():
+    if status.st_dev == _proc_device() or _looks_like_proc(fd, status):
         raise FileAccessError(f"the {name} is a file of /proc")
     # O_PATH descriptors report access mode 0, which would pass for O_RDONLY.
     if flags & os.O_ACCMODE == forbidden_mode or flags & os.O_PATH:
@@ -98,17 +103,26 @@ def _check(fd: int, name: str, purpose: str, forbidden_mode: int) -> None:
 
 def _check_socket(fd: int, name: str) -> None:
     with socket.socket(fileno=os.dup(fd)) as sock:
-        if sock.type != socket.SOCK_STREAM:
+        if sock.type != socket.SOCK_STREAM or sock.family not in _STREAM_FAMILIES:
             raise FileAccessError(f"the {name} is a socket, but no stream")
-        if sock.family == socket.AF_UNIX and sock.getpeername():
-            raise FileAccessError(f"the {name} is a Unix socket that leads to a named one; put a pipe between")
+        peer = sock.getpeername()
+        if sock.family == socket.AF_UNIX and (peer or sock.getsockname()):
+            raise FileAccessError(f"the {name} is a Unix socket of a named connection; put a pipe between")
 
 
 def _proc_device() -> int | None:
     try:
         return Path("/proc/self").stat().st_dev
     except OSError:
-        return None  # not mounted here, so no descriptor of it was opened here
+        return None  # not mounted here
+
+
+def _looks_like_proc(fd: int, status: os.stat_result) -> bool:
+    """Tell files of other proc file systems, which anyone can mount in namespaces of their own.
+
+    fstatfs(2) would name the type, but Python has only what is left of it in fstatvfs(3).
+    """
+    return stat.S_ISREG(status.st_mode) and status.st_blksize == _PROC_BLOCK_BYTES and os.fstatvfs(fd).f_blocks == 0
 
 
 def _wait(fd: int, event: int) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from kmsd.api.errors import FileAccessError
+from kmsd.envelope import descriptors
 from kmsd.envelope.descriptors import Sink, Source
 
 
@@ -37,6 +38,27 @@ def test_a_stream_to_a_named_socket_is_refused(listener: socket.socket) -> None:
 
         with pytest.raises(FileAccessError, match="named"):
             Sink(client.fileno()).check()
+        accepted, _ = listener.accept()
+        with accepted, pytest.raises(FileAccessError, match="named"):
+            Sink(accepted.fileno()).check()
+
+
+def test_a_socket_without_a_peer_is_refused() -> None:
+    """It says nothing yet of where it will lead."""
+    with (
+        socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as alone,
+        pytest.raises(FileAccessError, match="the destination cannot be used: Transport endpoint is not connected"),
+    ):
+        Sink(alone.fileno()).check()
+
+
+def test_a_tcp_connection_is_taken() -> None:
+    """Its receiver learns nothing of the process that writes."""
+    with (
+        socket.create_server(("127.0.0.1", 0)) as server,
+        socket.create_connection(server.getsockname()) as client,
+    ):
+        Sink(client.fileno()).check()
 
 
 def test_a_socketpair_and_a_pipe_are_taken() -> None:
@@ -62,3 +84,17 @@ def test_files_of_proc_are_refused() -> None:
             Sink(file.fileno()).check()
         with pytest.raises(FileAccessError, match="/proc"):
             Source(file.fileno()).check()
+
+
+def test_files_of_another_proc_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Somebody with a namespace of their own has another file system of the kind, on another device."""
+    monkeypatch.setattr(descriptors, "_proc_device", lambda: None)
+    with Path("/proc/self/oom_score_adj").open("r+") as file, pytest.raises(FileAccessError, match="/proc"):
+        Sink(file.fileno()).check()
+
+
+def test_files_without_a_disk_are_taken() -> None:
+    """Memory files count no blocks either, but are the caller's own."""
+    memory = os.memfd_create("test")
+    Sink(memory).check()
+    os.close(memory)
