@@ -21,6 +21,9 @@ from kmsd.envelope.conversation import Count, Failure
 WORKER_ENTRY = "file-worker"
 # How long a client may take to send its descriptors; it does so at once, unless it is stopped or gone.
 START_SECONDS = 30.0
+# How long nothing may be read nor written. A worker waits for what a client gave it, and a pipe that is never fed would
+# hold it for ever; ten minutes are more than a device, a network file system or a person at a terminal needs to go on.
+IDLE_SECONDS = 600.0
 # The header, and room for what stands around it.
 MAX_JOB_BYTES = MAX_HEADER_BYTES + 4096
 # Key page, conversation.
@@ -42,7 +45,7 @@ class Job(msgspec.Struct, frozen=True, tag=True):
 
 
 class Started(msgspec.Struct, frozen=True, tag=True):
-    """The client's descriptors have arrived, so from now on the client decides how long it takes."""
+    """The client's descriptors have arrived, so from now on it takes as long as there is progress."""
 
 
 class Outcome(msgspec.Struct, frozen=True, tag=True):

@@ -16,6 +16,7 @@ import os
 import select
 import signal
 import socket
+import time
 
 from kmsd.api.errors import FileAccessError, KmsError, KMSInternalError, ProtocolError
 from kmsd.envelope import control, conversation
@@ -30,6 +31,8 @@ from kmsd.memory.page import Page
 # Behind interactive work and behind the daemon (DESIGN 10).
 _NICE = 10
 _PROGRESS_MILLISECONDS = 100
+# How often in the time that a file may stand still it is looked whether it does; so much too late it may be noticed.
+_IDLE_LOOKS = 10
 # For a client that does not read: its socket holds far more than one file's reports.
 _TELL_SECONDS = 5.0
 _CLIENT_GONE = "the client went away before the file was complete"
@@ -39,8 +42,11 @@ class PeerGoneError(Exception):
     """The other end is closed. When it is the daemon's, nobody is left to work for."""
 
 
-def run_worker(descriptors: list[int]) -> None:
-    """Serve one file; `descriptors` is the worker's end of the control socket. Made to be a zygote's entry."""
+def run_worker(descriptors: list[int], *, idle_seconds: float = control.IDLE_SECONDS) -> None:
+    """Serve one file; `descriptors` is the worker's end of the control socket. Made to be a zygote's entry.
+
+    A file of which nothing is read or written for `idle_seconds` fails.
+    """
     os.nice(_NICE)
     # A service manager that stops the daemon may signal all its processes; files under way have the daemon's grace.
     # What ends a worker is the end of its control socket, or SIGKILL.
@@ -48,17 +54,17 @@ def run_worker(descriptors: list[int]) -> None:
     pipeline = Pipeline()
     with socket.socket(fileno=descriptors[0]) as daemon:
         try:
-            _serve(daemon, pipeline)
+            _serve(daemon, pipeline, idle_seconds)
         except (PeerGoneError, ConnectionError):
             return
 
 
-def _serve(daemon: socket.socket, pipeline: Pipeline) -> None:
+def _serve(daemon: socket.socket, pipeline: Pipeline, idle_seconds: float) -> None:
     data, (page_fd, conversation_fd) = _receive(daemon, control.MAX_JOB_BYTES, control.JOB_DESCRIPTORS)
     page = Page.from_descriptor(page_fd)
     page.close_descriptor()
     with socket.socket(fileno=conversation_fd) as client:
-        work = _Work(daemon, client, pipeline)
+        work = _Work(daemon, client, pipeline, idle_seconds)
         failure: Failure | None = None
         try:
             work.run(control.decode_job(data), page.view[:KEY_BYTES])
@@ -80,10 +86,11 @@ def _serve(daemon: socket.socket, pipeline: Pipeline) -> None:
 class _Work:
     """One job, from its start to its outcome."""
 
-    def __init__(self, daemon: socket.socket, client: socket.socket, pipeline: Pipeline) -> None:
+    def __init__(self, daemon: socket.socket, client: socket.socket, pipeline: Pipeline, idle_seconds: float) -> None:
         self._daemon = daemon
         self._client = client
         self._pipeline = pipeline
+        self._idle_seconds = idle_seconds
         self._direction = Direction.ENCRYPT
         self._header_bytes = 0
         self._source: Source | None = None
@@ -109,11 +116,14 @@ class _Work:
 
     def outcome(self, failure: Failure | None) -> Outcome:
         """Return what came of it."""
-        taken = self._source.taken if self._source else 0
-        given = self._sink.given if self._sink else 0
+        taken, given = self._moved()
         if self._direction is Direction.ENCRYPT:
             return Outcome(taken, given, failure)
         return Outcome(given, self._header_bytes + taken, failure)
+
+    def _moved(self) -> tuple[int, int]:
+        """Return how many bytes were read and written."""
+        return self._source.taken if self._source else 0, self._sink.given if self._sink else 0
 
     def _receive_start(self) -> tuple[conversation.Start, int, int]:
         poll = select.poll()
@@ -136,18 +146,25 @@ class _Work:
         for watched in (self._daemon, self._client, self._pipeline.finished_fd):
             poll.register(watched, select.POLLIN)
         told = -1
+        moved, moved_at = self._moved(), time.monotonic()
+        interval = _PROGRESS_MILLISECONDS if start.progress else self._idle_seconds * 1000 / _IDLE_LOOKS
         while True:
-            ready = dict(poll.poll(_PROGRESS_MILLISECONDS if start.progress else None))
+            ready = dict(poll.poll(interval))
             if self._daemon.fileno() in ready:
                 raise PeerGoneError
             if self._pipeline.finished_fd in ready:
                 return
             if self._client.fileno() in ready:
                 raise self._interruption()
-            done = self._source.taken if self._source else 0
-            if done != told:
-                told = done
-                self._report_progress(Progress(done, start.size))
+            if (now_moved := self._moved()) != moved:
+                moved, moved_at = now_moved, time.monotonic()
+            elif time.monotonic() - moved_at >= self._idle_seconds:
+                raise FileAccessError(
+                    f"nothing could be read from the source or written to the destination for {self._idle_seconds:g} s"
+                )
+            if start.progress and moved[0] != told:
+                told = moved[0]
+                self._report_progress(Progress(told, start.size))
 
     def _interruption(self) -> KmsError:
         """Return why the client spoke up, though nothing more is expected of it."""

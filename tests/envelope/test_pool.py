@@ -6,6 +6,7 @@ import os
 import signal
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -241,6 +242,50 @@ async def test_a_client_that_says_something_else_is_refused(
     assert report is not None
     assert report.error is not None
     assert report.error.code == "ProtocolException"
+
+
+@pytest.mark.parametrize("progress", [True, False])
+@pytest.mark.parametrize("stuck", ["source", "destination"])
+async def test_a_file_that_stands_still_is_given_up(
+    make_pool: MakePool, connect: Connect, tmp_path: Path, stuck: str, progress: bool
+) -> None:
+    """A pipe that nobody feeds or empties holds no worker for ever."""
+    workers = await make_pool(entry=partial(run_worker, idle_seconds=0.2))
+    reading, writing = os.pipe()
+    with files(tmp_path, bytes(2_000_000)) as (source, sink):
+        stream = await workers.start(ENCRYPT, uid=UID)
+        peer = connect(stream)
+        ends = (reading, sink) if stuck == "source" else (source, writing)
+        peer.start(*ends, conversation.encode(Start(progress=progress)))
+        outcome = await stream.outcome()
+        await stream.acknowledge()
+        while (report := await peer.report()) is not None and report.error is None:
+            assert report.progress is not None
+        await settled(lambda: workers.busy == 0)
+
+    os.close(reading)
+    os.close(writing)
+    assert isinstance(outcome.error, FileAccessError)
+    assert "for 0.2 s" in outcome.error.message
+    assert report is not None
+
+
+async def test_a_file_that_moves_slowly_is_not_given_up(make_pool: MakePool, connect: Connect, tmp_path: Path) -> None:
+    """Every byte is progress, however long the whole takes."""
+    workers = await make_pool(entry=partial(run_worker, idle_seconds=0.4))
+    reading, writing = os.pipe()
+    with files(tmp_path, b"") as (_, sink):
+        stream = await workers.start(ENCRYPT, uid=UID)
+        connect(stream).start(reading, sink)
+        for _ in range(6):
+            os.write(writing, b".")
+            await asyncio.sleep(0.1)
+        os.close(writing)
+        outcome = await stream.outcome()
+
+    os.close(reading)
+    assert outcome.error is None
+    assert outcome.plaintext_bytes == 6
 
 
 async def test_nothing_may_follow_the_start(make_pool: MakePool, connect: Connect, tmp_path: Path) -> None:
