@@ -7,7 +7,7 @@ reading and appending do not meet.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from kmsd.api.errors import IntegrityError, LimitExceededError
 from kmsd.audit.chain import MAX_READ_LINE_BYTES, seq_of
@@ -40,11 +40,11 @@ def lines_between(fd: int, start: int, stop: int) -> Iterator[bytes]:
         yield pending
 
 
-def last_line_end(fd: int, stop: int) -> int:
+def last_line_end(fd: int, stop: int, pread: Callable[[int, int, int], bytes] = os.pread) -> int:
     """Return the offset behind the last line feed before `stop`, 0 if there is none."""
     while stop > 0:
         start = max(0, stop - CHUNK_BYTES)
-        found = os.pread(fd, stop - start, start).rfind(b"\n")
+        found = pread(fd, stop - start, start).rfind(b"\n")
         if found >= 0:
             return start + found + 1
         stop = start
@@ -77,16 +77,37 @@ def read_after(fd: int, size: int, *, after_seq: int, limit: int, max_bytes: int
 def read_last(fd: int, size: int, *, limit: int, max_bytes: int) -> list[str]:
     """Return the last lines, oldest first; bounds and errors as in `read_after`."""
     found: list[str] = []
-    stop = size
-    while stop > 0 and len(found) < limit:
-        start = last_line_end(fd, stop - 1)
-        max_bytes -= stop - start
-        if max_bytes < 0:
-            _need_one(found, stop - start, None)
+    for line in _lines_before(fd, size):
+        if len(found) == limit:
             break
-        found.append(os.pread(fd, stop - start - 1, start).decode("ascii", "backslashreplace"))
-        stop = start
+        max_bytes -= len(line) + 1
+        if max_bytes < 0:
+            _need_one(found, len(line) + 1, None)
+            break
+        found.append(line.decode("ascii", "backslashreplace"))
     return found[::-1]
+
+
+def _lines_before(fd: int, stop: int) -> Iterator[bytes]:
+    """Yield the lines before offset `stop`, where one ends, from the last to the first, without line feeds.
+
+    A line longer than `MAX_READ_LINE_BYTES` comes in pieces.
+    """
+    stop -= 1  # the line feed of the last one
+    pending = b""
+    while stop > 0:
+        start = max(0, stop - CHUNK_BYTES)
+        chunk = os.pread(fd, stop - start, start)
+        if len(chunk) < stop - start:
+            raise IntegrityError("the audit trail is shorter than what was written to it")
+        pending, *lines = (chunk + pending).split(b"\n")
+        yield from reversed(lines)
+        if len(pending) > MAX_READ_LINE_BYTES:
+            yield pending
+            pending = b""
+        stop = start
+    if pending:
+        yield pending
 
 
 def _need_one(found: list[str], length: int, seq: int | None) -> None:

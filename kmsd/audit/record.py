@@ -24,8 +24,8 @@ MAX_DEPTH = 8
 MAX_MESSAGE_CHARACTERS = 1024
 
 # What `cut` keeps of each text, in characters. A character takes at most 12 bytes of a line (two escaped surrogates),
-# so that what remains of any record stays below 190,000 bytes (a Linux user name has at most 32, an ARN some 100, a path
-# PATH_MAX).
+# so that what remains of any record stays below 190,000 bytes. A Linux user name has at most 32, an ARN some 100, and a
+# path PATH_MAX.
 _NAME_CHARACTERS = 256
 _ARN_CHARACTERS = 512
 _PATH_CHARACTERS = 4096

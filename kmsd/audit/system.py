@@ -18,6 +18,7 @@ class System:
     write: Callable[[int, bytes], int] = os.write
     fdatasync: Callable[[int], None] = os.fdatasync
     ftruncate: Callable[[int, int], None] = os.ftruncate
+    pread: Callable[[int, int, int], bytes] = os.pread
     fstat: Callable[[int], os.stat_result] = os.fstat
     lstat: Callable[[Path], os.stat_result] = os.lstat
     monotonic: Callable[[], float] = time.monotonic

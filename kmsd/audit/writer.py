@@ -140,13 +140,20 @@ class Trail:
     def read(self, *, after_seq: int, limit: int, max_bytes: int) -> list[str]:
         """Return at most `limit` lines behind number `after_seq`, of `max_bytes` together, oldest first, no line feeds.
 
-        Raises LimitExceededError when the first alone is longer, IntegrityError where the file holds no record.
+        Raises LimitExceededError when the first alone is longer, IntegrityError where the file holds no record, and
+        AuditUnavailableError when it cannot be read.
         """
-        return read_after(self._fd, self._end.size, after_seq=after_seq, limit=limit, max_bytes=max_bytes)
+        try:
+            return read_after(self._fd, self._end.size, after_seq=after_seq, limit=limit, max_bytes=max_bytes)
+        except OSError as exc:
+            raise unavailable(self._path, exc) from exc
 
     def read_tail(self, *, limit: int, max_bytes: int) -> list[str]:
         """Return the last lines, oldest first; bounds and errors as in `read`."""
-        return read_last(self._fd, self._end.size, limit=limit, max_bytes=max_bytes)
+        try:
+            return read_last(self._fd, self._end.size, limit=limit, max_bytes=max_bytes)
+        except OSError as exc:
+            raise unavailable(self._path, exc) from exc
 
     def close(self) -> None:
         """Sync what is left and close the file; raises AuditUnavailableError when that sync failed. Idempotent."""
@@ -189,8 +196,11 @@ class Trail:
         """
         if end.size == 0:
             return None
-        start = last_line_end(self._fd, end.size - 1)
-        line = os.pread(self._fd, end.size - start, start)
+        try:
+            start = last_line_end(self._fd, end.size - 1, self._system.pread)
+            line = self._system.pread(self._fd, end.size - start, start)
+        except OSError as exc:
+            return f"the last record cannot be read back: {exc.strerror or exc}"
         return None if digest_of(line) == end.head.digest else "the last record is not in the file any more"
 
     def _take_back(self, size: int) -> None:

@@ -29,11 +29,13 @@ class FaultySystem:
 
     def __init__(self) -> None:
         self.faults: dict[str, OSError | int] = {}
-        self.counts = dict.fromkeys(("write", "fdatasync", "ftruncate", "fstat", "lstat"), 0)
+        self.counts = dict.fromkeys(("write", "fdatasync", "ftruncate", "pread", "fstat", "lstat"), 0)
         self.hang: threading.Event | None = None
         self.synced = threading.Condition()
         self.late = 0.0  # seconds that the monotonic clock runs ahead
-        self.calls = System(self.write, self.fdatasync, self.ftruncate, self.fstat, self.lstat, self.monotonic)
+        self.calls = System(
+            self.write, self.fdatasync, self.ftruncate, self.pread, self.fstat, self.lstat, self.monotonic
+        )
 
     def write(self, fd: int, data: bytes) -> int:
         fault = self._count("write")
@@ -52,6 +54,10 @@ class FaultySystem:
     def ftruncate(self, fd: int, size: int) -> None:
         self._count("ftruncate")
         os.ftruncate(fd, size)
+
+    def pread(self, fd: int, count: int, offset: int) -> bytes:
+        self._count("pread")
+        return os.pread(fd, count, offset)
 
     def fstat(self, fd: int) -> os.stat_result:
         self._count("fstat")

@@ -60,7 +60,7 @@ def test_of_a_record_too_long_for_a_line_what_matters_is_kept() -> None:
     }
     actor = Actor(1000, 1000, "alice", 42, "web.service", "/usr/bin/web")
     short = Record(Kind.INTENT, "PutKeyPolicy", actor, "r-1", False, ("arn",), **members)
-    record = msgspec.structs.replace(short, request_parameters={"policy": "\x01" * 50_000}, response_elements={"a": 1})
+    record = msgspec.structs.replace(short, request_parameters={"policy": "\x01" * 50_000}, details={"a": 1})
 
     lines, head = link(GENESIS, [RECORD, record, RECORD], "now")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -61,6 +62,25 @@ def test_read_tail_gives_the_last_lines(long_trail: tuple[Trail, list[str]], lim
     expected = bounded(lines[::-1][:limit], max_bytes) or []
 
     assert trail.read_tail(limit=limit, max_bytes=max_bytes) == expected[::-1]
+
+
+def test_the_last_lines_are_read_together(
+    open_trail: OpenTrail, make_record: MakeRecord, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not a chunk for each of them: 1,000 short records take two reads or three."""
+    trail = open_trail()
+    trail.append([make_record()] * 1000)
+    reads = []
+    pread = os.pread
+
+    def counted(fd: int, count: int, offset: int) -> bytes:
+        reads.append(count)
+        return pread(fd, count, offset)
+
+    monkeypatch.setattr(os, "pread", counted)
+
+    assert len(trail.read_tail(limit=1000, max_bytes=1 << 20)) == 1000
+    assert len(reads) <= 3
 
 
 def bounded(lines: list[str], max_bytes: int) -> list[str] | None:

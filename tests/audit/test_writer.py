@@ -137,6 +137,25 @@ def test_a_record_that_cannot_be_encoded_harms_nothing(
     assert check(path).last_seq == 1
 
 
+def test_a_disk_that_cannot_be_read_after_a_refusal_refuses(
+    open_trail: OpenTrail, make_record: MakeRecord, system: FaultySystem
+) -> None:
+    """With the trail's own error, as whoever appends knows no other."""
+    trail = open_trail(system=system)
+    trail.append([make_record()])
+    system.faults["write"] = ENOSPC
+    with pytest.raises(AuditUnavailableError):
+        trail.append([make_record()])
+
+    system.faults = {"pread": EIO}
+    with pytest.raises(AuditUnavailableError, match=r"audit\.log: the last record cannot be read back: Input/output"):
+        trail.append([make_record()])
+
+    system.faults = {}
+    trail.append([make_record()])
+    assert trail.head[0] == 2
+
+
 @pytest.mark.parametrize("kind", [Kind.REQUEST, Kind.INTENT])
 def test_an_unlinked_file_is_noticed(open_trail: OpenTrail, make_record: MakeRecord, path: Path, kind: Kind) -> None:
     """At the very next append, not some time later."""
@@ -301,7 +320,9 @@ def test_a_mark_too_long_for_a_line_waits(open_trail: OpenTrail, make_record: Ma
         st.tuples(
             st.integers(1, 3),
             st.dictionaries(
-                st.sampled_from(["write", "ftruncate", "fstat", "lstat"]), st.sampled_from([ENOSPC, EIO]), max_size=3
+                st.sampled_from(["write", "ftruncate", "pread", "fstat", "lstat"]),
+                st.sampled_from([ENOSPC, EIO]),
+                max_size=3,
             ),
             st.none() | st.integers(0, 1200),
         ),
