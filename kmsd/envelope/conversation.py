@@ -83,7 +83,7 @@ def decode_start(datagram: bytes) -> Start:
     """Return what a client said; raises ProtocolError."""
     try:
         return _starts.decode(datagram)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise ProtocolError(f"the file worker expected a start: {error}") from None
 
 
@@ -91,5 +91,5 @@ def decode_report(datagram: bytes) -> Report:
     """Return what a worker said; raises ProtocolError."""
     try:
         return _reports.decode(datagram)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise ProtocolError(f"the file worker said something unknown: {error}") from None

@@ -43,6 +43,14 @@ def test_anything_else_is_a_protocol_error(data: bytes) -> None:
             decode(data)
 
 
+def test_text_that_is_no_utf_8_is_a_protocol_error() -> None:
+    """The decoder's error of another kind is one of the protocol too."""
+    with pytest.raises(ProtocolError):
+        decode_report(encode(Report(error=Failure("code", "?"))).replace(b"?", b"\xff"))
+    with pytest.raises(ProtocolError):
+        decode_start(encode(Start()).replace(b"start", b"st\xffrt"))
+
+
 @pytest.mark.parametrize("kind", ERRORS.values())
 def test_every_error_is_told_and_heard(kind: type[KmsError]) -> None:
     """Class, text and whether it may be retried cross the socket."""
