@@ -5,7 +5,9 @@ Rules:
 2. At most `size` files at once, and for one uid at most `per_uid` and a quarter of all (at least one).
 3. A worker that does not end when it should is killed; one that even then does not end (a process inside a hostile
    FUSE file system ignores SIGKILL) is abandoned: its place is free again, but its uid stays charged for it.
-4. The key page is wiped when the worker has reported, or is dead: never while it could still write what it makes.
+4. The key page is wiped when the worker has reported, after which it writes nothing more, or when its control socket
+   is closed and it is known to have ended: one that could still go on must never make frames under a wiped key. Of
+   such a worker the page is only unmapped; the kernel clears it when the worker's own mapping goes.
 """
 
 from __future__ import annotations
@@ -50,10 +52,13 @@ class FileJob:
 
 @dataclass(frozen=True)
 class FileOutcome:
-    """How a file ended; lengths in bytes, the message's with its header."""
+    """How a file ended; lengths in bytes, the message's with its header.
 
-    plaintext_bytes: int
-    message_bytes: int
+    They are None when the worker did not tell them: some of it may have been written.
+    """
+
+    plaintext_bytes: int | None
+    message_bytes: int | None
     error: KmsError | None
 
 
@@ -94,7 +99,7 @@ class FileStream:
 
     def fail(self, reason: str) -> None:
         """Make a failure the outcome, unless there is one."""
-        self.conclude(FileOutcome(0, 0, KMSInternalError(reason)))
+        self.conclude(FileOutcome(None, None, KMSInternalError(reason)))
 
     def conclude(self, outcome: FileOutcome) -> None:
         """Set the outcome, unless there is one, and stop listening to the worker."""
@@ -109,7 +114,7 @@ class FileStream:
             report = control.decode_report(data) if data else None
         except BlockingIOError:
             return
-        except (ConnectionError, msgspec.DecodeError):
+        except (ConnectionError, msgspec.DecodeError, UnicodeDecodeError):  # the last for text that is no UTF-8
             report = None
         match report:
             case None:
@@ -177,7 +182,7 @@ class WorkerPool:
                 worker.socket.close()  # which a spare worker takes as its end
             self._idle.clear()
         for stream in tuple(self._streams):
-            stream.conclude(FileOutcome(0, 0, ShuttingDownError("the daemon is stopping")))
+            stream.conclude(FileOutcome(None, None, ShuttingDownError("the daemon is stopping")))
             # One that was acknowledged is about to tell its client and to end by itself.
             if not stream.acknowledged.is_set():
                 await self._kill(stream.worker)
@@ -264,17 +269,24 @@ class WorkerPool:
                 await self._kill(stream.worker)
                 await asyncio.wait({ended}, timeout=_KILL_SECONDS)
         finally:
-            stream.page.close()
             stream.worker.socket.close()
+            if stream.reported or (ended.done() and ended.result()):
+                stream.page.close()
+            else:
+                _unmap(stream.page)
             self._streams.discard(stream)
             self._busy -= 1
         await ended
         self._discharge(stream.uid)
 
     @staticmethod
-    async def _ended(child: Child) -> None:
-        with contextlib.suppress(ZygoteGoneError):  # its children are gone with it
+    async def _ended(child: Child) -> bool:
+        """Wait until the child has ended, and return whether that is certain: reaped, not only bound to be killed."""
+        try:
             await child.wait()
+        except ZygoteGoneError:  # the kernel has sent SIGKILL to its children, which may not have taken effect yet
+            return False
+        return True
 
     async def _kill(self, worker: _Worker) -> None:
         with contextlib.suppress(ZygoteGoneError, SpawnError):
@@ -284,3 +296,9 @@ class WorkerPool:
         task = asyncio.ensure_future(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+
+def _unmap(page: Page) -> None:
+    """Give up this process's mapping of a page, and leave what is in it to the worker that still has it."""
+    page.close_descriptor()
+    page.view.release()

@@ -5,6 +5,7 @@ import contextlib
 import os
 import signal
 import socket
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -19,12 +20,13 @@ from kmsd.api.errors import (
     ShuttingDownError,
     ThrottlingError,
 )
-from kmsd.envelope import conversation, pool
+from kmsd.envelope import control, conversation, pool
 from kmsd.envelope.control import WORKER_ENTRY
 from kmsd.envelope.conversation import Done, Report, Start
 from kmsd.envelope.header import EncryptedDataKey, make_header
 from kmsd.envelope.pool import Direction, FileJob, FileStream, WorkerPool
 from kmsd.envelope.worker import run_worker
+from kmsd.memory.page import Page
 from kmsd.processes.zygote import Entry, Zygote
 
 UID = 1000
@@ -315,6 +317,7 @@ async def test_a_worker_that_dies_is_an_outcome(make_pool: MakePool, connect: Co
     await stream.acknowledge()
 
     assert isinstance(outcome.error, KMSInternalError)
+    assert (outcome.plaintext_bytes, outcome.message_bytes) == (None, None)
     assert await peer.report() is None
     await settled(lambda: workers.busy == 0)
 
@@ -351,6 +354,77 @@ async def test_a_worker_that_hangs_before_its_start_is_killed(
     assert isinstance(outcome.error, KMSInternalError)
     await settled(lambda: workers.busy == 0)
     assert await stream.worker.child.wait() == -signal.SIGKILL
+
+
+def talk_nonsense(descriptors: list[int]) -> None:
+    with socket.socket(fileno=descriptors[0]) as daemon:
+        daemon.recv(control.MAX_JOB_BYTES)
+        report = control.encode(control.Outcome(1, 1, conversation.Failure("code", "?")))
+        daemon.send(report.replace(b"?", b"\xff"))
+        signal.pause()
+
+
+async def test_a_report_that_is_no_text_is_a_worker_that_failed(make_pool: MakePool) -> None:
+    """A worker that was taken over cannot upset the daemon with bytes that are no UTF-8."""
+    workers = await make_pool(entry=talk_nonsense)
+    stream = await workers.start(ENCRYPT, uid=UID)
+    os.close(stream.client_descriptor)
+
+    outcome = await stream.outcome()
+
+    assert isinstance(outcome.error, KMSInternalError)
+    await settled(lambda: workers.busy == 0)
+
+
+def tell_the_key_at_the_end(descriptors: list[int]) -> None:
+    """Once the daemon has closed the control socket, tell the client what the key page then holds."""
+    with socket.socket(fileno=descriptors[0]) as daemon:
+        _, (page, client), _, _ = socket.recv_fds(daemon, control.MAX_JOB_BYTES, control.JOB_DESCRIPTORS)
+        view = Page.from_descriptor(page).view
+        daemon.recv(1)
+    time.sleep(0.1)  # the page's turn comes right after
+    os.write(client, view[:32])
+
+
+@pytest.mark.parametrize("closing", [True, False], ids=["when the pool closes", "when it hangs"])
+async def test_no_key_is_wiped_under_a_worker_that_may_go_on(
+    make_pool: MakePool, monkeypatch: pytest.MonkeyPatch, connect: Connect, closing: bool
+) -> None:
+    """One that could not be killed still has its key and not zeros, while the daemon has no more part in it."""
+    monkeypatch.setattr(pool, "_START_SECONDS", 5 if closing else 0.05)
+    monkeypatch.setattr(pool, "_KILL_SECONDS", 0.05)
+    workers = await make_pool(entry=tell_the_key_at_the_end)
+    monkeypatch.setattr(workers, "_kill", lambda _worker: asyncio.sleep(0))
+    stream = await workers.start(ENCRYPT, uid=UID)
+    peer = connect(stream)
+    if closing:
+        await workers.close()
+
+    told = await asyncio.get_running_loop().sock_recv(peer.socket, 100)
+
+    assert told == KEY
+    with pytest.raises(ValueError, match="released"):
+        bytes(stream.page.view)
+
+
+async def test_the_key_of_a_worker_that_was_killed_is_wiped(
+    make_pool: MakePool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its socket is closed and its process is gone before."""
+    workers = await make_pool(entry=sleep_forever)
+    stream = await workers.start(ENCRYPT, uid=UID)
+    os.close(stream.client_descriptor)
+    seen: list[tuple[int, bool]] = []
+    wipe = stream.page.close
+
+    def look_and_wipe() -> None:
+        seen.append((stream.worker.socket.fileno(), Path(f"/proc/{stream.worker.child.pid}").exists()))
+        wipe()
+
+    monkeypatch.setattr(stream.page, "close", look_and_wipe)
+    await workers.close()
+
+    assert seen == [(-1, False)]
 
 
 async def test_a_worker_that_cannot_be_killed_stays_charged(
@@ -411,7 +485,9 @@ async def test_closing_fails_what_is_under_way(make_pool: MakePool, connect: Con
 
     await workers.close()
 
-    assert isinstance((await stream.outcome()).error, ShuttingDownError)
+    outcome = await stream.outcome()
+    assert isinstance(outcome.error, ShuttingDownError)
+    assert (outcome.plaintext_bytes, outcome.message_bytes) == (None, None)
     assert await peer.report() is None
     with pytest.raises(ShuttingDownError):
         await workers.start(ENCRYPT, uid=UID)
