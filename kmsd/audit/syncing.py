@@ -5,8 +5,12 @@
 3. A failed fdatasync closes the trail until one succeeds. Calling it again would not do: Linux reports a write error
    once and then holds the pages for clean, so the second call succeeds over lost data. The lines are therefore read
    back, checked against the chain, written once more in their place and synced.
-4. An fdatasync that does not return closes the trail after `DEADLINE_SECONDS`, instead of letting lines pile up that
-   a power cut would take.
+4. An fdatasync that does not return closes the trail after `REFUSE_AFTER_SECONDS`, instead of letting lines pile up
+   that a power cut would take; whoever waits for one waits `DEADLINE_SECONDS`.
+
+What remains: write(2) is called on the event loop, and one that itself blocks (a frozen file system, a network one
+whose server is gone, a page under writeback that must stay stable) holds the daemon up for as long; no deadline can end
+it. A sync that is stuck is the sign of such a disk, so refusing early leaves it little time to happen.
 """
 
 from __future__ import annotations
@@ -31,6 +35,10 @@ INTERVAL_SECONDS = 0.05
 # A disk that is flooded by another process was measured to take 0.1 s at the 99th percentile; writeback of a busy
 # ext4 journal can take seconds. A disk that takes longer than this is broken for a caller's purposes.
 DEADLINE_SECONDS = 5.0
+
+# Appending ends sooner than waiting: the refusal can be retried and nothing is lost by it, while a write to a disk that
+# hangs can hold up every caller. Ten times the 99th percentile above, so that a busy disk alone rarely refuses.
+REFUSE_AFTER_SECONDS = 1.0
 
 
 class End(NamedTuple):
@@ -67,8 +75,8 @@ class Syncer:
     def trouble(self) -> str | None:
         """Return why nothing may be appended now, None if all is well."""
         since = self._syncing_since
-        if since is not None and self._system.monotonic() - since > DEADLINE_SECONDS:
-            return f"a sync has not returned for {DEADLINE_SECONDS:.0f} seconds"
+        if since is not None and self._system.monotonic() - since > REFUSE_AFTER_SECONDS:
+            return f"a sync has not returned for {REFUSE_AFTER_SECONDS:.0f} s"
         return self._failure
 
     def schedule(self) -> None:
@@ -86,7 +94,7 @@ class Syncer:
         try:
             await asyncio.wait_for(asyncio.wrap_future(waiter), DEADLINE_SECONDS)
         except TimeoutError:
-            raise unavailable(self._path, f"a sync has not returned for {DEADLINE_SECONDS:.0f} seconds") from None
+            raise unavailable(self._path, f"a sync has not returned for {DEADLINE_SECONDS:.0f} s") from None
 
     def close(self) -> bool:
         """Sync what is left and end the thread; False if it hangs in the kernel, and then keeps its descriptors."""

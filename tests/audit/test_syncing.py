@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from kmsd.api.errors import AuditUnavailableError
-from kmsd.audit.syncing import DEADLINE_SECONDS, INTERVAL_SECONDS
+from kmsd.audit.syncing import INTERVAL_SECONDS, REFUSE_AFTER_SECONDS
 from kmsd.audit.verify import Report, read_lines, verify
 from kmsd.audit.writer import SyncMode, Trail
 
@@ -180,7 +180,7 @@ async def test_lines_that_a_failed_sync_lost_keep_the_trail_closed(
 async def test_a_sync_that_hangs_closes_the_trail(
     open_trail: OpenTrail, make_record: MakeRecord, system: FaultySystem, hang: threading.Event
 ) -> None:
-    """After a deadline, so that no more lines pile up than a power cut may take."""
+    """Soon, and without a write that might hang as well; no more lines pile up than a power cut may take."""
     trail = open_trail(sync=SyncMode.INTERVAL, system=system)
     before = system.counts["fdatasync"]
     system.hang = hang
@@ -189,9 +189,11 @@ async def test_a_sync_that_hangs_closes_the_trail(
         await asyncio.sleep(0.001)
     trail.append([make_record()])
 
-    system.late = DEADLINE_SECONDS + 1
-    with pytest.raises(AuditUnavailableError, match=r"audit\.log: a sync has not returned for 5 seconds"):
+    writes = system.counts["write"]
+    system.late = REFUSE_AFTER_SECONDS + 0.1
+    with pytest.raises(AuditUnavailableError, match=r"audit\.log: a sync has not returned for 1 s"):
         trail.append([make_record()])
+    assert system.counts["write"] == writes
 
     hang.set()
     wait_until_it_appends(trail, make_record)
@@ -200,8 +202,9 @@ async def test_a_sync_that_hangs_closes_the_trail(
 async def test_waiting_for_a_sync_that_hangs_ends(
     open_trail: OpenTrail, system: FaultySystem, hang: threading.Event, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With the same deadline."""
+    """After a longer time, as it was appended already."""
     monkeypatch.setattr("kmsd.audit.syncing.DEADLINE_SECONDS", 0.05)
+    monkeypatch.setattr("kmsd.audit.syncing.REFUSE_AFTER_SECONDS", 0.01)
     trail = open_trail(system=system)
     system.hang = hang
 
