@@ -36,6 +36,11 @@ _RESULT_HEAD = struct.Struct(f">{LENGTH_BYTES}x5sQ7s")
 _RESULT_FDS_HEAD = struct.Struct(f">{LENGTH_BYTES}x5sQ4sB7s")
 _write = msgspec.msgpack.Encoder().encode_into
 
+# An unpacker keeps a buffer of up to twice the longest frame it read. After a frame above this many bytes it is
+# dropped, so that an idle connection does not keep megabytes; making another takes 0.4 us, far less than such a
+# frame does.
+_KEPT_BYTES = 16 * 1024
+
 # An error's text may be long: where a policy is malformed, which statement decided.
 _TEXT_BYTES = 32 * 1024
 
@@ -98,9 +103,13 @@ class RequestDecoder:
         at by a ParamsDecoder only.
         """
         try:
-            return self._decode(frame)
+            request = self._decode(frame)
         except (ValueError, msgpack.UnpackException):
             self._unpacker = _unpacker(_NAME_BYTES)
+        else:
+            if len(frame) > _KEPT_BYTES:
+                self._unpacker = _unpacker(_NAME_BYTES)
+            return request
         raise ProtocolError("a request must be one msgpack map of id (1 or more), op (a name) and params (a map)")
 
     def _decode(self, frame: memoryview) -> Request:
@@ -142,9 +151,13 @@ class ReplyDecoder:
     def decode(self, frame: memoryview) -> Reply:
         """Return the reply in a frame's body. Raises ProtocolError when it has not the form of one."""
         try:
-            return self._decode(frame)
+            reply = self._decode(frame)
         except (ValueError, msgpack.UnpackException):
             self._unpacker = _unpacker(_TEXT_BYTES)
+        else:
+            if len(frame) > _KEPT_BYTES:
+                self._unpacker = _unpacker(_TEXT_BYTES)
+            return reply
         raise ProtocolError("a reply must be one msgpack map of id and one of result, error and progress")
 
     def _decode(self, frame: memoryview) -> Reply:

@@ -4,7 +4,8 @@
 
 1. The peer's bytes are read straight into `space()`; `frames()` hands out views of them, so nothing is copied.
 2. A length is checked as soon as its four bytes are there, before any of the body is kept.
-3. Memory grows with the bytes that arrived, never with a length that was announced, and never beyond one frame.
+3. Memory grows with the bytes that arrived, never with a length that was announced, and never beyond one frame; it is
+   given back as soon as the frame that needed it was taken.
 4. A frame that was handed out stays as it is for as long as anything refers to it: before the buffer is used again
    it asks whether a view of it lives, and if so leaves it to its holder and takes a fresh one. Decoded requests refer
    to their frame (`memoryview` members), and one that has to wait for the store must not see the next one's bytes.
@@ -82,17 +83,27 @@ class FrameBuffer:
             start = body + length
             bodies.append(view[body:start])
         self._start = start
+        if bodies and len(self._buffer) > self._idle and end - start < self._idle:
+            # Here and not at the next space(), which an idle connection never asks for.
+            self._replace(self._idle)
+            self._start, self._end = 0, end - start
         return bodies
+
+    def wipe(self) -> None:
+        """Overwrite the frames that were taken, which may hold a plaintext, unless something refers to them still.
+
+        For a connection that goes idle: the next bytes would overwrite them only when they come.
+        """
+        if self._start and not self._is_held():
+            self._buffer[: self._start] = bytes(self._start)
 
     def _move_to_front(self) -> None:
         kept = self._end - self._start
-        size = self._idle if kept < self._idle else len(self._buffer)
-        if size == len(self._buffer) and not self._is_held():
-            if kept:
-                view = memoryview(self._buffer)
-                view[:kept] = view[self._start : self._end]
-        else:
-            self._replace(size)
+        if self._is_held():
+            self._replace(len(self._buffer))
+        elif kept:
+            view = memoryview(self._buffer)
+            view[:kept] = view[self._start : self._end]
         self._start, self._end = 0, kept
 
     def _grow(self) -> None:

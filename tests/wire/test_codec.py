@@ -1,6 +1,7 @@
 """Bodies to messages and back, with msgpack's own package as the judge."""
 
 import time
+import tracemalloc
 from contextlib import suppress
 from typing import Any
 
@@ -346,6 +347,23 @@ def test_a_reply_may_have_members_that_the_client_does_not_know() -> None:
     reply = ReplyDecoder().decode(packed({"warning": {"a": [1]}, "id": 1, "error": error}))
 
     assert (reply.error and reply.error.code) == "DisabledException"
+
+
+def test_decoders_keep_no_memory_of_a_large_frame() -> None:
+    """A connection has one each, and may be idle for long."""
+    frame = memoryview(packed({"id": 1, "op": "Encrypt", "params": {"a": bytes(MAX_FRAME_BYTES - 100)}}))
+    reply = memoryview(packed({"id": 1, "result": {"a": bytes(MAX_FRAME_BYTES - 100)}}))
+    tracemalloc.start()
+    try:
+        requests, replies = RequestDecoder(), ReplyDecoder()
+        before, _ = tracemalloc.get_traced_memory()
+        requests.decode(frame)
+        replies.decode(reply)
+        after, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+
+    assert after - before < 32 * 1024
 
 
 def test_enumerations_are_read_into_their_members() -> None:

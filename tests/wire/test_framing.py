@@ -130,10 +130,41 @@ def test_memory_for_a_large_frame_is_given_back() -> None:
     while data:
         data = feed(buffer, data)
     assert size_of(buffer) > before
-    buffer.frames(1)
-    buffer.space()
+    (frame,) = buffer.frames(1)
 
     assert before == size_of(buffer)
+    assert frame == bytes(MAX_BODY)
+
+
+def test_what_came_behind_a_large_frame_is_kept() -> None:
+    """When its memory is given back."""
+    buffer = FrameBuffer(MAX_BODY)
+    before = size_of(buffer)
+    data = framed(bytes(40_000)) + framed(b"next") + framed(b"begun")[:6]
+    while data:
+        data = feed(buffer, data)
+
+    assert [len(frame) for frame in buffer.frames(1)] == [40_000]
+    assert before == size_of(buffer)
+    assert buffer.frames(5) == [b"next"]
+    feed(buffer, b"gun")
+    assert buffer.frames(5) == [b"begun"]
+
+
+def test_wiping_overwrites_taken_frames_and_nothing_else() -> None:
+    """A plaintext need not stay for as long as its connection is idle."""
+    buffer = FrameBuffer(MAX_BODY)
+    feed(buffer, framed(b"plaintext") + framed(b"begun")[:6])
+    held = buffer.frames(5)
+    buffer.wipe()
+    assert held == [b"plaintext"]
+
+    held.clear()
+    buffer.wipe()
+
+    assert b"plaintext" not in buffer._buffer
+    feed(buffer, b"gun")
+    assert buffer.frames(5) == [b"begun"]
 
 
 def test_a_buffer_full_of_frames_says_that_they_have_to_be_taken() -> None:
