@@ -65,7 +65,8 @@ def _first_line(documented: type[Any]) -> str:
 
 
 def _operation(operation: Operation[Any, Any], structures: dict[str, type[Any]]) -> str:
-    facts = [f"Members of the request take {operation.frame_bytes:,} bytes at most."]
+    request_bytes, reply_bytes = operation.frame_bytes, operation.reply_bytes
+    facts = [f"Members of the request take {request_bytes:,} bytes at most, the reply's frame {reply_bytes:,}."]
     if operation.descriptors:
         facts.append(f"The reply carries {operation.descriptors} descriptor(s).")
     if operation.works_sealed:
