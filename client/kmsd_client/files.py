@@ -71,7 +71,7 @@ def encrypt_file(
     """Encrypt `source` under `key_id` into `destination`, each a path or an open descriptor.
 
     A destination path must not exist unless `force` is given, and appears only when it is complete, with the source's
-    mode and time of modification. `sync=False` does not wait for the disk. `progress` is called about ten times a
+    mode (less what the umask takes) and time of modification. `sync=False` does not wait for the disk. `progress` is called about ten times a
     second. Raises `KmsError`s: those of the operation EncryptFile, AlreadyExistsError, FileAccessError, and
     ConnectionLostError when the worker is gone.
     """

@@ -401,6 +401,44 @@ async def test_named_pipes_and_devices_are_written_to(daemon: TinyDaemon, plain:
     assert (tmp_path / "fifo").is_fifo()
 
 
+@pytest.mark.parametrize(
+    ("put", "content"),
+    [
+        (lambda path: path.write_bytes(b"precious"), b"precious"),
+        (os.mkfifo, b""),
+        (lambda path: path.symlink_to("/dev/null"), b""),
+    ],
+    ids=["a file", "another pipe", "a link to a device"],
+)
+async def test_what_takes_a_pipes_place_is_refused_and_not_touched(
+    daemon: TinyDaemon,
+    plain: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    put: Callable[[Path], object],
+    content: bytes,
+) -> None:
+    """Between looking at a pipe and opening it, somebody can put something else under its name."""
+    path = tmp_path / "fifo"
+    os.mkfifo(path)
+    real, readers = os.open, []
+
+    def exchange_and_open(name: Any, flags: int, *args: Any, **kwargs: Any) -> int:
+        if name == path:
+            path.rename(tmp_path / "old")
+            put(path)
+            readers.append(real(path, os.O_RDONLY | os.O_NONBLOCK))
+        return real(name, flags, *args, **kwargs)
+
+    monkeypatch.setattr(os, "open", exchange_and_open)
+    with pytest.raises(FileAccessError, match="was exchanged while it was opened"):
+        await encrypt(daemon, plain, path)
+    monkeypatch.undo()
+
+    assert os.read(readers[0], 100) == content
+    os.close(readers[0])
+
+
 async def test_a_full_device_is_named(daemon: TinyDaemon, plain: Path) -> None:
     """The worker's error reaches the caller."""
     with pytest.raises(FileAccessError, match="No space left on device"):

@@ -322,6 +322,27 @@ async def test_a_worker_that_dies_is_an_outcome(make_pool: MakePool, connect: Co
     await settled(lambda: workers.busy == 0)
 
 
+async def test_a_file_goes_on_when_its_worker_is_asked_to_stop(
+    make_pool: MakePool, connect: Connect, tmp_path: Path
+) -> None:
+    """SIGTERM to all processes of the service is for the daemon, which lets files under way end."""
+    workers = await make_pool()
+    reading, writing = os.pipe()
+    with files(tmp_path, b"") as (_, sink):
+        stream = await workers.start(ENCRYPT, uid=UID)
+        peer = connect(stream)
+        peer.start(reading, sink, conversation.encode(Start(progress=True)))
+        os.write(writing, b"some")
+        assert await peer.report() is not None
+        os.kill(stream.worker.child.pid, signal.SIGTERM)
+        os.write(writing, b"more")
+        os.close(writing)
+        outcome = await stream.outcome()
+
+    os.close(reading)
+    assert (outcome.error, outcome.plaintext_bytes) == (None, 8)
+
+
 async def test_a_spare_worker_that_died_is_passed_over(make_pool: MakePool, connect: Connect, tmp_path: Path) -> None:
     """The next file gets a living one."""
     workers = await make_pool(spare=2)
