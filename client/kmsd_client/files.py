@@ -71,9 +71,9 @@ def encrypt_file(
     """Encrypt `source` under `key_id` into `destination`, each a path or an open descriptor.
 
     A destination path must not exist unless `force` is given, and appears only when it is complete, with the source's
-    mode (less what the umask takes) and time of modification. `sync=False` does not wait for the disk. `progress` is called about ten times a
-    second. Raises `KmsError`s: those of the operation EncryptFile, AlreadyExistsError, FileAccessError, and
-    ConnectionLostError when the worker is gone.
+    mode (less what the umask takes) and time of modification. `sync=False` does not wait for the disk. `progress` is
+    called about ten times a second. Raises `KmsError`s: those of the operation EncryptFile, AlreadyExistsError,
+    FileAccessError, and ConnectionLostError when the worker is gone.
     """
     context = dict(encryption_context or {})
     with _opened(source) as fd:
