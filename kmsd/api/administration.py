@@ -81,7 +81,7 @@ GET_AUDIT_RECORDS = Operation(
     response=GetAuditRecordsResponse,
     cost=Cost.STATUS,
     works_sealed=True,
-    reply_bytes=MAX_FRAME_BYTES,  # a single record may be large: encryption contexts and policies are logged whole
+    reply_bytes=MAX_FRAME_BYTES,  # several records of the largest size
     audit_fields=("after_sequence", "limit"),
 )
 

@@ -337,6 +337,7 @@ class Connection:
             self.unsent_bytes -= len(data)
             _close_all(descriptors)
         self._unsent.clear()
+        self._buffer.wipe()
         self._socket.close()
         for task in self._tasks:
             task.cancel()
