@@ -34,6 +34,7 @@ from kmsd.server.limits import Shares
 from kmsd.server.listener import Listener
 from kmsd.service import administration, aliases, files, keys, symmetric
 from kmsd.service.identifiers import Arns
+from kmsd.service.key_cipher import KeyCipher
 from kmsd.service.pipeline import Pipeline
 from kmsd.service.records import KeyRecords
 from kmsd.service.scratch import Scratch
@@ -85,7 +86,7 @@ class Service:
         self._seal = Seal(
             store=store, hierarchy=hierarchy, versions=self._versions, records=records, arena=arena, clock=time.time
         )
-        cipher = BlobCipher(arena, os.urandom)
+        cipher = KeyCipher(self._versions, BlobCipher(arena, os.urandom))
         scratch = Scratch(arena)
         cores = os.cpu_count() or 1
         streams = config.limits.file_streams_per_uid
@@ -95,7 +96,6 @@ class Service:
         self._pool = WorkerPool(foundation.zygote, size=workers, per_uid=streams, spare=min(workers, cores))
         self._files = files.Files(
             records=records,
-            versions=self._versions,
             cipher=cipher,
             arena=arena,
             pool=self._pool,
@@ -104,9 +104,7 @@ class Service:
             settles=trail.mode is SyncMode.ALWAYS,
         )
         self._shares = Shares(config.limits, time.monotonic)
-        symmetric_service = symmetric.Symmetric(
-            records=records, versions=self._versions, cipher=cipher, scratch=scratch
-        )
+        symmetric_service = symmetric.Symmetric(records=records, cipher=cipher, scratch=scratch)
         keys_service = keys.Keys(
             store=store,
             versions=self._versions,

@@ -29,10 +29,10 @@ from kmsd.api.operation import KeyAccess, Operation
 from kmsd.audit.record import Kind
 from kmsd.envelope.header import CHANGED, EncryptedDataKey, MessageHeader, make_header, open_header, parse_header
 from kmsd.envelope.pool import Direction, FileJob, FileStream, WorkerPool
-from kmsd.material.ciphertext import BlobCipher, address_of
-from kmsd.material.versions import NotLoadedError, Versions
+from kmsd.material.versions import NotLoadedError
 from kmsd.memory.arena import Arena
 from kmsd.service.call import Call
+from kmsd.service.key_cipher import KeyCipher
 from kmsd.service.pipeline import Trail
 from kmsd.service.records import KeyRecord, KeyRecords
 from kmsd.service.table import WithDescriptors
@@ -60,8 +60,7 @@ class Files:
         self,
         *,
         records: KeyRecords,
-        versions: Versions,
-        cipher: BlobCipher,
+        cipher: KeyCipher,
         arena: Arena,
         pool: WorkerPool,
         trail: Trail,
@@ -69,7 +68,6 @@ class Files:
         settles: bool,
     ) -> None:
         self._records = records
-        self._versions = versions
         self._cipher = cipher
         self._arena = arena
         self._pool = pool
@@ -87,7 +85,7 @@ class Files:
         """Make a data key and a header for a new message and start a worker on it."""
         context = request.encryption_context
         with self._arena.random(_DATA_KEY_BYTES) as data_key, self._arena.lease(_DATA_KEY_BYTES) as message_key:
-            wrapped = await _loaded(lambda: self._wrap(key, data_key.view, context))
+            wrapped = await _loaded(lambda: self._cipher.encrypt(key, data_key.view, context).blob)
             header = make_header(
                 data_key.view,
                 message_id=self._random(_MESSAGE_ID_BYTES),
@@ -125,17 +123,9 @@ class Files:
         response = api.DecryptFileResponse(key_id=key.arn, encryption_context=context)
         return WithDescriptors(response, [stream.client_descriptor])
 
-    def _wrap(self, key: KeyRecord, data_key: memoryview, context: dict[str, str]) -> bytes:
-        material = self._versions.get(key.key_id, key.row.current_material)
-        return self._cipher.encrypt(material.view, material.prefix, data_key, context)
-
     def _unwrap(self, key: KeyRecord, wrapped: bytes, context: dict[str, str], into: memoryview) -> None:
-        made_by = address_of(wrapped)
-        # The header's ARN chose the key that was authorized; the blob must be that key's and no other's.
-        if made_by.key_id != key.key_id or not 1 <= made_by.number <= key.row.current_material:
-            raise InvalidCiphertextError
-        material = self._versions.get(key.key_id, made_by.number)
-        if self._cipher.decrypt_into(material.view, wrapped, context, into) != len(into):
+        # The header's ARN chose the key that was authorized; the cipher takes that key's blobs and no other's.
+        if self._cipher.decrypt_into(key, wrapped, context, into).length != len(into):
             raise InvalidCiphertextError
 
     async def _key_of(self, call: Call, header: MessageHeader, named: str | None) -> tuple[KeyRecord, bytes]:

@@ -6,13 +6,13 @@ from collections.abc import Callable
 from typing import Any
 
 from kmsd.api import symmetric as api
-from kmsd.api.errors import IncorrectKeyError, InvalidCiphertextError, ValidationError
+from kmsd.api.errors import IncorrectKeyError, ValidationError
 from kmsd.api.operation import Operation
 from kmsd.api.shapes import EncryptionAlgorithm
-from kmsd.material.ciphertext import BlobCipher, address_of
+from kmsd.material.ciphertext import address_of
 from kmsd.material.specs import DATA_KEY_BYTES
-from kmsd.material.versions import Versions
 from kmsd.service.call import Call
+from kmsd.service.key_cipher import KeyCipher
 from kmsd.service.records import KeyRecord, KeyRecords
 from kmsd.service.scratch import Scratch
 
@@ -25,15 +25,14 @@ _ALGORITHM = EncryptionAlgorithm.SYMMETRIC_DEFAULT
 class Symmetric:
     """Handlers of cost CRYPTOGRAPHY: plain functions that never await."""
 
-    def __init__(self, *, records: KeyRecords, versions: Versions, cipher: BlobCipher, scratch: Scratch) -> None:
+    def __init__(self, *, records: KeyRecords, cipher: KeyCipher, scratch: Scratch) -> None:
         self._records = records
-        self._versions = versions
         self._cipher = cipher
         self._scratch = scratch
 
     def encrypt(self, call: Call, request: api.EncryptRequest, key: KeyRecord) -> api.EncryptResponse:  # noqa: ARG002 - handlers share one form
         """Encrypt under the key's current material."""
-        blob, _ = self._encrypt(key, request.plaintext, request.encryption_context)
+        blob, _ = self._cipher.encrypt(key, request.plaintext, request.encryption_context)
         return api.EncryptResponse(ciphertext_blob=blob, key_id=key.arn, encryption_algorithm=_ALGORITHM)
 
     def decrypt(self, call: Call, request: api.DecryptRequest) -> api.DecryptResponse:
@@ -55,7 +54,7 @@ class Symmetric:
         call.use(destination, "kms:ReEncryptTo")
         call.end_dry_run(dry_run=request.dry_run)
         plaintext, source_material = self._decrypt(source, request.ciphertext_blob, request.source_encryption_context)
-        blob, material = self._encrypt(destination, plaintext, request.destination_encryption_context)
+        blob, material = self._cipher.encrypt(destination, plaintext, request.destination_encryption_context)
         return api.ReEncryptResponse(
             ciphertext_blob=blob,
             source_key_id=source.arn,
@@ -74,7 +73,7 @@ class Symmetric:
     ) -> api.GenerateDataKeyResponse:
         """Draw a data key and give it out in both forms."""
         data_key = self._scratch.random(_data_key_bytes(request))
-        blob, material_id = self._encrypt(key, data_key, request.encryption_context)
+        blob, material_id = self._cipher.encrypt(key, data_key, request.encryption_context)
         return api.GenerateDataKeyResponse(
             ciphertext_blob=blob, plaintext=data_key, key_id=key.arn, key_material_id=material_id
         )
@@ -87,7 +86,7 @@ class Symmetric:
     ) -> api.GenerateDataKeyWithoutPlaintextResponse:
         """Draw a data key and give it out encrypted only."""
         data_key = self._scratch.random(_data_key_bytes(request))
-        blob, material_id = self._encrypt(key, data_key, request.encryption_context)
+        blob, material_id = self._cipher.encrypt(key, data_key, request.encryption_context)
         return api.GenerateDataKeyWithoutPlaintextResponse(
             ciphertext_blob=blob, key_id=key.arn, key_material_id=material_id
         )
@@ -111,18 +110,10 @@ class Symmetric:
             )
         return key
 
-    def _encrypt(self, key: KeyRecord, plaintext: memoryview, context: dict[str, str]) -> tuple[bytes, str]:
-        material = self._versions.get(key.key_id, key.row.current_material)
-        return self._cipher.encrypt(material.view, material.prefix, plaintext, context), material.material_id
-
     def _decrypt(self, key: KeyRecord, blob: bytes, context: dict[str, str]) -> tuple[memoryview, str]:
-        number = address_of(blob).number
-        if not 1 <= number <= key.row.current_material:
-            raise InvalidCiphertextError
-        material = self._versions.get(key.key_id, number)
         plaintext = self._scratch.take(_MAX_PLAINTEXT_BYTES)
-        length = self._cipher.decrypt_into(material.view, blob, context, plaintext)
-        return plaintext[:length], material.material_id
+        length, material_id = self._cipher.decrypt_into(key, blob, context, plaintext)
+        return plaintext[:length], material_id
 
 
 HANDLERS: dict[Operation[Any, Any], Callable[..., Any]] = {

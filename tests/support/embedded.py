@@ -36,6 +36,7 @@ from kmsd.service import administration, aliases, files, keys, symmetric
 from kmsd.service.batch import Batch
 from kmsd.service.call import Session
 from kmsd.service.identifiers import Arns
+from kmsd.service.key_cipher import KeyCipher
 from kmsd.service.pipeline import Pipeline
 from kmsd.service.records import KeyRecords
 from kmsd.service.scratch import Scratch
@@ -309,11 +310,10 @@ class Embedded:
             clock=time.time,
         )
         self.scratch = Scratch(self.arena)
-        cipher = BlobCipher(self.arena, os.urandom)
+        cipher = KeyCipher(self.versions, BlobCipher(self.arena, os.urandom))
         self.pool = ScriptedPool()
         self.files = files.Files(
             records=self.records,
-            versions=self.versions,
             cipher=cipher,
             arena=self.arena,
             pool=cast("WorkerPool", self.pool),
@@ -321,9 +321,7 @@ class Embedded:
             random=os.urandom,
             settles=trail.mode is SyncMode.ALWAYS,
         )
-        symmetric_service = symmetric.Symmetric(
-            records=self.records, versions=self.versions, cipher=cipher, scratch=self.scratch
-        )
+        symmetric_service = symmetric.Symmetric(records=self.records, cipher=cipher, scratch=self.scratch)
         keys_service = keys.Keys(
             store=store,
             versions=self.versions,
