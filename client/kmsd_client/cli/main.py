@@ -15,7 +15,6 @@ from kmsd_client.cli.terminal import (
     EXIT_ERROR,
     EXIT_INTERRUPTED,
     EXIT_UNREACHABLE,
-    EXIT_USAGE,
     CommandError,
     complain,
     complain_of,
@@ -106,8 +105,6 @@ def _drop_output() -> None:
     except OSError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
-
-__all__ = ["EXIT_USAGE", "VERBS", "main"]
 
 if __name__ == "__main__":
     sys.exit(main())
