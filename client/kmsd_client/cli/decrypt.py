@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
-from kmsd_client import Client
 from kmsd_client.cli.encrypt import SUFFIX
-from kmsd_client.cli.terminal import EXIT_USAGE, CommandError, context_of, print_json
+from kmsd_client.cli.terminal import EXIT_USAGE, CommandError
 from kmsd_client.cli.transfer import (
     add_common_arguments,
     destination_of,
-    overwriting_explained,
-    progress_of,
     source_of,
-    summary_of,
+    transfer,
 )
 from kmsd_client.files import decrypt_file
 
@@ -30,19 +26,7 @@ def run(options: argparse.Namespace) -> None:
     """Decrypt one message; pairs given with -c must be among its encryption context."""
     source = source_of(options)
     destination = destination_of(options, _default(options), binary=False)
-    with Client(options.socket) as client, progress_of(source) as progress, overwriting_explained():
-        result = decrypt_file(
-            client,
-            source,
-            destination,
-            key_id=options.key,
-            encryption_context=context_of(options.context),
-            force=options.force,
-            progress=progress,
-            sync=not options.no_sync,
-        )
-    if options.json and destination != sys.stdout.fileno():
-        print_json(summary_of(result))
+    transfer(decrypt_file, options, source, destination)
 
 
 def _default(options: argparse.Namespace) -> Path | None:

@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
-from kmsd_client import Client
-from kmsd_client.cli.terminal import EXIT_USAGE, CommandError, context_of, print_json
+from kmsd_client.cli.terminal import EXIT_USAGE, CommandError
 from kmsd_client.cli.transfer import (
     add_common_arguments,
     destination_of,
-    overwriting_explained,
-    progress_of,
     source_of,
-    summary_of,
+    transfer,
 )
 from kmsd_client.files import encrypt_file
 
@@ -36,16 +32,4 @@ def run(options: argparse.Namespace) -> None:
     source = source_of(options)
     default = None if isinstance(source, int) else Path(f"{options.file}{SUFFIX}")
     destination = destination_of(options, default, binary=True)
-    with Client(options.socket) as client, progress_of(source) as progress, overwriting_explained():
-        result = encrypt_file(
-            client,
-            source,
-            destination,
-            key_id=options.key,
-            encryption_context=context_of(options.context),
-            force=options.force,
-            progress=progress,
-            sync=not options.no_sync,
-        )
-    if options.json and destination != sys.stdout.fileno():
-        print_json(summary_of(result))
+    transfer(encrypt_file, options, source, destination)

@@ -6,11 +6,19 @@ import argparse
 import contextlib
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from kmsd.api.errors import AlreadyExistsError
-from kmsd_client.cli.terminal import EXIT_USAGE, CommandError, add_context_option, add_json_option
+from kmsd_client import Client
+from kmsd_client.cli.terminal import (
+    EXIT_USAGE,
+    CommandError,
+    add_context_option,
+    add_json_option,
+    context_of,
+    print_json,
+)
 from kmsd_client.files import FileResult, Place, ProgressFunction
 
 # Files below this are done before a person could read a bar (DESIGN 14: more than 1 GB/s).
@@ -77,6 +85,23 @@ def _is_large(source: str | os.PathLike[str]) -> bool:
         return Path(source).stat().st_size >= _BAR_FROM_BYTES
     except OSError:
         return False  # whoever opens it says what is wrong
+
+
+def transfer(work: Callable[..., FileResult], options: argparse.Namespace, source: Place, destination: Place) -> None:
+    """Do `work`, which is `encrypt_file` or `decrypt_file`, as the command line says."""
+    with Client(options.socket) as client, progress_of(source) as progress, overwriting_explained():
+        result = work(
+            client,
+            source,
+            destination,
+            key_id=options.key,
+            encryption_context=context_of(options.context),
+            force=options.force,
+            progress=progress,
+            sync=not options.no_sync,
+        )
+    if options.json and destination != sys.stdout.fileno():
+        print_json(summary_of(result))
 
 
 def summary_of(result: FileResult) -> dict[str, object]:
