@@ -56,9 +56,41 @@ class Audit(Section, frozen=True, kw_only=True):
 
 
 class Hsm(Section, frozen=True, kw_only=True):
-    """The token."""
+    """The token, and what its PKCS#11 module may reach. `kmsd dev` makes its own and needs none of the names."""
 
+    # The vendor's PKCS#11 library; without one `kmsd serve` does not start.
+    module: str = ""
+    token_label: Annotated[str, Meta(max_length=32)] = ""
+    root_key_label: Annotated[str, Meta(min_length=1)] = "kmsd-root"
+    # Where the PIN comes from: "credential:NAME" (systemd), "file:PATH", or nothing: an administrator unseals.
+    pin: Annotated[str, Meta(pattern=r"^(|credential:[A-Za-z0-9_.-]+|file:/.+)\Z")] = ""
+    # Variables that the module reads, such as SOFTHSM2_CONF.
+    environment: dict[str, str] = {}
     deadline_seconds: Annotated[float, Meta(gt=0, le=_LONGEST_SECONDS)] = 30.0
+    # What a token job may connect to: nothing, Unix sockets of this host (pcscd), or the network as well.
+    connect: Literal["nothing", "local", "network"] = "nothing"
+    # Files, folders and devices beyond the system's libraries that the module reads, and those that it writes.
+    readable_paths: tuple[str, ...] = ()
+    writable_paths: tuple[str, ...] = ()
+    # Whether losing the token seals the daemon, and how often it is looked at; 0: never.
+    when_lost: Literal["continue", "seal"] = "continue"
+    check_seconds: Annotated[float, Meta(ge=0, le=_LONGEST_SECONDS)] = 0.0
+
+
+class Paths(Section, frozen=True, kw_only=True):
+    """Where `kmsd serve` keeps what it has; `kmsd dev` keeps everything in its folder."""
+
+    state: str = "/var/lib/kmsd"
+    audit: str = "/var/log/kmsd/audit.log"
+    socket: str = "/run/kmsd/kmsd.sock"
+    policies: str = "/etc/kmsd/policy.d"
+
+
+class Admins(Section, frozen=True, kw_only=True):
+    """Who administers the service."""
+
+    uids: tuple[NotNegative, ...] = (0,)
+    groups: tuple[str, ...] = ("kms-admin",)
 
 
 class Config(Section, frozen=True, kw_only=True):
@@ -66,11 +98,17 @@ class Config(Section, frozen=True, kw_only=True):
 
     # Of the form that AWS regions have, so that tools which check ARNs accept it.
     region: Annotated[str, Meta(pattern=r"^[a-z0-9-]{1,32}\Z")] = "local-host-1"
+    # Whether to run with less protection than there could be ("report" says which), or to refuse.
+    hardening: Literal["report", "require"] = "report"
+    # Whom `kmsd serve` becomes when root starts it.
+    user: Annotated[str, Meta(min_length=1)] = "kmsd"
     shutdown_grace_seconds: Annotated[float, Meta(ge=0, le=_LONGEST_SECONDS)] = 10.0
     limits: Limits = Limits()
     memory: Memory = Memory()
     audit: Audit = Audit()
     hsm: Hsm = Hsm()
+    paths: Paths = Paths()
+    administrators: Admins = Admins()
 
 
 def load_config(path: Path) -> Config:

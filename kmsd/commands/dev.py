@@ -73,7 +73,8 @@ def _run_daemon(directory: Path, config: Config, *, shared: bool, ready: Callabl
     from kmsd.hsm.root import RootError  # noqa: PLC0415
     from kmsd.identity.peer import IncompleteUidMapError, check_identity_map  # noqa: PLC0415
     from kmsd.memory.mapping import SecretMemoryUnavailableError  # noqa: PLC0415
-    from kmsd.server.daemon import Development, run_development  # noqa: PLC0415
+    from kmsd.server.daemon import run_daemon  # noqa: PLC0415
+    from kmsd.server.deployment import development  # noqa: PLC0415
     from kmsd.server.listener import SocketInUseError  # noqa: PLC0415
     from kmsd.store.base import StoreError  # noqa: PLC0415
 
@@ -86,7 +87,7 @@ def _run_daemon(directory: Path, config: Config, *, shared: bool, ready: Callabl
     if os.getuid() == 0:
         sys.stderr.write("kmsd: warning: running as root; an ordinary user is enough to try kmsd\n")
     try:
-        run_development(Development(directory=directory, config=config, shared=shared, only_uid=only_uid, ready=ready))
+        run_daemon(development(directory, config, shared=shared, only_uid=only_uid, ready=ready))
     except (
         KmsError,
         HostPolicyError,

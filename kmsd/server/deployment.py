@@ -1,0 +1,81 @@
+"""What a command decides about the daemon that is to run: where things are, who may come, which token it has."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from kmsd.config import Config
+from kmsd.hsm.conversation import TokenConfig
+from kmsd.hsm.pin import FilePin, PinSource
+from kmsd.identity.principals import Administrators
+from kmsd.processes.zygote import Zygote
+
+
+@dataclass(frozen=True)
+class Token:
+    """How to use the token; without a `pin` an administrator has to bring it."""
+
+    config: TokenConfig
+    pin: PinSource | None
+
+
+def _nothing() -> None:
+    return
+
+
+@dataclass(frozen=True, kw_only=True)
+class Deployment:
+    """A daemon that is to run.
+
+    `only_uid` is the one uid that is accepted, or None for all. `open_socket` returns the listening socket and
+    `close_socket` takes its name away. `find_token` may make the token. `ready` is called once the socket accepts.
+    With `serves_sealed` it serves although it could not be unsealed at the start; else it does not start then.
+    """
+
+    config: Config
+    store_path: Path
+    audit_path: Path
+    host_policy: Path | None
+    administrators: Administrators
+    only_uid: int | None
+    open_socket: Callable[[], socket.socket]
+    close_socket: Callable[[], None]
+    find_token: Callable[[Zygote], Awaitable[Token]]
+    serves_sealed: bool
+    ready: Callable[[], None] = _nothing
+
+
+def development(
+    directory: Path, config: Config, *, shared: bool, only_uid: int | None, ready: Callable[[], None]
+) -> Deployment:
+    """Return a daemon with everything embedded in one directory (`kmsd dev`)."""
+    path = directory / "kmsd.sock"
+
+    def open_socket() -> socket.socket:
+        from kmsd.server.listener import bind  # noqa: PLC0415 - only the daemon's own process needs it
+
+        return bind(path, 0o666 if shared else 0o600)
+
+    async def find_token(zygote: Zygote) -> Token:
+        from kmsd.hsm.softhsm import PIN_NAME, make_token  # noqa: PLC0415 - as above
+
+        token = await make_token(zygote, directory / "token", label="kmsd-dev")
+        return Token(token, FilePin(directory / "token" / PIN_NAME))
+
+    return Deployment(
+        config=config,
+        store_path=directory / "store.sqlite",
+        audit_path=directory / "audit.log",
+        host_policy=None,
+        administrators=Administrators(uids=frozenset({os.getuid()}), groups=("kms-admin",)),
+        only_uid=only_uid,
+        open_socket=open_socket,
+        close_socket=lambda: path.unlink(missing_ok=True),
+        find_token=find_token,
+        serves_sealed=False,
+        ready=ready,
+    )
