@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import tomllib
 from pathlib import Path
 from typing import Annotated, Literal
@@ -11,6 +12,10 @@ from msgspec import Meta
 
 Positive = Annotated[int, Meta(ge=1)]
 NotNegative = Annotated[int, Meta(ge=0)]
+# The daemon leaves the directory it was started in.
+AbsolutePath = Annotated[str, Meta(pattern=r"^/[^\0]*\Z")]
+# What `kmsd serve` reads unless it is told otherwise.
+DEFAULT_PATH = Path("/etc/kmsd/kmsd.toml")
 # Longer than an hour is a mistake: systemd ends a service that takes 90 seconds to start or to stop.
 _LONGEST_SECONDS = 3600
 
@@ -80,10 +85,10 @@ class Hsm(Section, frozen=True, kw_only=True):
 class Paths(Section, frozen=True, kw_only=True):
     """Where `kmsd serve` keeps what it has; `kmsd dev` keeps everything in its folder."""
 
-    state: str = "/var/lib/kmsd"
-    audit: str = "/var/log/kmsd/audit.log"
-    socket: str = "/run/kmsd/kmsd.sock"
-    policies: str = "/etc/kmsd/policy.d"
+    state: AbsolutePath = "/var/lib/kmsd"
+    audit: AbsolutePath = "/var/log/kmsd/audit.log"
+    socket: AbsolutePath = "/run/kmsd/kmsd.sock"
+    policies: AbsolutePath = "/etc/kmsd/policy.d"
 
 
 class Admins(Section, frozen=True, kw_only=True):
@@ -115,5 +120,13 @@ def load_config(path: Path) -> Config:
     """Read a TOML file; raises ConfigurationError for anything that is not a known key with a value of its type."""
     try:
         return msgspec.convert(tomllib.loads(path.read_text(encoding="utf-8")), Config)
+    except FileNotFoundError:
+        hint = ": run `kmsd init` to make it, or name another with --config" if path == DEFAULT_PATH else ""
+        raise ConfigurationError(f"{path}: No such file or directory{hint}") from None
     except (OSError, UnicodeError, tomllib.TOMLDecodeError, msgspec.ValidationError) as error:
         raise ConfigurationError(f"{path}: {error}") from None
+
+
+def digest(config: Config) -> str:
+    """Return the SHA-256 of all settings in hexadecimal: equal settings, written in whatever way, have one digest."""
+    return hashlib.sha256(msgspec.json.encode(config, order="deterministic")).hexdigest()

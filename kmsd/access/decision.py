@@ -34,9 +34,13 @@ class NotAuthorizedError(AccessDeniedError):
 
 
 class Authorizer:
-    """Decides under one host policy."""
+    """Decides under one host policy, which another may take the place of."""
 
     def __init__(self, host_policy: HostPolicy) -> None:
+        self._host_policy = host_policy
+
+    def adopt(self, host_policy: HostPolicy) -> None:
+        """Decide under `host_policy` from now on."""
         self._host_policy = host_policy
 
     def authorize(self, caller: Caller, action: str, *, resource: str, key_policy: Policy | None) -> Decision:

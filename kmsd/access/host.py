@@ -5,6 +5,8 @@ It is the shipped default and the files of a directory, together. A file with th
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import stat
 import time
@@ -78,6 +80,11 @@ class HostPolicy:
         except OSError as error:
             raise HostPolicyError(f"the host policy cannot be read: {error}") from error
         return cls(documents, account=account, names=names, clock=clock)
+
+    @property
+    def digest(self) -> str:
+        """The SHA-256 of the documents with their names, in hexadecimal."""
+        return hashlib.sha256(json.dumps(self._documents, sort_keys=True).encode()).hexdigest()
 
     def rules(self, action: str, resource: str) -> Rules:
         """Return the statements about `action` on `resource`."""

@@ -17,6 +17,7 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
+from kmsd.commands.failures import exit_code_of
 from kmsd.config import Config
 
 # What a shell answers for a command that does not exist, and for one that a signal ended (added to its number).
@@ -67,16 +68,9 @@ def _say_ready(directory: Path) -> None:
 
 def _run_daemon(directory: Path, config: Config, *, shared: bool, ready: Callable[[], None]) -> int:
     # Imported here: beside a command, only the child that becomes the daemon needs any of it.
-    from kmsd.access.host import HostPolicyError  # noqa: PLC0415
-    from kmsd.api.errors import KmsError  # noqa: PLC0415
-    from kmsd.audit.opening import AuditBrokenError  # noqa: PLC0415
-    from kmsd.hsm.root import RootError  # noqa: PLC0415
     from kmsd.identity.peer import IncompleteUidMapError, check_identity_map  # noqa: PLC0415
-    from kmsd.memory.mapping import SecretMemoryUnavailableError  # noqa: PLC0415
     from kmsd.server.daemon import run_daemon  # noqa: PLC0415
     from kmsd.server.deployment import development  # noqa: PLC0415
-    from kmsd.server.listener import SocketInUseError  # noqa: PLC0415
-    from kmsd.store.base import StoreError  # noqa: PLC0415
 
     only_uid = None if shared else os.getuid()
     try:
@@ -86,25 +80,9 @@ def _run_daemon(directory: Path, config: Config, *, shared: bool, ready: Callabl
         sys.stderr.write(f"kmsd: warning: {error}; only uid {only_uid} is served\n")
     if os.getuid() == 0:
         sys.stderr.write("kmsd: warning: running as root; an ordinary user is enough to try kmsd\n")
-    try:
-        run_daemon(development(directory, config, shared=shared, only_uid=only_uid, ready=ready))
-    except (
-        KmsError,
-        HostPolicyError,
-        RootError,
-        StoreError,
-        AuditBrokenError,
-        SecretMemoryUnavailableError,
-        SocketInUseError,
-    ) as error:
-        sys.stderr.write(f"kmsd: error: {error}\n")
-        return 1
-    except OSError as error:
-        # Without an errno it is our own words (what to install); else the system's, about a file it names.
-        reason = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
-        sys.stderr.write(f"kmsd: error: {reason or error}\n")
-        return 1
-    return 0
+    return exit_code_of(
+        lambda: run_daemon(development(directory, config, shared=shared, only_uid=only_uid, ready=ready))
+    )
 
 
 def _run_beside(directory: Path, config: Config, command: Sequence[str], *, shared: bool) -> int:

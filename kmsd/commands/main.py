@@ -9,7 +9,8 @@ from pathlib import Path
 
 import kmsd
 from kmsd.commands.dev import run_dev
-from kmsd.config import Config, ConfigurationError, load_config
+from kmsd.commands.serve import run_serve
+from kmsd.config import DEFAULT_PATH, Config, ConfigurationError, load_config
 
 # What shells and sysexits use for a wrong command line.
 _EXIT_USAGE = 2
@@ -30,6 +31,14 @@ def _parser() -> argparse.ArgumentParser:
     dev.add_argument("--share", action="store_true", help="let other users connect")
     dev.add_argument("--config", type=Path, metavar="FILE", help="settings, as TOML")
     dev.add_argument("directory", type=Path, metavar="DIR", help="made if missing; only its owner may enter")
+    serve = verbs.add_parser(
+        "serve",
+        help="run as the daemon of this host",
+        description="Run in the foreground as the settings say. Started as root, it becomes the service's own user.",
+    )
+    serve.add_argument(
+        "--config", type=Path, default=DEFAULT_PATH, metavar="FILE", help="settings, as TOML (default: %(default)s)"
+    )
     return parser
 
 
@@ -45,6 +54,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stderr.write(f"kmsd: error: {error}\n")
         return _EXIT_USAGE
     try:
+        if options.verb == "serve":
+            return run_serve(config)
         return run_dev(options.directory, config, shared=options.share, command=command)
     except KeyboardInterrupt:  # before the daemon was far enough to stop in good order
         return _EXIT_INTERRUPTED

@@ -22,6 +22,26 @@ class PinSource(Protocol):
         """
 
 
+class CredentialPin:
+    """A PIN that systemd passes as the credential `name`, in `directory`: the process's $CREDENTIALS_DIRECTORY or None.
+
+    A credential that is not there is no fault of the daemon's start: it is missed when the PIN is needed.
+    """
+
+    def __init__(self, name: str, directory: Path | None) -> None:
+        self._name = name
+        self._path = None if directory is None else directory / name
+
+    def read_into(self, view: memoryview) -> int:
+        """Read the credential straight into `view`; raises PinUnavailableError when it was not passed."""
+        if self._path is None or not self._path.exists():
+            raise PinUnavailableError(
+                f"the credential {self._name!r} was not passed to kmsd: see to it that the unit's "
+                "LoadCredentialEncrypted= finds it and restart kmsd, or unseal with `kms unseal`"
+            )
+        return FilePin(self._path).read_into(view)
+
+
 class FilePin:
     """A PIN in a file, such as a systemd credential; newlines at its end do not count.
 

@@ -30,6 +30,10 @@ class Kill(msgspec.Struct, frozen=True, tag=True, array_like=True):
     number: int
 
 
+class Ping(msgspec.Struct, frozen=True, tag=True, array_like=True):
+    """Say `Pong`."""
+
+
 class Spawned(msgspec.Struct, frozen=True, tag=True, array_like=True):
     """The child runs."""
 
@@ -51,5 +55,9 @@ class Exited(msgspec.Struct, frozen=True, tag=True, array_like=True):
     code: int
 
 
-Request = Spawn | Kill
-Reply = Spawned | Refused | Exited
+class Pong(msgspec.Struct, frozen=True, tag=True, array_like=True):
+    """The answer to `Ping`: requests are served."""
+
+
+Request = Spawn | Kill | Ping
+Reply = Spawned | Refused | Exited | Pong

@@ -22,6 +22,8 @@ from kmsd.processes.messages import (
     MAX_MESSAGE_BYTES,
     Exited,
     Kill,
+    Ping,
+    Pong,
     Refused,
     Reply,
     Request,
@@ -112,6 +114,8 @@ class _Spawner:
                 case Kill(number):
                     for pid in [pid for pid, child in self._children.items() if child == number]:
                         os.kill(pid, signal.SIGKILL)  # not reaped yet, so the process id is still its own
+                case Ping():
+                    self._send(Pong())
         finally:
             for descriptor in descriptors:
                 os.close(descriptor)

@@ -15,6 +15,7 @@ import signal
 import socket
 import threading
 import time
+from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
@@ -25,6 +26,8 @@ from kmsd.processes.messages import (
     MAX_MESSAGE_BYTES,
     Exited,
     Kill,
+    Ping,
+    Pong,
     Refused,
     Reply,
     Request,
@@ -76,6 +79,7 @@ class Zygote:
         self._numbers = itertools.count(1)
         self._requests: dict[int, asyncio.Future[Child]] = {}
         self._running: dict[int, asyncio.Future[int]] = {}
+        self._pings: deque[asyncio.Future[None]] = deque()
         self._gone = asyncio.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
 
@@ -132,6 +136,14 @@ class Zygote:
         self._attach()
         if child.number in self._running:
             self._send(Kill(child.number))
+
+    async def ping(self) -> None:
+        """Return when the zygote has answered, which it does in the order of requests; may raise as `spawn` does."""
+        loop = self._attach()
+        self._send(Ping())
+        answer: asyncio.Future[None] = loop.create_future()
+        self._pings.append(answer)
+        await answer
 
     async def close(self) -> None:
         """End the zygote and all children, and wait for it; a second call does nothing."""
@@ -197,6 +209,9 @@ class Zygote:
                     request.set_exception(SpawnError(reason))
             case Exited(number, code):
                 self._running.pop(number).set_result(code)
+            case Pong():
+                if not (answer := self._pings.popleft()).cancelled():
+                    answer.set_result(None)
 
     def _lose_zygote(self) -> None:
         if self._loop is not None:
@@ -204,13 +219,14 @@ class Zygote:
         self._control.close()
         with contextlib.suppress(ChildProcessError):  # somebody else's waitpid(-1) was faster
             os.waitpid(self.pid, 0)  # returns at once: its end of the socket was closed by its exit
-        futures: list[asyncio.Future[Any]] = [*self._requests.values(), *self._running.values()]
+        futures: list[asyncio.Future[Any]] = [*self._requests.values(), *self._running.values(), *self._pings]
         for future in futures:
             if not future.done():
                 future.set_exception(ZygoteGoneError("the zygote ended, and with it all its children"))
                 future.exception()  # nobody has to wait for a child; asyncio would log an error nobody fetched
         self._requests.clear()
         self._running.clear()
+        self._pings.clear()
         self._gone.set()
 
 

@@ -19,7 +19,7 @@ from kmsd.api import BY_NAME, OPERATIONS
 from kmsd.api.errors import KMSInternalError
 from kmsd.audit.record import Intent, Kind, Record
 from kmsd.audit.writer import SyncMode, Trail
-from kmsd.config import Config
+from kmsd.config import Config, digest
 from kmsd.envelope.pool import WorkerPool
 from kmsd.hsm.root import Root, TokenInfo
 from kmsd.identity.peer import Peer
@@ -79,7 +79,9 @@ class Service:
         self._names = SystemNames()
         arena = foundation.arena
         arns = Arns(settings.account, settings.region)
-        authorizer = Authorizer(HostPolicy.load(foundation.host_policy, account=settings.account, names=self._names))
+        host_policy = self._read_host_policy()
+        self._authorizer = Authorizer(host_policy)
+        self._digests = {"configuration": digest(config), "hostPolicy": host_policy.digest}
         hierarchy = Hierarchy(arena, foundation.root, os.urandom)
         self._versions = Versions(arena, hierarchy, store, capacity=config.limits.keys_in_memory)
         records = KeyRecords(store, arns, self._names, capacity=config.limits.keys_in_memory, clock=time.monotonic)
@@ -133,7 +135,7 @@ class Service:
                 **bind(files.HANDLERS, self._files),
                 **bind(administration.HANDLERS, administration_service),
             },
-            authorizer=authorizer,
+            authorizer=self._authorizer,
             records=records,
             trail=trail,
             scratch=scratch,
@@ -166,6 +168,29 @@ class Service:
             service = cls(foundation, store, trail, settings, is_new=is_new)
             opened.pop_all()
             return service
+
+    def _read_host_policy(self) -> HostPolicy:
+        return HostPolicy.load(self._foundation.host_policy, account=self._settings.account, names=self._names)
+
+    def reload_host_policy(self) -> str:
+        """Read the host policy anew and return its digest.
+
+        Raises HostPolicyError when it is not valid, AuditUnavailableError when it cannot be recorded; the old one
+        holds then.
+        """
+        host_policy = self._read_host_policy()
+        self._record("ReloadHostPolicy", hostPolicy=host_policy.digest)
+        self._authorizer.adopt(host_policy)
+        return host_policy.digest
+
+    @property
+    def sealed(self) -> bool:
+        """Whether it serves only what needs no keys."""
+        return self._pipeline.sealed
+
+    async def ping_store(self) -> None:
+        """Return when the store's thread has answered; raises a StoreError."""
+        await self._store.ping()
 
     async def unseal(self) -> None:
         """Bring the keys into memory, making the first ones in an empty store, and settle what was left open."""
@@ -202,7 +227,7 @@ class Service:
     async def listen(self, sock: socket.socket) -> None:
         """Begin to serve on a listening socket."""
         foundation = self._foundation
-        self._record("Start")
+        self._record("Start", **self._digests)
         self._listener = Listener(
             asyncio.get_running_loop(),
             sock,
@@ -217,7 +242,7 @@ class Service:
         await self._pool.fill()
         self._listener.start()
 
-    def _record(self, event: str) -> None:
+    def _record(self, event: str, **details: str) -> None:
         self._trail.append(
             [
                 Record(
@@ -226,7 +251,7 @@ class Service:
                     actor=None,
                     request_id="",
                     read_only=False,
-                    details={"version": kmsd.__version__},
+                    details={"version": kmsd.__version__, **details},
                 )
             ]
         )

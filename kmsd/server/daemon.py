@@ -27,6 +27,9 @@ from kmsd.server.deployment import Deployment
 if TYPE_CHECKING:
     from kmsd.logs import Logger
 
+# Half a second on an idle machine; this is for one that boots.
+_OWN_START_SECONDS = 60.0
+
 
 def run_daemon(deployment: Deployment) -> None:
     """Run until SIGTERM or SIGINT; raises what prevents the start."""
@@ -69,11 +72,15 @@ async def _serve(deployment: Deployment, zygote: Zygote, arena: Arena) -> None:
     from kmsd.identity.peer import Peer  # noqa: PLC0415
     from kmsd.logs import DroppingStream, StructuredLogger  # noqa: PLC0415
     from kmsd.server.assembly import Foundation, Service  # noqa: PLC0415
+    from kmsd.server.supervision import Supervision  # noqa: PLC0415
 
     def admit(peer: Peer) -> None:
         if deployment.only_uid is not None and peer.uid != deployment.only_uid:
             raise AccessDeniedError(f"this kmsd serves uid {deployment.only_uid} only")
 
+    notifier = deployment.notifier
+    # The token is asked who it is, and then for its keys; the rest takes a second or two.
+    notifier.starting(2 * deployment.config.hsm.deadline_seconds + _OWN_START_SECONDS)
     logger = StructuredLogger(DroppingStream(sys.stderr))
     loop.set_exception_handler(partial(_log_fault, logger))
     config = deployment.config
@@ -99,8 +106,13 @@ async def _serve(deployment: Deployment, zygote: Zygote, arena: Arena) -> None:
         )
         await service.unseal()
         await service.listen(deployment.open_socket())
+        supervision = Supervision(service, zygote, notifier, logger)
         deployment.ready()
+        supervision.start()
+        if deployment.host_policy is not None:
+            loop.add_signal_handler(signal.SIGHUP, supervision.reload)
         await stop.wait()
+        supervision.stop(config.shutdown_grace_seconds)
         deployment.close_socket()
         await service.close()
     finally:

@@ -5,14 +5,16 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from kmsd.config import Config
 from kmsd.hsm.conversation import TokenConfig
-from kmsd.hsm.pin import FilePin, PinSource
+from kmsd.hsm.pin import CredentialPin, FilePin, PinSource
 from kmsd.identity.principals import Administrators
 from kmsd.processes.zygote import Zygote
+from kmsd.server.notify import Notifier
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,7 @@ class Deployment:
     `only_uid` is the one uid that is accepted, or None for all. `open_socket` returns the listening socket and
     `close_socket` takes its name away. `find_token` may make the token. `ready` is called once the socket accepts.
     With `serves_sealed` it serves although it could not be unsealed at the start; else it does not start then.
+    `notifier` tells the service manager. Where there is a `host_policy` directory, SIGHUP has it read anew.
     """
 
     config: Config
@@ -47,6 +50,7 @@ class Deployment:
     find_token: Callable[[Zygote], Awaitable[Token]]
     serves_sealed: bool
     ready: Callable[[], None] = _nothing
+    notifier: Notifier = field(default_factory=Notifier)
 
 
 def development(
@@ -79,3 +83,56 @@ def development(
         serves_sealed=False,
         ready=ready,
     )
+
+
+def host(
+    config: Config, sock: socket.socket, *, owned_path: Path | None, credentials: Path | None, notifier: Notifier
+) -> Deployment:
+    """Return the daemon of a host (`kmsd serve`), which serves the listening `sock`.
+
+    `owned_path` is the socket's path if this process made it; None for one that was passed on and stays. `credentials`
+    is the directory of systemd's credentials.
+    """
+
+    def close_socket() -> None:
+        if owned_path is not None:
+            # Where the directory is root's, the next start replaces it.
+            with suppress(FileNotFoundError, PermissionError):
+                owned_path.unlink()
+
+    async def find_token(zygote: Zygote) -> Token:  # noqa: ARG001 - `development` makes it by the zygote
+        return Token(token_config(config), pin_source(config.hsm.pin, credentials))
+
+    state = Path(config.paths.state)
+    return Deployment(
+        config=config,
+        store_path=state / "store.sqlite",
+        audit_path=Path(config.paths.audit),
+        host_policy=Path(config.paths.policies),
+        administrators=Administrators(uids=frozenset(config.administrators.uids), groups=config.administrators.groups),
+        only_uid=None,
+        open_socket=lambda: sock,
+        close_socket=close_socket,
+        find_token=find_token,
+        serves_sealed=True,
+        notifier=notifier,
+    )
+
+
+def token_config(config: Config) -> TokenConfig:
+    """Return the token that the settings name."""
+    hsm = config.hsm
+    return TokenConfig(
+        module=hsm.module,
+        token_label=hsm.token_label,
+        root_key_label=hsm.root_key_label,
+        environment=tuple(sorted(hsm.environment.items())),
+    )
+
+
+def pin_source(setting: str, credentials: Path | None) -> PinSource | None:
+    """Return the source of the PIN that the setting `hsm.pin` stands for, None if an administrator brings it."""
+    kind, _, value = setting.partition(":")
+    if kind == "credential":
+        return CredentialPin(value, credentials)
+    return FilePin(Path(value)) if kind == "file" else None

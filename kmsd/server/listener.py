@@ -49,6 +49,10 @@ def bind(path: Path, mode: int) -> socket.socket:
         finally:
             os.umask(previous)
         sock.listen(_BACKLOG)
+    except OSError as error:
+        sock.close()
+        # The system's own words name no file.
+        raise OSError(error.errno, error.strerror or str(error), str(path)) from None
     except BaseException:
         sock.close()
         raise

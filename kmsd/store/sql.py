@@ -156,6 +156,10 @@ class SqlStore:
         steps = [Step(mutations.forget, mutations.this(one), MUTATIONS.table, one) for one in mutation_ids]
         await self._run(self._database.apply, steps)
 
+    async def ping(self) -> None:
+        """Return when the store's thread has answered a query that reads nothing; raises a StoreError."""
+        await self._run(self._database.rows, sa.select(sa.literal(1)), {})
+
     def unseal(self, mac_key: memoryview) -> None:
         """Verify and write rows with this MAC key (32 bytes, borrowed) from now on."""
         self._sealer.unseal(mac_key)

@@ -1,0 +1,53 @@
+"""What keeps the daemon from running, said in one line."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+
+_EXIT_FAILED = 1
+
+
+def exit_code_of(run: Callable[[], None]) -> int:
+    """Call `run`, which runs the daemon, and return the exit code; what it was foreseen to raise is said.
+
+    Everything else passes: it is a fault of the program, whose traceback is wanted.
+    """
+    # Imported here: a command that only looks at files needs none of it.
+    from kmsd.access.host import HostPolicyError  # noqa: PLC0415
+    from kmsd.api.errors import KmsError  # noqa: PLC0415
+    from kmsd.audit.opening import AuditBrokenError  # noqa: PLC0415
+    from kmsd.config import ConfigurationError  # noqa: PLC0415
+    from kmsd.hsm.root import RootError  # noqa: PLC0415
+    from kmsd.identity.peer import IncompleteUidMapError  # noqa: PLC0415
+    from kmsd.memory.mapping import SecretMemoryUnavailableError  # noqa: PLC0415
+    from kmsd.processes.privileges import PrivilegesError  # noqa: PLC0415
+    from kmsd.server.activation import ActivationError  # noqa: PLC0415
+    from kmsd.server.listener import SocketInUseError  # noqa: PLC0415
+    from kmsd.server.notify import NotifyError  # noqa: PLC0415
+    from kmsd.store.base import StoreError  # noqa: PLC0415
+
+    try:
+        run()
+    except (
+        ActivationError,
+        AuditBrokenError,
+        ConfigurationError,
+        HostPolicyError,
+        IncompleteUidMapError,
+        KmsError,
+        NotifyError,
+        PrivilegesError,
+        RootError,
+        SecretMemoryUnavailableError,
+        SocketInUseError,
+        StoreError,
+    ) as error:
+        sys.stderr.write(f"kmsd: error: {error}\n")
+        return _EXIT_FAILED
+    except OSError as error:
+        # Without an errno it is our own words (what to install); else the system's, about a file it names.
+        reason = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+        sys.stderr.write(f"kmsd: error: {reason or error}\n")
+        return _EXIT_FAILED
+    return 0

@@ -1,0 +1,72 @@
+"""`kmsd serve`: the daemon of a host, as its settings file says.
+
+What needs root comes first, as root may have started it: the socket, unless systemd passed one. Then it becomes the
+service's own user, for good, and only then anything is read that others may have written.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+from pathlib import Path
+
+from kmsd.commands.failures import exit_code_of
+from kmsd.config import Config, ConfigurationError
+from kmsd.processes.privileges import Account, become, find_account
+
+# Policy decides who may do what, not the mode of the socket (DESIGN 6).
+_SOCKET_MODE = 0o666
+_DIRECTORY_MODE = 0o755
+
+
+def run_serve(config: Config) -> int:
+    """Serve until SIGTERM or SIGINT; return the exit code."""
+    return exit_code_of(lambda: _serve(config))
+
+
+def _serve(config: Config) -> None:
+    from kmsd.identity.peer import check_identity_map  # noqa: PLC0415 - only who serves needs any of these
+    from kmsd.server.activation import inherited_socket  # noqa: PLC0415
+    from kmsd.server.daemon import run_daemon  # noqa: PLC0415
+    from kmsd.server.deployment import host  # noqa: PLC0415
+    from kmsd.server.notify import Notifier  # noqa: PLC0415
+
+    # Until the daemon can read its policy anew, it must not end because somebody asks for that.
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    if not config.hsm.module:
+        raise ConfigurationError("hsm.module names no PKCS#11 library: run `kmsd init`, or set it")
+    check_identity_map()
+    os.chdir("/")
+    os.umask(0o077)
+    notifier = Notifier.from_environment(os.environ)
+    account = find_account(config.user) if os.getuid() == 0 else None
+    path = Path(config.paths.socket)
+    sock = inherited_socket(os.environ)
+    own = sock is None
+    if sock is None:
+        sock = _bind(path, account)
+    if account is not None:
+        become(account)
+    directory = os.environ.get("CREDENTIALS_DIRECTORY")
+    run_daemon(
+        host(
+            config,
+            sock,
+            # Whoever made the socket takes its name away.
+            owned_path=path if own else None,
+            credentials=Path(directory) if directory else None,
+            notifier=notifier,
+        )
+    )
+
+
+def _bind(path: Path, account: Account | None) -> socket.socket:
+    from kmsd.server.listener import bind  # noqa: PLC0415 - as above
+
+    if account is not None and not path.parent.exists():
+        path.parent.mkdir(_DIRECTORY_MODE)
+        path.parent.chmod(_DIRECTORY_MODE)  # whatever the umask
+        # Its own, so that it can take the socket away when it stops.
+        os.chown(path.parent, account.uid, account.gid)
+    return bind(path, _SOCKET_MODE)
