@@ -29,6 +29,15 @@ class TokenStatus(Structure, frozen=True, kw_only=True):
     firmware: str
 
 
+class ProtectionStatus(Structure, frozen=True, kw_only=True):
+    """A protection of one kind of the daemon's processes: `state` is on, off or unavailable (the kernel has it not)."""
+
+    process: str
+    protection: str
+    state: str
+    reason: str
+
+
 class StatusRequest(Request, frozen=True, kw_only=True):
     """Status has no members."""
 
@@ -49,6 +58,7 @@ class StatusResponse(Response, frozen=True, kw_only=True):
     connections: int
     file_streams: int
     token: TokenStatus | None = None
+    hardening: list[ProtectionStatus] = []
 
 
 class GetAuditRecordsRequest(Request, frozen=True, kw_only=True):

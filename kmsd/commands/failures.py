@@ -21,6 +21,7 @@ def exit_code_of(run: Callable[[], None]) -> int:
     from kmsd.hsm.root import RootError  # noqa: PLC0415
     from kmsd.identity.peer import IncompleteUidMapError  # noqa: PLC0415
     from kmsd.memory.mapping import SecretMemoryUnavailableError  # noqa: PLC0415
+    from kmsd.processes.confinement import ConfinementError  # noqa: PLC0415
     from kmsd.processes.privileges import PrivilegesError  # noqa: PLC0415
     from kmsd.server.activation import ActivationError  # noqa: PLC0415
     from kmsd.server.listener import SocketInUseError  # noqa: PLC0415
@@ -33,6 +34,7 @@ def exit_code_of(run: Callable[[], None]) -> int:
         ActivationError,
         AuditBrokenError,
         ConfigurationError,
+        ConfinementError,
         HostPolicyError,
         IncompleteUidMapError,
         KmsError,

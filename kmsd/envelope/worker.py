@@ -17,6 +17,7 @@ import select
 import signal
 import socket
 import time
+from collections.abc import Callable
 
 from kmsd.api.errors import FileAccessError, KmsError, KMSInternalError, ProtocolError
 from kmsd.envelope import control, conversation
@@ -42,16 +43,20 @@ class PeerGoneError(Exception):
     """The other end is closed. When it is the daemon's, nobody is left to work for."""
 
 
-def run_worker(descriptors: list[int], *, idle_seconds: float = control.IDLE_SECONDS) -> None:
+def run_worker(
+    descriptors: list[int], *, ready: Callable[[], None] = lambda: None, idle_seconds: float = control.IDLE_SECONDS
+) -> None:
     """Serve one file; `descriptors` is the worker's end of the control socket. Made to be a zygote's entry.
 
-    A file of which nothing is read or written for `idle_seconds` fails.
+    `ready` is called when the process has its threads and descriptors, and before it meets a file: the time to
+    restrict it. A file of which nothing is read or written for `idle_seconds` fails.
     """
     os.nice(_NICE)
     # A service manager that stops the daemon may signal all its processes; files under way have the daemon's grace.
     # What ends a worker is the end of its control socket, or SIGKILL.
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     pipeline = Pipeline()
+    ready()
     with socket.socket(fileno=descriptors[0]) as daemon:
         try:
             _serve(daemon, pipeline, idle_seconds)

@@ -59,18 +59,29 @@ class Peer:
     exe: str | None
 
 
-def peer_of(sock: socket.socket) -> Peer:
+def program_of(pid: int) -> str:
+    """Return the path of the program that a process runs; raises OSError where it cannot be determined.
+
+    Another user's is readable only with CAP_SYS_PTRACE, and nothing is when the process hides it or has ended.
+    """
+    path = os.readlink(b"/proc/%d/exe" % pid)  # noqa: PTH115 - a Path cannot give the bytes
+    # A path may hold any byte but NUL; what is not UTF-8 must not break the audit trail later.
+    return path.decode(errors="backslashreplace")
+
+
+def peer_of(sock: socket.socket, *, program_of: Callable[[int], str | None] = program_of) -> Peer:
     """Return who is at the other end of the connected Unix socket `sock`.
 
-    Raises AccessDeniedError for a peer that has no identity here: not connected, from a user namespace whose ids do
-    not exist in ours (the overflow uid), or in more than MAX_GROUPS groups.
+    `program_of` gives the program of a process by its id. Raises AccessDeniedError for a peer that has no identity
+    here: not connected, from a user namespace whose ids do not exist in ours (the overflow uid), or in more than
+    MAX_GROUPS groups.
     """
     pid, uid, gid = _credentials(sock)
     if uid == _NO_ID:
         raise AccessDeniedError("the peer has no identity: it is not connected")
     if uid in _overflow_uids():
         raise AccessDeniedError(f"uid {uid} stands for every user who is unknown here, so it is nobody's identity")
-    return Peer(uid=uid, gid=gid, groups=_groups(sock), pid=pid, exe=_program(sock, pid))
+    return Peer(uid=uid, gid=gid, groups=_groups(sock), pid=pid, exe=_program(sock, pid, program_of))
 
 
 def server_uid(sock: socket.socket) -> int:
@@ -116,11 +127,8 @@ def _many_groups(sock: socket.socket) -> bytes:
     return buffer.raw[: length.value]
 
 
-def _program(sock: socket.socket, pid: int) -> str | None:
-    """Return the path of the peer's program, or None where it cannot be determined.
-
-    Another user's is readable only with CAP_SYS_PTRACE, and nothing is when the process hides it or has ended.
-    """
+def _program(sock: socket.socket, pid: int, program_of: Callable[[int], str | None]) -> str | None:
+    """Return the path of the peer's program, or None where it cannot be determined."""
     if pid == 0:
         return None
     try:
@@ -128,14 +136,13 @@ def _program(sock: socket.socket, pid: int) -> str | None:
     except OSError:
         return None
     try:
-        path = os.readlink(b"/proc/%d/exe" % pid)  # noqa: PTH115 - a Path cannot give the bytes
+        path = program_of(pid)
         ended = _has_ended(pidfd)
     except OSError:
         return None
     finally:
         os.close(pidfd)
-    # A path may hold any byte but NUL; what is not UTF-8 must not break the audit trail later.
-    return None if ended else path.decode(errors="backslashreplace")
+    return None if ended else path
 
 
 def _pidfd(sock: socket.socket, pid: int) -> int:

@@ -50,16 +50,52 @@ class Names(Protocol):
         """Return the gid of the group `name`."""
 
 
-class SystemNames:
-    """The names that the system's name service knows, each remembered for a short while.
+class NameServiceError(RuntimeError):
+    """The name service cannot be asked now, so whether there is such a name is not known."""
 
-    A name service that fails looks like one that does not know the name. `clock` gives seconds.
+
+class HostNames:
+    """The names that the C library's name service knows, asked in this process."""
+
+    def user_name(self, uid: int) -> str | None:
+        """Return the name of `uid`, the first one if it has several."""
+        return _found(lambda: pwd.getpwuid(uid).pw_name)
+
+    def group_name(self, gid: int) -> str | None:
+        """Return the name of `gid`, the first one if it has several."""
+        return _found(lambda: grp.getgrgid(gid).gr_name)
+
+    def uid_of(self, name: str) -> int | None:
+        """Return the uid of the user `name`."""
+        return _found(lambda: pwd.getpwnam(name).pw_uid)
+
+    def gid_of(self, name: str) -> int | None:
+        """Return the gid of the group `name`."""
+        return _found(lambda: grp.getgrnam(name).gr_gid)
+
+
+def _found(look_up: Callable[[], _ValueT]) -> _ValueT | None:
+    try:
+        return look_up()
+    except KeyError:
+        return None
+
+
+class SystemNames:
+    """The names that `source` knows, each remembered for a short while; `clock` gives seconds.
+
+    A name service that fails looks like one that does not know the name, but that is not remembered.
     """
 
     def __init__(
-        self, clock: Callable[[], float] = time.monotonic, *, lifetime_seconds: float = NAME_LIFETIME_SECONDS
+        self,
+        clock: Callable[[], float] = time.monotonic,
+        *,
+        source: Names | None = None,
+        lifetime_seconds: float = NAME_LIFETIME_SECONDS,
     ) -> None:
         self._clock = clock
+        self._source = source or HostNames()
         self._lifetime_seconds = lifetime_seconds
         self._user_names: dict[int, tuple[float, str | None]] = {}
         self._group_names: dict[int, tuple[float, str | None]] = {}
@@ -67,31 +103,34 @@ class SystemNames:
         self._gids: dict[str, tuple[float, int | None]] = {}
 
     def user_name(self, uid: int) -> str | None:
-        """Return the name of `uid`, the first one if it has several."""
-        return self._remembered(self._user_names, uid, lambda: pwd.getpwuid(uid).pw_name)
+        """Return the name of `uid`."""
+        return self._remembered(self._user_names, uid, self._source.user_name)
 
     def group_name(self, gid: int) -> str | None:
-        """Return the name of `gid`, the first one if it has several."""
-        return self._remembered(self._group_names, gid, lambda: grp.getgrgid(gid).gr_name)
+        """Return the name of `gid`."""
+        return self._remembered(self._group_names, gid, self._source.group_name)
 
     def uid_of(self, name: str) -> int | None:
         """Return the uid of the user `name`."""
-        return self._remembered(self._uids, name, lambda: pwd.getpwnam(name).pw_uid)
+        return self._remembered(self._uids, name, self._source.uid_of)
 
     def gid_of(self, name: str) -> int | None:
         """Return the gid of the group `name`."""
-        return self._remembered(self._gids, name, lambda: grp.getgrnam(name).gr_gid)
+        return self._remembered(self._gids, name, self._source.gid_of)
 
     def _remembered(
-        self, memory: dict[_KeyT, tuple[float, _ValueT | None]], key: _KeyT, look_up: Callable[[], _ValueT]
+        self,
+        memory: dict[_KeyT, tuple[float, _ValueT | None]],
+        key: _KeyT,
+        look_up: Callable[[_KeyT], _ValueT | None],
     ) -> _ValueT | None:
         now = self._clock()
         if (known := memory.get(key)) is not None and now < known[0]:
             return known[1]
         try:
-            value = look_up()
-        except KeyError:
-            value = None
+            value = look_up(key)
+        except NameServiceError:
+            return None
         if len(memory) >= _MAX_REMEMBERED:
             memory.clear()
         memory[key] = (now + self._lifetime_seconds, value)

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from kmsd.processes.capabilities import drop_capabilities, held_capabilities
 from kmsd.processes.landlock import LandlockUnavailableError, Reach, restrict_files
 from kmsd.processes.landlock import version as landlock_version
-from kmsd.processes.seccomp import Calls, SeccompUnavailableError, restrict_calls
+from kmsd.processes.seccomp import Calls, SeccompUnavailableError, hide_calls, restrict_calls
 from kmsd.processes.swap import SwapPossibleError, rule_out_swap
 
 # linux/prctl.h
@@ -73,7 +73,8 @@ class Confinement:
 
     `calls` gives the system calls it may make and `reach` the files it may open, None for all that its user may.
     `new_code` permits to make memory executable that was writable, which vendors' modules may need. `descriptors` is
-    how many it may have open. With `required`, what cannot be put on raises ConfinementError.
+    how many it may have open, and `hidden` names calls that libraries are to do without from the start. With
+    `required`, what cannot be put on raises ConfinementError.
     """
 
     def __init__(
@@ -85,6 +86,7 @@ class Confinement:
         required: bool,
         new_code: bool = False,
         descriptors: int | None = None,
+        hidden: tuple[str, ...] = (),
     ) -> None:
         self.name = name
         self._calls = calls
@@ -92,6 +94,7 @@ class Confinement:
         self._required = required
         self._new_code = new_code
         self._descriptors = descriptors
+        self._hidden = hidden
         self._reasons: dict[Protection, tuple[State, str]] = {}
 
     def restrict_process(self) -> None:
@@ -105,6 +108,9 @@ class Confinement:
                 _refuse_new_code()
         with self._attempt(Protection.NO_SWAP):
             self._reasons[Protection.NO_SWAP] = (State.ON, rule_out_swap())
+        if self._hidden:
+            with self._attempt(Protection.CALLS):
+                hide_calls(self._hidden)
         if self._reach is not None:
             with self._attempt(Protection.FILES):
                 restrict_files(self._reach())

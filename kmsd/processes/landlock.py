@@ -47,7 +47,7 @@ class Access(enum.IntFlag):
 
 
 _READ = Access.READ_FILE | Access.READ_DIR
-# No device files, sockets or links to elsewhere are ever made.
+# The daemon's own socket lies in its folder; no device files, pipes or links are ever made.
 _WRITE = (
     _READ
     | Access.WRITE_FILE
@@ -55,6 +55,7 @@ _WRITE = (
     | Access.REMOVE_FILE
     | Access.MAKE_DIR
     | Access.MAKE_REG
+    | Access.MAKE_SOCK
     | Access.REFER
     | Access.TRUNCATE
     | Access.IOCTL_DEV

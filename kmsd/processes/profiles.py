@@ -82,10 +82,10 @@ def worker_calls() -> Calls:
     return {**_base(), **_any("pread64 pwrite64 fstatfs")}
 
 
-def daemon_calls() -> Calls:
+def daemon_calls(*, zygote_pid: int) -> Calls:
     """Return the calls of the daemon once it serves: event loop, store, trail, secret memory, pairs of sockets.
 
-    It makes no other sockets, so it connects to nobody and listens to nobody else.
+    It makes no other sockets, so it connects to nobody and listens to nobody else, and it signals its zygote only.
     """
     return {
         **_base(),
@@ -95,6 +95,7 @@ def daemon_calls() -> Calls:
         **_any("epoll_create1 epoll_ctl epoll_wait epoll_pwait epoll_pwait2 eventfd2 pipe2 accept accept4"),
         **_any("memfd_create pidfd_open wait4 waitid"),
         "socketpair": _one_of(0, socket.AF_UNIX),
+        "kill": _one_of(0, zygote_pid),
     }
 
 
@@ -139,7 +140,7 @@ def zygote_calls(*, network: bool) -> Calls:
     """Return the calls of the zygote: it forks, and each child then restricts itself to its own part of all this."""
     return {
         **lookup_calls(),
-        **daemon_calls(),
+        **daemon_calls(zygote_pid=0),
         **job_calls(local=True, network=network),
         # A child's process id is not known here. The child's own filter allows its own only.
         "tgkill": (),

@@ -79,7 +79,32 @@ class _Instruction(NamedTuple):
 
 def compile_filter(calls: Calls, machine: Machine) -> bytes:
     """Return the program that allows `calls` and nothing else. Names that the machine does not have are passed over."""
-    program = [
+    program = _prologue(machine)
+    for name, checks in calls.items():
+        number = SYSCALLS[name][machine.column]
+        if number is not None:
+            program += _for_number(number, list(_allowing(checks)))
+    program += _absent(_WORKED_AROUND, machine)
+    program += [
+        _Instruction(_JUMP_AT_LEAST, NEWEST + 1, if_false=1),
+        _Instruction(_RETURN, _RET_ERRNO | errno.ENOSYS),
+        _Instruction(_RETURN, _RET_ERRNO | errno.EPERM),
+    ]
+    return _encode(program)
+
+
+def compile_absence(names: Iterable[str], machine: Machine) -> bytes:
+    """Return the program under which the kernel seems not to have these calls; all others are as before."""
+    return _encode([*_prologue(machine), *_absent(names, machine), _Instruction(_RETURN, _RET_ALLOW)])
+
+
+def _encode(program: Iterable[_Instruction]) -> bytes:
+    return b"".join(instruction.encode() for instruction in program)
+
+
+def _prologue(machine: Machine) -> list[_Instruction]:
+    """Return what kills the process for a call of another architecture, and then loads the call's number."""
+    return [
         _Instruction(_LOAD, _ARCHITECTURE_OFFSET),
         _Instruction(_JUMP_EQUAL, machine.audit_name, if_true=1),
         _Instruction(_RETURN, _RET_KILL_PROCESS),
@@ -87,20 +112,15 @@ def compile_filter(calls: Calls, machine: Machine) -> bytes:
         _Instruction(_JUMP_AT_LEAST, _X32_BIT, if_false=1),
         _Instruction(_RETURN, _RET_KILL_PROCESS),
     ]
-    for name, checks in calls.items():
-        number = SYSCALLS[name][machine.column]
-        if number is not None:
-            program += _for_number(number, list(_allowing(checks)))
-    for name in _WORKED_AROUND:
+
+
+def _absent(names: Iterable[str], machine: Machine) -> list[_Instruction]:
+    program: list[_Instruction] = []
+    for name in names:
         number = SYSCALLS[name][machine.column]
         if number is not None:
             program += _for_number(number, [_Instruction(_RETURN, _RET_ERRNO | errno.ENOSYS)])
-    program += [
-        _Instruction(_JUMP_AT_LEAST, NEWEST + 1, if_false=1),
-        _Instruction(_RETURN, _RET_ERRNO | errno.ENOSYS),
-        _Instruction(_RETURN, _RET_ERRNO | errno.EPERM),
-    ]
-    return b"".join(instruction.encode() for instruction in program)
+    return program
 
 
 def _for_number(number: int, block: Collection[_Instruction]) -> list[_Instruction]:
@@ -141,10 +161,24 @@ def restrict_calls(calls: Calls) -> None:
 
     Raises SeccompUnavailableError when it is not in force afterwards.
     """
-    machine = MACHINES.get(os.uname().machine)
-    if machine is None:
-        raise SeccompUnavailableError(f"there is no table of system calls for {os.uname().machine}")
-    code = compile_filter(calls, machine)
+    machine = _this_machine()
+    _install(compile_filter(calls, machine), machine)
+
+
+def hide_calls(names: Iterable[str]) -> None:
+    """Let the kernel seem not to have these calls, so that libraries do without; otherwise as `restrict_calls`."""
+    machine = _this_machine()
+    _install(compile_absence(names, machine), machine)
+
+
+def _this_machine() -> Machine:
+    try:
+        return MACHINES[os.uname().machine]
+    except KeyError:
+        raise SeccompUnavailableError(f"there is no table of system calls for {os.uname().machine}") from None
+
+
+def _install(code: bytes, machine: Machine) -> None:
     program = _Program(len(code) // _INSTRUCTION.size, code)
     libc = ctypes.CDLL(None, use_errno=True)
     number = SYSCALLS["seccomp"][machine.column]

@@ -48,8 +48,11 @@ _LAST_CHILDREN_SECONDS = 1.0
 _ANCILLARY_BYTES = socket.CMSG_SPACE(MAX_DESCRIPTORS * array.array("i").itemsize)
 
 
-def run_zygote(control: socket.socket, entries: Mapping[str, Entry]) -> NoReturn:
-    """Serve the daemon's requests until it closes its end, then end this process. Call in a process just forked."""
+def run_zygote(control: socket.socket, entries: Mapping[str, Entry], confine: Callable[[], None]) -> NoReturn:
+    """Serve the daemon's requests until it closes its end, then end this process. Call in a process just forked.
+
+    `confine` restricts it when it is set up; its children inherit that.
+    """
     code = 1
     try:
         gc.freeze()  # what was inherited is never collected: no finalizer runs, and its pages stay shared
@@ -63,6 +66,7 @@ def run_zygote(control: socket.socket, entries: Mapping[str, Entry]) -> NoReturn
         os.environ.clear()
         harden_process()
         _reset_signals()
+        confine()
         _Spawner(control, entries).serve()
         code = 0
     finally:

@@ -158,6 +158,7 @@ SYSCALLS: dict[str, tuple[int | None, int | None]] = {
     "mlock2": (325, 284),
     "statx": (332, 291),
     "rseq": (334, 293),
+    "io_uring_setup": (425, 425),
     "pidfd_open": (434, 434),
     "clone3": (435, 435),
     "close_range": (436, 436),

@@ -16,7 +16,7 @@ import socket
 import threading
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Self
 
 import msgspec
@@ -84,8 +84,8 @@ class Zygote:
         self._loop: asyncio.AbstractEventLoop | None = None
 
     @classmethod
-    def start(cls, entries: Mapping[str, Entry]) -> Self:
-        """Fork the zygote now. `entries` are what children can be asked to run, by name.
+    def start(cls, entries: Mapping[str, Entry], confine: Callable[[], None] = lambda: None) -> Self:
+        """Fork the zygote now. `entries` are what children can be asked to run, by name; `confine` restricts it.
 
         Raises RuntimeError when this process has threads already: a lock that one of them holds at this moment would
         stay locked in every child.
@@ -99,7 +99,7 @@ class Zygote:
             try:
                 pid = os.fork()
                 if pid == 0:
-                    run_zygote(theirs, entries)
+                    run_zygote(theirs, entries, confine)
             except OSError:
                 ours.close()
                 raise

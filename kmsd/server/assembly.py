@@ -9,7 +9,7 @@ import os
 import random
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,12 +23,13 @@ from kmsd.config import Config, digest
 from kmsd.envelope.pool import WorkerPool
 from kmsd.hsm.root import Root, TokenInfo
 from kmsd.identity.peer import Peer
-from kmsd.identity.principals import Administrators, SystemNames
+from kmsd.identity.principals import Administrators, Names
 from kmsd.logs import Logger
 from kmsd.material.ciphertext import BlobCipher
 from kmsd.material.hierarchy import Hierarchy
 from kmsd.material.versions import Versions
 from kmsd.memory.arena import Arena
+from kmsd.processes.confinement import Finding, State
 from kmsd.processes.zygote import Zygote
 from kmsd.server.limits import Shares
 from kmsd.server.listener import Listener
@@ -59,6 +60,9 @@ class Foundation:
     token: TokenInfo | None
     administrators: Administrators
     admit: Callable[[Peer], None]
+    names: Names
+    program_of: Callable[[int], str | None]
+    findings: Sequence[Finding]
     host_policy: Path | None
     store_path: Path
     audit_path: Path
@@ -76,7 +80,7 @@ class Service:
         self._trail = trail
         self._settings = settings
         self._is_new = is_new
-        self._names = SystemNames()
+        self._names = foundation.names
         arena = foundation.arena
         arns = Arns(settings.account, settings.region)
         host_policy = self._read_host_policy()
@@ -123,6 +127,7 @@ class Service:
             audit_sync=config.audit.sync,
             started=dt.datetime.now(dt.UTC),
             token=foundation.token,
+            findings=foundation.findings,
             connections=lambda: self._shares.connections,
             streams=lambda: self._files.streams,
         )
@@ -227,7 +232,8 @@ class Service:
     async def listen(self, sock: socket.socket) -> None:
         """Begin to serve on a listening socket."""
         foundation = self._foundation
-        self._record("Start", **self._digests)
+        missing = [f"{one.process}: {one.protection}" for one in foundation.findings if one.state is not State.ON]
+        self._record("Start", **self._digests, missingProtections=missing)
         self._listener = Listener(
             asyncio.get_running_loop(),
             sock,
@@ -236,13 +242,14 @@ class Service:
             names=self._names,
             administrators=foundation.administrators,
             admit=foundation.admit,
+            program_of=foundation.program_of,
             max_body=max(operation.frame_bytes for operation in OPERATIONS),
             logger=foundation.logger,
         )
         await self._pool.fill()
         self._listener.start()
 
-    def _record(self, event: str, **details: str) -> None:
+    def _record(self, event: str, **details: str | list[str]) -> None:
         self._trail.append(
             [
                 Record(

@@ -2,8 +2,10 @@
 
 1. Harden the process: undumpable, no core file.
 2. Fork the zygote while there is one thread and no key; only it forks from now on.
-3. Make the arena.
-4. Import and build the rest, and run the event loop until a signal says stop.
+3. Restrict what the process may open, while there is one thread.
+4. Make the arena, import and build the rest, open store, trail and socket.
+5. Restrict its system calls, before there is a key. The self-check looks at all processes.
+6. Unseal, and run the event loop until a signal says stop.
 """
 
 from __future__ import annotations
@@ -11,17 +13,18 @@ from __future__ import annotations
 import asyncio
 import resource
 import signal
+import socket
 import sys
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from kmsd.envelope.control import WORKER_ENTRY
-from kmsd.envelope.worker import run_worker
-from kmsd.hsm.pkcs11 import JOB_ENTRY, run_job
 from kmsd.hsm.root import PinUnavailableError
 from kmsd.memory.arena import Arena, default_limit_bytes
+from kmsd.processes.confinement import Confinement, Finding, State
 from kmsd.processes.sandbox import harden_process
+from kmsd.processes.selfcheck import inspect_children
 from kmsd.processes.zygote import Zygote
+from kmsd.server.confinement import CHILDREN, Confinements, check_required, describe, memory_finding
 from kmsd.server.deployment import Deployment
 
 if TYPE_CHECKING:
@@ -35,14 +38,17 @@ def run_daemon(deployment: Deployment) -> None:
     """Run until SIGTERM or SIGINT; raises what prevents the start."""
     harden_process()
     _raise_descriptor_limit()
-    zygote = Zygote.start({JOB_ENTRY: run_job, WORKER_ENTRY: run_worker})
+    confinements = Confinements(deployment)
+    zygote = Zygote.start(confinements.entries(), confinements.zygote.enter)
+    confinement = confinements.daemon(deployment, zygote_pid=zygote.pid)
+    confinement.restrict_process()
     memory = deployment.config.memory
     arena = Arena(memory.limit_bytes or default_limit_bytes(), allow_fallback=memory.allow_fallback)
 
     import uvloop  # noqa: PLC0415 - after the fork: what only the daemon needs is not in the zygote
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(_serve(deployment, zygote, arena))
+        runner.run(_serve(deployment, zygote, arena, confinement))
 
 
 def _raise_descriptor_limit() -> None:
@@ -60,16 +66,16 @@ def _log_fault(logger: Logger, _loop: asyncio.AbstractEventLoop, context: dict[s
         logger.warning("event_loop_fault", where=context["message"])
 
 
-async def _serve(deployment: Deployment, zygote: Zygote, arena: Arena) -> None:
+async def _serve(deployment: Deployment, zygote: Zygote, arena: Arena, confinement: Confinement) -> None:
     # First, because the rest takes a while: from here on a signal waits until the start is over.
-    stop = asyncio.Event()
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
+    stop = _stop_event(loop)
 
     from kmsd.api.errors import AccessDeniedError  # noqa: PLC0415 - all of these: after the fork, as above
     from kmsd.hsm.pkcs11 import Pkcs11Root  # noqa: PLC0415
+    from kmsd.identity.lookups import LOOKUPS_ENTRY, Lookups  # noqa: PLC0415
     from kmsd.identity.peer import Peer  # noqa: PLC0415
+    from kmsd.identity.principals import SystemNames  # noqa: PLC0415
     from kmsd.logs import DroppingStream, StructuredLogger  # noqa: PLC0415
     from kmsd.server.assembly import Foundation, Service  # noqa: PLC0415
     from kmsd.server.supervision import Supervision  # noqa: PLC0415
@@ -78,13 +84,16 @@ async def _serve(deployment: Deployment, zygote: Zygote, arena: Arena) -> None:
         if deployment.only_uid is not None and peer.uid != deployment.only_uid:
             raise AccessDeniedError(f"this kmsd serves uid {deployment.only_uid} only")
 
-    notifier = deployment.notifier
     # The token is asked who it is, and then for its keys; the rest takes a second or two.
-    notifier.starting(2 * deployment.config.hsm.deadline_seconds + _OWN_START_SECONDS)
+    deployment.notifier.starting(2 * deployment.config.hsm.deadline_seconds + _OWN_START_SECONDS)
     logger = StructuredLogger(DroppingStream(sys.stderr))
     loop.set_exception_handler(partial(_log_fault, logger))
     config = deployment.config
+    findings: list[Finding] = []
+    lookups = Lookups(partial(_connect_child, zygote, LOOKUPS_ENTRY))
+    sock: socket.socket | None = None
     try:
+        await lookups.start()
         token = await deployment.find_token(zygote)
         if token.pin is None:
             raise PinUnavailableError("no source of the token's PIN is configured")
@@ -99,14 +108,22 @@ async def _serve(deployment: Deployment, zygote: Zygote, arena: Arena) -> None:
                 token=await root.look(),
                 administrators=deployment.administrators,
                 admit=admit,
+                names=SystemNames(source=lookups),
+                program_of=lookups.program_of,
+                findings=findings,
                 host_policy=deployment.host_policy,
                 store_path=deployment.store_path,
                 audit_path=deployment.audit_path,
             )
         )
+        sock = deployment.open_socket()
+        confinement.restrict_calls()
+        findings += await _inspect(confinement, arena, zygote)
+        logger.info("hardening", missing=[describe(one) for one in findings if one.state is not State.ON])
+        check_required(findings, required=config.hardening == "require")
         await service.unseal()
-        await service.listen(deployment.open_socket())
-        supervision = Supervision(service, zygote, notifier, logger)
+        await service.listen(sock)
+        supervision = Supervision(service, zygote, deployment.notifier, logger)
         deployment.ready()
         supervision.start()
         if deployment.host_policy is not None:
@@ -114,6 +131,35 @@ async def _serve(deployment: Deployment, zygote: Zygote, arena: Arena) -> None:
         await stop.wait()
         supervision.stop(config.shutdown_grace_seconds)
         deployment.close_socket()
+        sock = None
         await service.close()
     finally:
+        if sock is not None:  # the start failed after it was there
+            deployment.close_socket()
+        lookups.close()
         await zygote.close()
+
+
+def _stop_event(loop: asyncio.AbstractEventLoop) -> asyncio.Event:
+    """Return the event that a signal to stop sets."""
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    return stop
+
+
+async def _inspect(confinement: Confinement, arena: Arena, zygote: Zygote) -> list[Finding]:
+    """Return what protects this process, its memory, and each kind of child."""
+    return [*confinement.report(), memory_finding(arena.kind), *await inspect_children(zygote, CHILDREN)]
+
+
+async def _connect_child(zygote: Zygote, entry: str) -> socket.socket:
+    """Start a child that runs `entry` and return the socket to it."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with theirs:
+        try:
+            await zygote.spawn(entry, [theirs.fileno()])
+        except BaseException:
+            ours.close()
+            raise
+    return ours

@@ -36,7 +36,9 @@ class Deployment:
     `only_uid` is the one uid that is accepted, or None for all. `open_socket` returns the listening socket and
     `close_socket` takes its name away. `find_token` may make the token. `ready` is called once the socket accepts.
     With `serves_sealed` it serves although it could not be unsealed at the start; else it does not start then.
-    `notifier` tells the service manager. Where there is a `host_policy` directory, SIGHUP has it read anew.
+    `readable` and `writable` folders are what the daemon may open, beside its own code, once it runs; `token_writable`
+    is what a token job may write beside what the settings say. `notifier` tells the service manager. Where there is a
+    `host_policy` directory, SIGHUP has it read anew.
     """
 
     config: Config
@@ -49,6 +51,9 @@ class Deployment:
     close_socket: Callable[[], None]
     find_token: Callable[[Zygote], Awaitable[Token]]
     serves_sealed: bool
+    readable: tuple[Path, ...]
+    writable: tuple[Path, ...]
+    token_writable: tuple[Path, ...]
     ready: Callable[[], None] = _nothing
     notifier: Notifier = field(default_factory=Notifier)
 
@@ -81,6 +86,9 @@ def development(
         close_socket=lambda: path.unlink(missing_ok=True),
         find_token=find_token,
         serves_sealed=False,
+        readable=(),
+        writable=(directory,),
+        token_writable=(directory / "token",),
         ready=ready,
     )
 
@@ -103,18 +111,24 @@ def host(
     async def find_token(zygote: Zygote) -> Token:  # noqa: ARG001 - `development` makes it by the zygote
         return Token(token_config(config), pin_source(config.hsm.pin, credentials))
 
-    state = Path(config.paths.state)
+    state, audit, policies = Path(config.paths.state), Path(config.paths.audit), Path(config.paths.policies)
+    kind, _, value = config.hsm.pin.partition(":")
+    # Folders, because files in them may be replaced while the daemon runs.
+    pins = [Path(value).parent] if kind == "file" else [credentials] if credentials is not None else []
     return Deployment(
         config=config,
         store_path=state / "store.sqlite",
-        audit_path=Path(config.paths.audit),
-        host_policy=Path(config.paths.policies),
+        audit_path=audit,
+        host_policy=policies,
         administrators=Administrators(uids=frozenset(config.administrators.uids), groups=config.administrators.groups),
         only_uid=None,
         open_socket=lambda: sock,
         close_socket=close_socket,
         find_token=find_token,
         serves_sealed=True,
+        readable=(policies, *pins),
+        writable=(state, audit.parent, *([owned_path.parent] if owned_path is not None else [])),
+        token_writable=(),
         notifier=notifier,
     )
 

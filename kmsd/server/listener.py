@@ -76,7 +76,10 @@ def _remove_stale(path: Path) -> None:
 
 
 class Listener:
-    """Accepts connections on a listening socket; `admit` may refuse a peer by raising a KmsError."""
+    """Accepts connections on a listening socket.
+
+    `admit` may refuse a peer by raising a KmsError; `program_of` gives the program of a process by its id.
+    """
 
     def __init__(
         self,
@@ -88,6 +91,7 @@ class Listener:
         names: Names,
         administrators: Administrators,
         admit: Callable[[Peer], None],
+        program_of: Callable[[int], str | None],
         max_body: int,
         logger: Logger,
     ) -> None:
@@ -98,6 +102,7 @@ class Listener:
         self._names = names
         self._administrators = administrators
         self._admit = admit
+        self._program_of = program_of
         self._max_body = max_body
         self._logger = logger
         self._encoder = ReplyEncoder()
@@ -134,7 +139,7 @@ class Listener:
 
     def _welcome(self, sock: socket.socket) -> None:
         try:
-            peer = peer_of(sock)
+            peer = peer_of(sock, program_of=self._program_of)
             self._admit(peer)
             caller = caller_of(peer, self._names, self._administrators)
             share = self._shares.join(caller.uid, known=caller.user is not None)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import kmsd
@@ -11,6 +11,7 @@ from kmsd.api import administration as api
 from kmsd.api.operation import MAX_FRAME_BYTES, Operation
 from kmsd.hsm.root import TokenInfo
 from kmsd.memory.arena import Arena
+from kmsd.processes.confinement import Finding
 from kmsd.service.call import Call
 from kmsd.service.identifiers import Arns
 from kmsd.service.seal import Seal
@@ -34,7 +35,10 @@ class ReadableTrail(Protocol):
 
 
 class Administration:
-    """Handlers of the service itself; `connections` and `streams` count what is under way."""
+    """Handlers of the service itself.
+
+    `connections` and `streams` count what is under way; `findings` are the self-check's.
+    """
 
     def __init__(
         self,
@@ -46,6 +50,7 @@ class Administration:
         audit_sync: str,
         started: dt.datetime,
         token: TokenInfo | None,
+        findings: Sequence[Finding],
         connections: Callable[[], int],
         streams: Callable[[], int],
     ) -> None:
@@ -56,6 +61,7 @@ class Administration:
         self._audit_sync = audit_sync
         self._started = started
         self._token = token
+        self._findings = findings
         self._connections = connections
         self._streams = streams
 
@@ -84,6 +90,10 @@ class Administration:
                 serial=token.serial,
                 firmware=token.firmware,
             ),
+            hardening=[
+                api.ProtectionStatus(process=one.process, protection=one.protection, state=one.state, reason=one.reason)
+                for one in self._findings
+            ],
         )
 
     async def get_audit_records(

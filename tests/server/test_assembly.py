@@ -23,7 +23,8 @@ from kmsd.config import Audit, Config
 from kmsd.envelope.pool import WORKER_ENTRY
 from kmsd.envelope.worker import run_worker
 from kmsd.hsm.root import TokenInfo
-from kmsd.identity.principals import Administrators
+from kmsd.identity.peer import program_of
+from kmsd.identity.principals import Administrators, SystemNames
 from kmsd.logs import StructuredLogger
 from kmsd.memory.arena import Arena
 from kmsd.processes.zygote import Zygote
@@ -75,6 +76,9 @@ async def open_assembled(zygote: Zygote, short_path: Path, log: io.StringIO) -> 
                 token=TOKEN,
                 administrators=Administrators(uids=frozenset({os.getuid()})),
                 admit=lambda _: None,
+                names=SystemNames(),
+                program_of=program_of,
+                findings=[],
                 host_policy=None,
                 store_path=short_path / "store.sqlite",
                 audit_path=short_path / "audit.log",

@@ -19,7 +19,7 @@ from kmsd.api.administration import STATUS, StatusRequest
 from kmsd.api.errors import AccessDeniedError
 from kmsd.api.symmetric import GENERATE_RANDOM, GenerateRandomRequest
 from kmsd.config import Limits
-from kmsd.identity.peer import Peer
+from kmsd.identity.peer import Peer, program_of
 from kmsd.identity.principals import Administrators, SystemNames
 from kmsd.logs import StructuredLogger
 from kmsd.server.limits import Shares
@@ -43,6 +43,7 @@ class Served:
             names=SystemNames(),
             administrators=Administrators(uids=frozenset({os.getuid()})),
             admit=admit,
+            program_of=program_of,
             max_body=1 << 20,
             logger=StructuredLogger(self.log),
         )

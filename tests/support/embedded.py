@@ -338,6 +338,7 @@ class Embedded:
             audit_sync=trail.mode,
             started=dt.datetime.now(dt.UTC),
             token=None,
+            findings=[],
             connections=lambda: 3,
             streams=lambda: self.files.streams,
         )

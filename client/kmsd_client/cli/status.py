@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 
-from kmsd.api.administration import STATUS, SealState, StatusRequest
+from kmsd.api.administration import STATUS, ProtectionStatus, SealState, StatusRequest
 from kmsd_client import Client
 from kmsd_client.cli.terminal import EXIT_ERROR, add_json_option, print_facts, print_json
 
@@ -33,7 +34,15 @@ def run(options: argparse.Namespace) -> int:
                 ("secret memory", f"{status.secret_memory}, {used} of {limit} KiB used"),
                 ("audit trail", f"{status.audit_sequence} records, sync {status.audit_sync}"),
                 ("in use", f"{status.connections} connections, {status.file_streams} file streams"),
+                ("hardening", _hardening(status.hardening)),
                 ("token", f"{token.label} ({token.manufacturer} {token.model})" if token else "not seen"),
             ]
         )
     return 0 if status.state is SealState.UNSEALED else EXIT_ERROR
+
+
+def _hardening(found: Sequence[ProtectionStatus]) -> str:
+    missing = [f"{one.process}: {one.protection} ({one.state})" for one in found if one.state != "on"]
+    if not missing:
+        return "all protections are on"
+    return f"{len(found) - len(missing)} of {len(found)} protections are on; missing: {', '.join(missing)}"
