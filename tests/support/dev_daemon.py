@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,14 +25,19 @@ _ALARMS = ("Traceback", '"level": "error"')
 
 
 class DevDaemon:
-    """A daemon on `directory`, from `start` to `stop`; what it says goes to DIRECTORY.err."""
+    """A daemon on `directory`, from `start` to `stop`; what it says goes to DIRECTORY.err.
 
-    def __init__(self, directory: Path, *, shared: bool = False, settings: str = "") -> None:
+    `within` is a command that executes the rest of its own command line.
+    """
+
+    def __init__(
+        self, directory: Path, *, shared: bool = False, settings: str = "", within: Sequence[str] = ()
+    ) -> None:
         self.directory = directory
         self.socket = directory / "kmsd.sock"
         self.audit_log = directory / "audit.log"
         self._errors = directory.with_name(directory.name + ".err")
-        self._command = [str(SCRIPTS / "kmsd"), "dev"]
+        self._command = [*within, str(SCRIPTS / "kmsd"), "dev"]
         if shared:
             self._command.append("--share")
         if settings:
