@@ -74,10 +74,17 @@ class Wrapped(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag=True)
     """The answer to `MakeDomainKey`; the key itself is in its page."""
 
     wrapped: bytes
+    info: TokenInfo
+
+
+class Unwrapped(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag=True):
+    """The answer to `Unwrap`; the keys are in their pages."""
+
+    info: TokenInfo
 
 
 class Done(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag=True):
-    """The answer to `Unwrap` and `MakeToken`."""
+    """The answer to `MakeToken`."""
 
 
 class Failed(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag=True):
@@ -97,6 +104,6 @@ class Failed(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag=True):
 
 
 Request = Look | MakeDomainKey | Unwrap | MakeToken
-Reply = Looked | Wrapped | Done | Failed
+Reply = Looked | Wrapped | Unwrapped | Done | Failed
 
 ERRORS: dict[str, type[RootError]] = {error.__name__: error for error in RootError.__subclasses__()}
