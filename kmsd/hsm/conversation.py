@@ -44,17 +44,19 @@ class Look(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag=True):
 
 
 class MakeDomainKey(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag=True):
-    """Make a domain key and wrap it. Pages: PIN, key."""
+    """Make a domain key and wrap it. Pages: PIN, key. `attended`: somebody typed that PIN just now."""
 
     config: TokenConfig
+    attended: bool
     domain_key_id: str
     generation: int
 
 
 class Unwrap(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag=True):
-    """Unwrap domain keys. Pages: PIN, then one for each record."""
+    """Unwrap domain keys. Pages: PIN, then one for each record. `attended` as above."""
 
     config: TokenConfig
+    attended: bool
     records: tuple[WrappedDomainKey, ...]
 
 

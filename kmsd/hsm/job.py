@@ -64,15 +64,15 @@ def _perform(request: Request, pages: Sequence[memoryview]) -> Reply:
             officer_pin = secrets.token_hex(_OFFICER_PIN_BYTES)
             initialization.make_token(config, _pin(pages[0]), officer_pin, os.urandom)
             return Done()
-        case MakeDomainKey(config, domain_key_id, generation):
+        case MakeDomainKey(config, attended, domain_key_id, generation):
             key = pages[1][:DOMAIN_KEY_BYTES]
             key[:] = os.urandom(DOMAIN_KEY_BYTES)
             info = cryptoki.describe(config)
-            with cryptoki.root_key(config, _pin(pages[0]), os.urandom) as root_key:
+            with cryptoki.root_key(config, _pin(pages[0]), os.urandom, attended=attended) as root_key:
                 return Wrapped(root_key.wrap(key, domain_key_id, generation), info)
-        case Unwrap(config, records):
+        case Unwrap(config, attended, records):
             info = cryptoki.describe(config)
-            with cryptoki.root_key(config, _pin(pages[0]), os.urandom) as root_key:
+            with cryptoki.root_key(config, _pin(pages[0]), os.urandom, attended=attended) as root_key:
                 for record, page in zip(records, pages[1:], strict=True):
                     root_key.unwrap(record, page[:DOMAIN_KEY_BYTES])
             return Unwrapped(info)

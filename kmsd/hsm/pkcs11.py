@@ -164,7 +164,7 @@ class Pkcs11Root:
         associated_data(domain_key_id, generation)  # refuses what no wrap could be bound to
         with ExitStack() as stack:
             login, page = stack.enter_context(self._login(pin)), stack.enter_context(Page.create())
-            request = MakeDomainKey(self._config, domain_key_id, generation)
+            request = MakeDomainKey(self._config, pin is not None, domain_key_id, generation)
             reply = await self._jobs.run(request, [login, page], Wrapped)
             self.seen = reply.info
             record = WrappedDomainKey(domain_key_id, generation, reply.wrapped)
@@ -186,7 +186,7 @@ class Pkcs11Root:
             with ExitStack() as stack:
                 login = stack.enter_context(self._login(pin))
                 pages = [stack.enter_context(Page.create()) for _ in batch]
-                request = Unwrap(self._config, tuple(record for record, _ in batch))
+                request = Unwrap(self._config, pin is not None, tuple(record for record, _ in batch))
                 self.seen = (await self._jobs.run(request, [login, *pages], Unwrapped)).info
                 for (_, buffer), page in zip(batch, pages, strict=True):
                     buffer[:] = page.view[:DOMAIN_KEY_BYTES]

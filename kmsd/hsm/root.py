@@ -90,7 +90,10 @@ class PinSource(Protocol):
 
 
 class Root(Protocol):
-    """The holder of the root key. All methods raise a `RootError`; those that log in do so with `pin`, if given."""
+    """The holder of the root key. All methods raise a `RootError`.
+
+    Those that log in do so with `pin`, if it is given: somebody brought it for this login.
+    """
 
     @property
     def seen(self) -> TokenInfo | None:
