@@ -6,11 +6,17 @@ from abc import ABC, abstractmethod
 
 from kmsd.api.administration import (
     GET_AUDIT_RECORDS,
+    SEAL,
     STATUS,
+    UNSEAL,
     GetAuditRecordsRequest,
     GetAuditRecordsResponse,
+    SealRequest,
+    SealResponse,
     StatusRequest,
     StatusResponse,
+    UnsealRequest,
+    UnsealResponse,
 )
 from kmsd.api.files import (
     DECRYPT_FILE,
@@ -372,6 +378,26 @@ class Operations(ABC):
             ),
         )
 
+    def seal(self) -> SealResponse:
+        """Wipe all keys from memory, until somebody unseals the daemon or it is started again."""
+        return self.call(SEAL, SealRequest())
+
+    def unseal(
+        self,
+        *,
+        configured: bool = False,
+    ) -> tuple[UnsealResponse, list[int]]:
+        """Bring the keys into memory with the token's PIN, which is sent over the descriptor.
+
+        The descriptors that come with the response are the caller's to close.
+        """
+        return self.call_with_descriptors(
+            UNSEAL,
+            UnsealRequest(
+                configured=configured,
+            ),
+        )
+
 
 class AsyncOperations(ABC):
     """The operations of the asyncio client; members and limits are in the request shapes."""
@@ -669,5 +695,25 @@ class AsyncOperations(ABC):
             GetAuditRecordsRequest(
                 after_sequence=after_sequence,
                 limit=limit,
+            ),
+        )
+
+    async def seal(self) -> SealResponse:
+        """Wipe all keys from memory, until somebody unseals the daemon or it is started again."""
+        return await self.call(SEAL, SealRequest())
+
+    async def unseal(
+        self,
+        *,
+        configured: bool = False,
+    ) -> tuple[UnsealResponse, list[int]]:
+        """Bring the keys into memory with the token's PIN, which is sent over the descriptor.
+
+        The descriptors that come with the response are the caller's to close.
+        """
+        return await self.call_with_descriptors(
+            UNSEAL,
+            UnsealRequest(
+                configured=configured,
             ),
         )

@@ -72,7 +72,7 @@ def _operation(operation: Operation[Any, Any], structures: dict[str, type[Any]])
     if operation.works_sealed:
         facts.append("Works while the daemon is sealed.")
     if not operation.read_only:
-        facts.append("Changes what is stored.")
+        facts.append("It is a change.")
     return (
         f"\n### {operation.name}\n\n{operation.summary} {' '.join(facts)}\n\n"
         f"Request:\n\n{_members(operation.request, structures)}\n"

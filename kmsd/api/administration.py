@@ -19,6 +19,13 @@ class SealState(enum.StrEnum):
     UNSEALED = "unsealed"
 
 
+class PinSetting(enum.StrEnum):
+    """Whether the daemon can find the token's PIN by itself."""
+
+    NONE = "none"
+    CONFIGURED = "configured"
+
+
 class TokenStatus(Structure, frozen=True, kw_only=True):
     """The token as it was seen at the last job."""
 
@@ -43,7 +50,11 @@ class StatusRequest(Request, frozen=True, kw_only=True):
 
 
 class StatusResponse(Response, frozen=True, kw_only=True):
-    """What Status answers; `started` is when the daemon began to serve."""
+    """What Status answers; `started` is when the daemon began to serve.
+
+    `unseal_failure` tells why the daemon is sealed: what came of the last attempt, or that the token was lost; nothing
+    when it was sealed on request, or nobody has tried. `pin` tells whether it can unseal itself.
+    """
 
     state: SealState
     version: str
@@ -59,6 +70,8 @@ class StatusResponse(Response, frozen=True, kw_only=True):
     file_streams: int
     token: TokenStatus | None = None
     hardening: list[ProtectionStatus] = []
+    unseal_failure: str | None = None
+    pin: PinSetting = PinSetting.NONE
 
 
 class GetAuditRecordsRequest(Request, frozen=True, kw_only=True):
@@ -73,6 +86,28 @@ class GetAuditRecordsResponse(Response, frozen=True, kw_only=True):
 
     records: list[str]
     truncated: bool = False
+
+
+class SealRequest(Request, frozen=True, kw_only=True):
+    """Seal has no members."""
+
+
+class SealResponse(Response, frozen=True, kw_only=True):
+    """What Seal answers."""
+
+    state: SealState
+
+
+class UnsealRequest(Request, frozen=True, kw_only=True):
+    """Members of Unseal: with `configured` the daemon takes the PIN from its own source, and the caller sends none."""
+
+    configured: bool = False
+
+
+class UnsealResponse(Response, frozen=True, kw_only=True):
+    """What Unseal answers: the state before; the outcome comes over the descriptor."""
+
+    state: SealState
 
 
 STATUS = Operation(
@@ -94,5 +129,27 @@ GET_AUDIT_RECORDS = Operation(
     reply_bytes=MAX_FRAME_BYTES,  # several records of the largest size
     audit_fields=("after_sequence", "limit"),
 )
+SEAL = Operation(
+    name="Seal",
+    summary="Wipe all keys from memory, until somebody unseals the daemon or it is started again.",
+    request=SealRequest,
+    response=SealResponse,
+    cost=Cost.STORE,
+    read_only=False,
+    works_sealed=True,
+    audit_fields=(),
+    audit_response=("state",),
+)
+UNSEAL = Operation(
+    name="Unseal",
+    summary="Bring the keys into memory with the token's PIN, which is sent over the descriptor.",
+    request=UnsealRequest,
+    response=UnsealResponse,
+    cost=Cost.TOKEN,
+    read_only=False,
+    works_sealed=True,
+    descriptors=1,
+    audit_fields=("configured",),
+)
 
-OPERATIONS = (STATUS, GET_AUDIT_RECORDS)
+OPERATIONS = (STATUS, GET_AUDIT_RECORDS, SEAL, UNSEAL)

@@ -206,6 +206,38 @@ class SealedError(DaemonError):
     retryable = True
 
 
+class TokenError(DaemonError):
+    """Ours: the token is away, or failed at what it was asked; it may work later."""
+
+    code = "TokenException"
+    http_status = 503
+    retryable = True
+
+
+class TokenUnsuitableError(DaemonError):
+    """Ours: the token cannot do what kmsd needs, or is not the one that kmsd was set up with."""
+
+    code = "TokenUnsuitableException"
+
+
+class TokenPinIncorrectError(CallerError):
+    """Ours: the token refused the PIN; tokens count wrong ones and then lock, so it is never tried again by itself."""
+
+    code = "TokenPinIncorrectException"
+
+
+class TokenPinBlockedError(DaemonError):
+    """Ours: the token reports failed logins, or is locked; the PIN was not tried, and somebody has to look at it."""
+
+    code = "TokenPinBlockedException"
+
+
+class TokenPinUnavailableError(DaemonError):
+    """Ours: no PIN was given, or the configured source of the PIN gives none."""
+
+    code = "TokenPinUnavailableException"
+
+
 class StorageError(DaemonError):
     """Ours: the store cannot be read or written; names it and the reason."""
 

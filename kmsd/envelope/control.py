@@ -14,8 +14,9 @@ import enum
 
 import msgspec
 
+from kmsd.api.failure import Failure
 from kmsd.api.shapes import MAX_HEADER_BYTES
-from kmsd.envelope.conversation import Count, Failure
+from kmsd.envelope.conversation import Count
 
 # The zygote's name for `kmsd.envelope.worker.run_worker`.
 WORKER_ENTRY = "file-worker"

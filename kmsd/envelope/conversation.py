@@ -11,12 +11,11 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
-from kmsd.api.errors import ERRORS, KmsError, ProtocolError, error_from_wire
+from kmsd.api.errors import ProtocolError
+from kmsd.api.failure import Failure
 
 # The largest datagram either side sends is an error with its text; both refuse longer ones.
 MAX_DATAGRAM_BYTES = 4096
-# A text that leaves room for the rest of its datagram, were each of its characters four bytes long.
-_MAX_TEXT_CHARACTERS = 960
 # Source, destination.
 START_DESCRIPTORS = 2
 
@@ -42,23 +41,6 @@ class Done(msgspec.Struct, frozen=True):
 
     plaintext_bytes: Count
     message_bytes: Count
-
-
-class Failure(msgspec.Struct, frozen=True):
-    """An error of `kmsd.api.errors` in two members."""
-
-    code: str
-    message: str
-
-    @classmethod
-    def of(cls, error: KmsError) -> Failure:
-        """Return how `error` is told."""
-        return cls(error.code, error.message[:_MAX_TEXT_CHARACTERS])
-
-    def error(self) -> KmsError:
-        """Return the error that is told."""
-        retryable = self.code in ERRORS and ERRORS[self.code].retryable
-        return error_from_wire(self.code, self.message, retryable=retryable, request_id="")
 
 
 class Report(msgspec.Struct, frozen=True, omit_defaults=True):

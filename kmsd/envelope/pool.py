@@ -23,9 +23,10 @@ from typing import Any
 import msgspec
 
 from kmsd.api.errors import KmsError, KMSInternalError, ShuttingDownError, ThrottlingError
+from kmsd.api.failure import Failure
 from kmsd.envelope import control
 from kmsd.envelope.control import WORKER_ENTRY, Acknowledgement, Direction, Job, Outcome
-from kmsd.envelope.conversation import MAX_DATAGRAM_BYTES, Failure
+from kmsd.envelope.conversation import MAX_DATAGRAM_BYTES
 from kmsd.memory.page import Page
 from kmsd.processes.zygote import Child, SpawnError, Zygote, ZygoteGoneError
 

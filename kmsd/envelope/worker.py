@@ -20,9 +20,10 @@ import time
 from collections.abc import Callable
 
 from kmsd.api.errors import FileAccessError, KmsError, KMSInternalError, ProtocolError
+from kmsd.api.failure import Failure
 from kmsd.envelope import control, conversation
 from kmsd.envelope.control import Acknowledgement, Direction, Job, Outcome, Started
-from kmsd.envelope.conversation import Done, Failure, Progress, Report
+from kmsd.envelope.conversation import Done, Progress, Report
 from kmsd.envelope.descriptors import Sink, Source
 from kmsd.envelope.header import KEY_BYTES, parse_header
 from kmsd.envelope.pipeline import Pipeline

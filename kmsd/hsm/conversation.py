@@ -44,17 +44,19 @@ class Look(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag=True):
 
 
 class MakeDomainKey(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag=True):
-    """Make a domain key and wrap it. Pages: PIN, key."""
+    """Make a domain key and wrap it. Pages: PIN, key. `attended`: somebody typed that PIN just now."""
 
     config: TokenConfig
+    attended: bool
     domain_key_id: str
     generation: int
 
 
 class Unwrap(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag=True):
-    """Unwrap domain keys. Pages: PIN, then one for each record."""
+    """Unwrap domain keys. Pages: PIN, then one for each record. `attended` as above."""
 
     config: TokenConfig
+    attended: bool
     records: tuple[WrappedDomainKey, ...]
 
 
@@ -74,10 +76,17 @@ class Wrapped(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag=True)
     """The answer to `MakeDomainKey`; the key itself is in its page."""
 
     wrapped: bytes
+    info: TokenInfo
+
+
+class Unwrapped(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag=True):
+    """The answer to `Unwrap`; the keys are in their pages."""
+
+    info: TokenInfo
 
 
 class Done(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag=True):
-    """The answer to `Unwrap` and `MakeToken`."""
+    """The answer to `MakeToken`."""
 
 
 class Failed(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag=True):
@@ -97,6 +106,6 @@ class Failed(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag=True):
 
 
 Request = Look | MakeDomainKey | Unwrap | MakeToken
-Reply = Looked | Wrapped | Done | Failed
+Reply = Looked | Wrapped | Unwrapped | Done | Failed
 
 ERRORS: dict[str, type[RootError]] = {error.__name__: error for error in RootError.__subclasses__()}

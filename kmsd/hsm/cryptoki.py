@@ -52,8 +52,8 @@ def mapped(config: TokenConfig) -> Iterator[None]:
         yield
     except _PIN_REFUSED:
         raise PinIncorrectError(
-            f"{name} refused the PIN: correct the configured PIN before the next try, because a token locks itself "
-            "after some wrong ones"
+            f"{name} refused the PIN: correct it before the next try, "
+            "because a token locks itself after a few wrong ones"
         ) from None
     except _PIN_NEEDS_SOMEONE as error:
         raise PinNearlyLockedError(
@@ -129,8 +129,11 @@ def _name(mechanism: int) -> str:
     return mechanism.name.lstrip("_") if isinstance(mechanism, Mechanism) else f"0x{mechanism:08X}"
 
 
-def check(config: TokenConfig, token: pkcs11.Token) -> None:
-    """Refuse a token before its PIN is tried; raises UnsupportedTokenError or PinNearlyLockedError."""
+def check(config: TokenConfig, token: pkcs11.Token, *, attended: bool) -> None:
+    """Refuse a token before its PIN is tried; raises UnsupportedTokenError or PinNearlyLockedError.
+
+    Somebody who mistyped the PIN may try again (`attended`), as long as that cannot lock the token.
+    """
     with mapped(config):
         offered = Mechanism.AES_GCM in token.slot.get_mechanisms()
     if not offered:
@@ -139,10 +142,12 @@ def check(config: TokenConfig, token: pkcs11.Token) -> None:
             "enable it in the module's settings"
         )
     for flag, meaning in _FLAGS_THAT_NEED_SOMEONE.items():
-        if flag in token.flags:
+        low = flag is TokenFlag.USER_PIN_COUNT_LOW
+        if flag in token.flags and not (low and attended):
+            typing = "type it for `kms unseal`, or " if low else ""
             raise PinNearlyLockedError(
-                f"the token {config.token_label!r} reports that {meaning}; kmsd does not try its PIN. Check the PIN, "
-                "log in to the token once with its own tool, then unseal"
+                f"the token {config.token_label!r} reports that {meaning}; kmsd does not try its PIN: "
+                f"check the PIN, then {typing}log in to the token once with its own tool, and unseal"
             )
 
 
@@ -203,6 +208,9 @@ class RootKey:
         """Write the domain key into `into`; raises WrappedKeyInvalidError."""
         try:
             secret = self._open(record)
+        except _TOKEN_AWAY:
+            with mapped(self._config):
+                raise
         except exceptions.PKCS11Error:
             # SoftHSM says CKR_GENERAL_ERROR to a wrong tag, others have other words for it, and a broken token may use
             # the same. What tells them apart is whether it still opens what it wraps; if not, this raises why.
@@ -241,10 +249,10 @@ def _gcm(iv: bytes, aad: bytes) -> dict[str, object]:
 
 
 @contextmanager
-def root_key(config: TokenConfig, pin: str, random: Callable[[int], bytes]) -> Iterator[RootKey]:
-    """Log in, once, and give the root key. `random` gives that many random bytes."""
+def root_key(config: TokenConfig, pin: str, random: Callable[[int], bytes], *, attended: bool) -> Iterator[RootKey]:
+    """Log in, once, and give the root key. `random` gives that many random bytes; `attended` as for `check`."""
     token = find_token(config)
-    check(config, token)
+    check(config, token, attended=attended)
     with mapped(config):
         session = token.open(user_pin=pin)
     yield RootKey(config, session, random)

@@ -47,7 +47,7 @@ def make_token(config: TokenConfig, pin: str, officer_pin: str, random: Callable
                     Attribute.MODIFIABLE: False,
                 },
             )
-    with root_key(config, pin, random) as key:
+    with root_key(config, pin, random, attended=False) as key:
         key.wrap(memoryview(bytes(DOMAIN_KEY_BYTES)), "trial", 0)
 
 

@@ -25,6 +25,7 @@ from kmsd.hsm.conversation import (
     Reply,
     Request,
     Unwrap,
+    Unwrapped,
     Wrapped,
 )
 from kmsd.hsm.root import DOMAIN_KEY_BYTES, PinIncorrectError, RootError
@@ -63,16 +64,18 @@ def _perform(request: Request, pages: Sequence[memoryview]) -> Reply:
             officer_pin = secrets.token_hex(_OFFICER_PIN_BYTES)
             initialization.make_token(config, _pin(pages[0]), officer_pin, os.urandom)
             return Done()
-        case MakeDomainKey(config, domain_key_id, generation):
+        case MakeDomainKey(config, attended, domain_key_id, generation):
             key = pages[1][:DOMAIN_KEY_BYTES]
             key[:] = os.urandom(DOMAIN_KEY_BYTES)
-            with cryptoki.root_key(config, _pin(pages[0]), os.urandom) as root_key:
-                return Wrapped(root_key.wrap(key, domain_key_id, generation))
-        case Unwrap(config, records):
-            with cryptoki.root_key(config, _pin(pages[0]), os.urandom) as root_key:
+            info = cryptoki.describe(config)
+            with cryptoki.root_key(config, _pin(pages[0]), os.urandom, attended=attended) as root_key:
+                return Wrapped(root_key.wrap(key, domain_key_id, generation), info)
+        case Unwrap(config, attended, records):
+            info = cryptoki.describe(config)
+            with cryptoki.root_key(config, _pin(pages[0]), os.urandom, attended=attended) as root_key:
                 for record, page in zip(records, pages[1:], strict=True):
                     root_key.unwrap(record, page[:DOMAIN_KEY_BYTES])
-            return Done()
+            return Unwrapped(info)
 
 
 def _pin(page: memoryview) -> str:
@@ -80,4 +83,4 @@ def _pin(page: memoryview) -> str:
     try:
         return str(page[PIN_LENGTH_BYTES : PIN_LENGTH_BYTES + length], "utf-8")
     except UnicodeDecodeError:
-        raise PinIncorrectError("the configured PIN is not UTF-8 text: correct it") from None
+        raise PinIncorrectError("the PIN is not UTF-8 text: correct it") from None

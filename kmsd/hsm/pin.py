@@ -5,21 +5,27 @@ from __future__ import annotations
 import os
 import stat
 from pathlib import Path
-from typing import Protocol
 
-from kmsd.hsm.root import PinUnavailableError
+from kmsd.hsm.root import PinSource, PinUnavailableError
+from kmsd.memory.page import Page
+
+__all__ = ["FilePin", "PagePin", "PinSource"]
 
 _NEWLINES = b"\r\n"
 
 
-class PinSource(Protocol):
-    """Gives the PIN for one login."""
+class PagePin:
+    """A PIN in the first `length` bytes of a page of secret memory, which has to stay open as long as this is used."""
+
+    def __init__(self, page: Page, length: int) -> None:
+        self._page = page
+        self._length = length
 
     def read_into(self, view: memoryview) -> int:
-        """Write the PIN (UTF-8) to the start of `view`, which is secret memory, and return its length in bytes.
-
-        Keep no reference to `view`. Raises PinUnavailableError.
-        """
+        """Copy the PIN; no object of the heap holds it meanwhile."""
+        with self._page.view[: self._length] as pin, view[: self._length] as room:
+            room[:] = pin
+        return self._length
 
 
 class CredentialPin:

@@ -28,12 +28,14 @@ from kmsd.hsm.conversation import (
     Request,
     TokenConfig,
     Unwrap,
+    Unwrapped,
     Wrapped,
 )
 from kmsd.hsm.job import JOB_ENTRY, run_job
 from kmsd.hsm.pin import FilePin, PinSource
 from kmsd.hsm.root import (
     DOMAIN_KEY_BYTES,
+    PinUnavailableError,
     TokenCrashedError,
     TokenFailedError,
     TokenInfo,
@@ -50,7 +52,7 @@ __all__ = ["JOB_ENTRY", "FilePin", "PinSource", "Pkcs11Root", "TokenConfig", "To
 # Long enough for a network HSM that reconnects, short enough for someone who waits for `kms unseal`.
 DEADLINE_SECONDS = 30.0
 
-_Answer = TypeVar("_Answer", Looked, Wrapped, Done)
+_Answer = TypeVar("_Answer", Looked, Wrapped, Unwrapped, Done)
 
 
 class TokenJobs:
@@ -134,35 +136,45 @@ def _zygote_gone() -> TokenFailedError:
 
 
 class Pkcs11Root:
-    """A `Root` whose key is in the token that `config` names; `pin` gives the PIN for each login.
+    """A `Root` whose key is in the token that `config` names.
+
+    `pin` gives the PIN for each login that comes without one; None: no login does.
 
     The zygote's entry `JOB_ENTRY` has to be `run_job`. Methods also raise `SecretMemoryUnavailableError`.
     """
 
     def __init__(
-        self, zygote: Zygote, config: TokenConfig, pin: PinSource, *, deadline_seconds: float = DEADLINE_SECONDS
+        self, zygote: Zygote, config: TokenConfig, pin: PinSource | None, *, deadline_seconds: float = DEADLINE_SECONDS
     ) -> None:
         self._jobs = TokenJobs(zygote, deadline_seconds=deadline_seconds)
         self._config = config
         self._pin = pin
+        self.seen: TokenInfo | None = None
 
     async def look(self) -> TokenInfo:
         """Ask the token who it is and what it can do; needs no PIN."""
-        return (await self._jobs.run(Look(self._config), [], Looked)).info
+        info = (await self._jobs.run(Look(self._config), [], Looked)).info
+        self.seen = info
+        return info
 
-    async def make_domain_key(self, domain_key_id: str, generation: int, into: memoryview) -> WrappedDomainKey:
+    async def make_domain_key(
+        self, domain_key_id: str, generation: int, into: memoryview, pin: PinSource | None = None
+    ) -> WrappedDomainKey:
         """Write a new random domain key into `into` (`DOMAIN_KEY_BYTES` long) and return it wrapped."""
         associated_data(domain_key_id, generation)  # refuses what no wrap could be bound to
         with ExitStack() as stack:
-            pin, page = stack.enter_context(pin_page(self._pin)), stack.enter_context(Page.create())
-            request = MakeDomainKey(self._config, domain_key_id, generation)
-            reply = await self._jobs.run(request, [pin, page], Wrapped)
+            login, page = stack.enter_context(self._login(pin)), stack.enter_context(Page.create())
+            request = MakeDomainKey(self._config, pin is not None, domain_key_id, generation)
+            reply = await self._jobs.run(request, [login, page], Wrapped)
+            self.seen = reply.info
             record = WrappedDomainKey(domain_key_id, generation, reply.wrapped)
             split(record)
             into[:] = page.view[:DOMAIN_KEY_BYTES]
         return record
 
-    async def unwrap(self, records: Sequence[WrappedDomainKey], into: Sequence[memoryview]) -> None:
+    async def unwrap(
+        self, records: Sequence[WrappedDomainKey], into: Sequence[memoryview], pin: PinSource | None = None
+    ) -> None:
         """Write each record's domain key into the buffer at the same place of `into`.
 
         When this raises, some buffers may already hold their key: the caller wipes them all.
@@ -172,12 +184,18 @@ class Pkcs11Root:
         pairs = zip(records, into, strict=True)
         while batch := list(islice(pairs, KEYS_IN_A_JOB)):
             with ExitStack() as stack:
-                pin = stack.enter_context(pin_page(self._pin))
+                login = stack.enter_context(self._login(pin))
                 pages = [stack.enter_context(Page.create()) for _ in batch]
-                request = Unwrap(self._config, tuple(record for record, _ in batch))
-                await self._jobs.run(request, [pin, *pages], Done)
+                request = Unwrap(self._config, pin is not None, tuple(record for record, _ in batch))
+                self.seen = (await self._jobs.run(request, [login, *pages], Unwrapped)).info
                 for (_, buffer), page in zip(batch, pages, strict=True):
                     buffer[:] = page.view[:DOMAIN_KEY_BYTES]
+
+    def _login(self, pin: PinSource | None) -> Page:
+        source = pin or self._pin
+        if source is None:
+            raise PinUnavailableError("no source of the token's PIN is configured: an administrator has to bring it")
+        return pin_page(source)
 
 
 def pin_page(source: PinSource) -> Page:

@@ -79,16 +79,37 @@ class WrappedKeyInvalidError(RootError):
     """A wrapped domain key was changed, moved to another id or generation, or wrapped by another root key."""
 
 
+class PinSource(Protocol):
+    """Gives the PIN for one login."""
+
+    def read_into(self, view: memoryview) -> int:
+        """Write the PIN (UTF-8) to the start of `view`, which is secret memory, and return its length in bytes.
+
+        Keep no reference to `view`. Raises PinUnavailableError.
+        """
+
+
 class Root(Protocol):
-    """The holder of the root key. All methods raise a `RootError`."""
+    """The holder of the root key. All methods raise a `RootError`.
+
+    Those that log in do so with `pin`, if it is given: somebody brought it for this login.
+    """
+
+    @property
+    def seen(self) -> TokenInfo | None:
+        """What the token said about itself at the last job that succeeded."""
 
     async def look(self) -> TokenInfo:
         """Ask the token who it is and what it can do; needs no PIN."""
 
-    async def make_domain_key(self, domain_key_id: str, generation: int, into: memoryview) -> WrappedDomainKey:
+    async def make_domain_key(
+        self, domain_key_id: str, generation: int, into: memoryview, pin: PinSource | None = None
+    ) -> WrappedDomainKey:
         """Write a new random domain key into `into` (`DOMAIN_KEY_BYTES` long) and return it wrapped."""
 
-    async def unwrap(self, records: Sequence[WrappedDomainKey], into: Sequence[memoryview]) -> None:
+    async def unwrap(
+        self, records: Sequence[WrappedDomainKey], into: Sequence[memoryview], pin: PinSource | None = None
+    ) -> None:
         """Write each record's domain key into the buffer at the same place of `into`.
 
         When this raises, some buffers may already hold their key: the caller wipes them all.

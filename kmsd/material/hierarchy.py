@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from kmsd.api.errors import IntegrityError, InvalidCiphertextError, SealedError
-from kmsd.hsm.root import Root, WrappedDomainKey
+from kmsd.hsm.root import PinSource, Root, WrappedDomainKey
 from kmsd.material.committed import OVERHEAD_BYTES, CommittedCipher
 from kmsd.material.derivation import Label
 from kmsd.memory.arena import Arena, Slot
@@ -51,22 +51,22 @@ class Hierarchy:
             raise SealedError("kmsd is sealed: an administrator has to unseal it")
         return self._current
 
-    async def create(self, domain_key_id: str, generation: int) -> WrappedDomainKey:
+    async def create(self, domain_key_id: str, generation: int, pin: PinSource | None = None) -> WrappedDomainKey:
         """Make a domain key in the token's name, keep it and return what the store has to keep of it."""
         slot = self._arena.lease(DOMAIN_KEY_BYTES)
         try:
-            record = await self._root.make_domain_key(domain_key_id, generation, slot.view)
+            record = await self._root.make_domain_key(domain_key_id, generation, slot.view, pin)
         except BaseException:
             slot.release()
             raise
         self._keep([(record, slot)])
         return record
 
-    async def unseal(self, records: Sequence[WrappedDomainKey]) -> None:
+    async def unseal(self, records: Sequence[WrappedDomainKey], pin: PinSource | None = None) -> None:
         """Unwrap all domain keys through the token in one job; the highest generation wraps from now on."""
         slots = [self._arena.lease(DOMAIN_KEY_BYTES) for _ in records]
         try:
-            await self._root.unwrap(records, [slot.view for slot in slots])
+            await self._root.unwrap(records, [slot.view for slot in slots], pin)
         except BaseException:
             for slot in slots:
                 slot.release()

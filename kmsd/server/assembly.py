@@ -9,19 +9,18 @@ import os
 import random
 import socket
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import kmsd
 from kmsd.access.decision import Authorizer, HostPolicy
 from kmsd.api import BY_NAME, OPERATIONS
 from kmsd.api.errors import KMSInternalError
-from kmsd.audit.record import Intent, Kind, Record
+from kmsd.audit.record import Kind, Record
 from kmsd.audit.writer import SyncMode, Trail
 from kmsd.config import Config, digest
 from kmsd.envelope.pool import WorkerPool
-from kmsd.hsm.root import Root, TokenInfo
+from kmsd.hsm.root import Root
 from kmsd.identity.peer import Peer
 from kmsd.identity.principals import Administrators, Names
 from kmsd.logs import Logger
@@ -33,7 +32,8 @@ from kmsd.processes.confinement import Finding, State
 from kmsd.processes.zygote import Zygote
 from kmsd.server.limits import Shares
 from kmsd.server.listener import Listener
-from kmsd.service import administration, aliases, files, keys, symmetric
+from kmsd.service import administration, aliases, files, keys, seal_requests, symmetric
+from kmsd.service.gate import Gate
 from kmsd.service.identifiers import Arns
 from kmsd.service.key_cipher import KeyCipher
 from kmsd.service.pipeline import Pipeline
@@ -41,6 +41,8 @@ from kmsd.service.records import KeyRecords
 from kmsd.service.scratch import Scratch
 from kmsd.service.seal import Seal
 from kmsd.service.table import bind
+from kmsd.service.token_watch import TokenWatch
+from kmsd.service.unsealing import Unsealing, system_record
 from kmsd.store.base import SettingsRow, StoreFormatError
 from kmsd.store.sql import SqlStore
 
@@ -57,7 +59,8 @@ class Foundation:
     arena: Arena
     logger: Logger
     root: Root
-    token: TokenInfo | None
+    # Whether `root` has a source of the PIN of its own.
+    pin_configured: bool
     administrators: Administrators
     admit: Callable[[Peer], None]
     names: Names
@@ -66,6 +69,7 @@ class Foundation:
     host_policy: Path | None
     store_path: Path
     audit_path: Path
+    sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
 
 
 class Service:
@@ -79,7 +83,7 @@ class Service:
         self._store = store
         self._trail = trail
         self._settings = settings
-        self._is_new = is_new
+        self._settled = False
         self._names = foundation.names
         arena = foundation.arena
         arns = Arns(settings.account, settings.region)
@@ -87,12 +91,37 @@ class Service:
         self._authorizer = Authorizer(host_policy)
         self._digests = {"configuration": digest(config), "hostPolicy": host_policy.digest}
         hierarchy = Hierarchy(arena, foundation.root, os.urandom)
-        self._versions = Versions(arena, hierarchy, store, capacity=config.limits.keys_in_memory)
+        versions = Versions(arena, hierarchy, store, capacity=config.limits.keys_in_memory)
         records = KeyRecords(store, arns, self._names, capacity=config.limits.keys_in_memory, clock=time.monotonic)
         self._seal = Seal(
-            store=store, hierarchy=hierarchy, versions=self._versions, records=records, arena=arena, clock=time.time
+            store=store, hierarchy=hierarchy, versions=versions, records=records, arena=arena, clock=time.time
         )
-        cipher = KeyCipher(self._versions, BlobCipher(arena, os.urandom))
+        gate = Gate()
+        self._unsealing = Unsealing(
+            seal=self._seal,
+            store=store,
+            settings=settings,
+            is_new=is_new,
+            root=foundation.root,
+            gate=gate,
+            settle=self._settle,
+            trail=trail,
+            logger=foundation.logger,
+            configured=foundation.pin_configured,
+            sleep=foundation.sleep,
+        )
+        self._watch = TokenWatch(
+            root=foundation.root,
+            unsealing=self._unsealing,
+            logger=foundation.logger,
+            check_seconds=config.hsm.check_seconds,
+            seals=config.hsm.when_lost == "seal",
+            sleep=foundation.sleep,
+        )
+        self._seal_requests = seal_requests.SealRequests(
+            unsealing=self._unsealing, trail=trail, logger=foundation.logger
+        )
+        cipher = KeyCipher(versions, BlobCipher(arena, os.urandom))
         scratch = Scratch(arena)
         cores = os.cpu_count() or 1
         streams = config.limits.file_streams_per_uid
@@ -113,20 +142,20 @@ class Service:
         symmetric_service = symmetric.Symmetric(records=records, cipher=cipher, scratch=scratch)
         keys_service = keys.Keys(
             store=store,
-            versions=self._versions,
+            versions=versions,
             arns=arns,
             names=self._names,
             clock=time.time,
             keys_per_uid=config.limits.keys_per_uid,
         )
         administration_service = administration.Administration(
-            seal=self._seal,
             arns=arns,
             arena=arena,
             trail=trail,
             audit_sync=config.audit.sync,
             started=dt.datetime.now(dt.UTC),
-            token=foundation.token,
+            token=lambda: foundation.root.seen,
+            unsealing=self._unsealing,
             findings=foundation.findings,
             connections=lambda: self._shares.connections,
             streams=lambda: self._files.streams,
@@ -139,11 +168,13 @@ class Service:
                 **bind(aliases.HANDLERS, aliases.Aliases(store=store, arns=arns, clock=time.time)),
                 **bind(files.HANDLERS, self._files),
                 **bind(administration.HANDLERS, administration_service),
+                **bind(seal_requests.HANDLERS, self._seal_requests),
             },
             authorizer=self._authorizer,
             records=records,
             trail=trail,
             scratch=scratch,
+            gate=gate,
             mutations=store,
             logger=foundation.logger,
             settles=trail.mode is SyncMode.ALWAYS,
@@ -184,31 +215,29 @@ class Service:
         holds then.
         """
         host_policy = self._read_host_policy()
-        self._record("ReloadHostPolicy", hostPolicy=host_policy.digest)
+        self._trail.append([system_record("ReloadHostPolicy", hostPolicy=host_policy.digest)])
         self._authorizer.adopt(host_policy)
         return host_policy.digest
 
     @property
     def sealed(self) -> bool:
         """Whether it serves only what needs no keys."""
-        return self._pipeline.sealed
+        return self._unsealing.sealed
 
     async def ping_store(self) -> None:
         """Return when the store's thread has answered; raises a StoreError."""
         await self._store.ping()
 
-    async def unseal(self) -> None:
-        """Bring the keys into memory, making the first ones in an empty store, and settle what was left open."""
-        if self._is_new:
-            await self._seal.initialize(self._settings)
-        else:
-            await self._seal.unseal()
-        await self._settle(self._trail.open_intents())
-        self._pipeline.sealed = False
-        self._record("Unseal")
+    async def unseal(self, *, serves_sealed: bool = False) -> None:
+        """Bring the keys into memory, making the first ones in an empty store, and settle what was left open.
 
-    async def _settle(self, intents: tuple[Intent, ...]) -> None:
-        """Write the missing counterpart of each intent and begin record that an earlier run left open."""
+        With `serves_sealed` a failure is on record and does not prevent the start; else a KmsError is raised.
+        """
+        await self._unsealing.start(serves_sealed=serves_sealed)
+
+    async def _settle(self) -> None:
+        """Write the missing counterpart of each intent and begin record that an earlier run left open, once."""
+        intents = () if self._settled else self._trail.open_intents()
         committed = await self._store.committed([intent.request_id for intent in intents])
         for intent in intents:
             happened = intent.request_id in committed
@@ -228,12 +257,13 @@ class Service:
                     )
                 ]
             )
+        self._settled = True
 
     async def listen(self, sock: socket.socket) -> None:
         """Begin to serve on a listening socket."""
         foundation = self._foundation
         missing = [f"{one.process}: {one.protection}" for one in foundation.findings if one.state is not State.ON]
-        self._record("Start", **self._digests, missingProtections=missing)
+        self._trail.append([system_record("Start", **self._digests, missingProtections=missing)])
         self._listener = Listener(
             asyncio.get_running_loop(),
             sock,
@@ -248,25 +278,15 @@ class Service:
         )
         await self._pool.fill()
         self._listener.start()
-
-    def _record(self, event: str, **details: str | list[str]) -> None:
-        self._trail.append(
-            [
-                Record(
-                    kind=Kind.SYSTEM,
-                    event_name=event,
-                    actor=None,
-                    request_id="",
-                    read_only=False,
-                    details={"version": kmsd.__version__, **details},
-                )
-            ]
-        )
+        self._watch.start()
 
     async def close(self) -> None:
         """Finish what is under way within the configured grace, record the stop, wipe the keys."""
         grace = self._foundation.config.shutdown_grace_seconds
         self._pipeline.stopping = True
+        await self._watch.close()
+        await self._seal_requests.close()
+        await self._unsealing.close()
         if self._listener is not None:
             await self._files.drain(grace)
             await self._listener.stop(grace)
@@ -276,7 +296,7 @@ class Service:
         await self._pool.close()
         await self._files.drain(grace)
         try:
-            self._record("Stop")
+            self._trail.append([system_record("Stop")])
         finally:
             # Whatever becomes of the record, no key outlives the service.
             self._seal.seal()

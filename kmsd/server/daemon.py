@@ -18,7 +18,6 @@ import sys
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from kmsd.hsm.root import PinUnavailableError
 from kmsd.memory.arena import Arena, default_limit_bytes
 from kmsd.processes.confinement import Confinement, Finding, State
 from kmsd.processes.sandbox import harden_process
@@ -95,8 +94,6 @@ async def _serve(deployment: Deployment, zygote: Zygote, arena: Arena, confineme
     try:
         await lookups.start()
         token = await deployment.find_token(zygote)
-        if token.pin is None:
-            raise PinUnavailableError("no source of the token's PIN is configured")
         root = Pkcs11Root(zygote, token.config, token.pin, deadline_seconds=config.hsm.deadline_seconds)
         service = await Service.open(
             Foundation(
@@ -105,7 +102,7 @@ async def _serve(deployment: Deployment, zygote: Zygote, arena: Arena, confineme
                 arena=arena,
                 logger=logger,
                 root=root,
-                token=await root.look(),
+                pin_configured=token.pin is not None,
                 administrators=deployment.administrators,
                 admit=admit,
                 names=SystemNames(source=lookups),
@@ -121,7 +118,7 @@ async def _serve(deployment: Deployment, zygote: Zygote, arena: Arena, confineme
         findings += await _inspect(confinement, arena, zygote)
         logger.info("hardening", missing=[describe(one) for one in findings if one.state is not State.ON])
         check_required(findings, required=config.hardening == "require")
-        await service.unseal()
+        await service.unseal(serves_sealed=deployment.serves_sealed)
         await service.listen(sock)
         supervision = Supervision(service, zygote, deployment.notifier, logger)
         deployment.ready()

@@ -14,7 +14,7 @@ from kmsd.memory.arena import Arena
 from kmsd.processes.confinement import Finding
 from kmsd.service.call import Call
 from kmsd.service.identifiers import Arns
-from kmsd.service.seal import Seal
+from kmsd.service.unsealing import Unsealing
 
 # What a reply of audit records may hold: a frame, less its envelope and the prefix of each record.
 _MAX_RECORD_BYTES = MAX_FRAME_BYTES - 16 * 1024
@@ -37,24 +37,24 @@ class ReadableTrail(Protocol):
 class Administration:
     """Handlers of the service itself.
 
-    `connections` and `streams` count what is under way; `findings` are the self-check's.
+    `connections` and `streams` count what is under way; `findings` are the self-check's. `token` gives what the token
+    said at the last job.
     """
 
     def __init__(
         self,
         *,
-        seal: Seal,
         arns: Arns,
         arena: Arena,
         trail: ReadableTrail,
         audit_sync: str,
         started: dt.datetime,
-        token: TokenInfo | None,
+        token: Callable[[], TokenInfo | None],
+        unsealing: Unsealing,
         findings: Sequence[Finding],
         connections: Callable[[], int],
         streams: Callable[[], int],
     ) -> None:
-        self._seal = seal
         self._arns = arns
         self._arena = arena
         self._trail = trail
@@ -62,14 +62,15 @@ class Administration:
         self._started = started
         self._token = token
         self._findings = findings
+        self._unsealing = unsealing
         self._connections = connections
         self._streams = streams
 
     async def status(self, call: Call, request: api.StatusRequest) -> api.StatusResponse:  # noqa: ARG002 - handlers share one form
         """Tell how the daemon is."""
-        token = self._token
+        token = self._token()
         return api.StatusResponse(
-            state=api.SealState.SEALED if self._seal.sealed else api.SealState.UNSEALED,
+            state=api.SealState.SEALED if self._unsealing.sealed else api.SealState.UNSEALED,
             version=kmsd.__version__,
             account=self._arns.account,
             region=self._arns.region,
@@ -90,6 +91,8 @@ class Administration:
                 serial=token.serial,
                 firmware=token.firmware,
             ),
+            unseal_failure=self._unsealing.failure,
+            pin=api.PinSetting.CONFIGURED if self._unsealing.configured else api.PinSetting.NONE,
             hardening=[
                 api.ProtectionStatus(process=one.process, protection=one.protection, state=one.state, reason=one.reason)
                 for one in self._findings

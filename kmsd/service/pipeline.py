@@ -34,7 +34,6 @@ from kmsd.api.errors import (
     KMSInternalError,
     SealedError,
     ShuttingDownError,
-    StorageError,
     UnknownOperationError,
 )
 from kmsd.api.operation import Operation
@@ -43,10 +42,11 @@ from kmsd.logs import Logger
 from kmsd.material.versions import NotLoadedError
 from kmsd.service.batch import Batch
 from kmsd.service.call import Call, Session
+from kmsd.service.gate import Gate
 from kmsd.service.records import KeyRecords
 from kmsd.service.scratch import Scratch
 from kmsd.service.table import Entry, Handler, WithDescriptors, make_table
-from kmsd.store.base import StoreUnavailableError
+from kmsd.service.telling import told_as
 from kmsd.wire.codec import ReplyEncoder, Request
 
 # A cache miss is loaded and the call repeated; each round loads one thing (a key, its material, for ReEncrypt twice),
@@ -95,8 +95,9 @@ class _Foreseen:
         return None
 
     def __exit__(self, kind: type[BaseException] | None, fault: BaseException | None, trace: object) -> None:
-        if isinstance(fault, StoreUnavailableError):
-            raise StorageError(str(fault)) from None
+        told = None if isinstance(fault, KmsError) else told_as(fault)
+        if told is not None:
+            raise told from None
         if isinstance(fault, Exception) and not isinstance(fault, (KmsError, self._also)):
             raise self._pipeline.incident(self._call, fault) from None
 
@@ -116,6 +117,7 @@ class Pipeline:
         records: KeyRecords,
         trail: Trail,
         scratch: Scratch,
+        gate: Gate,
         mutations: Mutations,
         logger: Logger,
         settles: bool,
@@ -125,6 +127,7 @@ class Pipeline:
         self._records = records
         self._trail = trail
         self._scratch = scratch
+        self._gate = gate
         self._committed = mutations.committed
         self._logger = logger
         self._encoder = ReplyEncoder()
@@ -133,7 +136,6 @@ class Pipeline:
         self._boot = os.urandom(8).hex()
         self._served = 0
         self.settles = settles
-        self.sealed = True
         self.stopping = False
 
     def serve(self, session: Session, request: Request, batch: Batch) -> Coroutine[Any, Any, Batch] | None:
@@ -305,11 +307,14 @@ class Pipeline:
             arguments = (call, request, key)
         elif operation.resolves_keys:
             call.permit()
-        if operation.read_only:
+        if operation.read_only or operation.descriptors:
+            # What hands out a descriptor has only begun then, and its handler records how it goes on.
             return await entry.handler(*arguments)
         mutation = asyncio.ensure_future(self._mutate(call, entry, arguments))
         self._mutations.add(mutation)
         mutation.add_done_callback(self._mutations.discard)
+        if not operation.works_sealed:
+            self._gate.pass_through(mutation)
         # A peer that hangs up cancels its work, but never between the commit and its record.
         return await asyncio.shield(mutation)
 
@@ -337,7 +342,7 @@ class Pipeline:
     def _decode(self, entry: Entry, params: memoryview) -> msgspec.Struct:
         if self.stopping:
             raise ShuttingDownError("kmsd is stopping; ask again when it has started")
-        if self.sealed and not entry.operation.works_sealed:
+        if self._gate.closed and not entry.operation.works_sealed:
             raise SealedError("kmsd is sealed: an administrator has to unseal it")
         request: msgspec.Struct = entry.decode(params)
         if len(params) > MAX_BYTES // 2:

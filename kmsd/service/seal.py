@@ -15,7 +15,7 @@ import uuid
 from collections.abc import Callable
 
 from kmsd.api.errors import IntegrityError
-from kmsd.hsm.root import WrappedDomainKey
+from kmsd.hsm.root import PinSource, WrappedDomainKey
 from kmsd.material.hierarchy import Hierarchy, Place
 from kmsd.material.versions import Versions
 from kmsd.memory.arena import Arena, Slot
@@ -54,43 +54,59 @@ class Seal:
         """Whether the daemon holds no keys."""
         return self._mac_key is None
 
-    async def initialize(self, settings: SettingsRow) -> None:
-        """Make the first domain key and the service's own secrets in an empty store; leaves the daemon unsealed."""
+    async def initialize(self, settings: SettingsRow, pin: PinSource | None = None) -> None:
+        """Make the first domain key and the service's own secrets in an empty store; leaves the daemon unsealed.
+
+        Whatever this raises leaves it sealed. `pin` is used instead of the configured one.
+        """
         now_ms = int(self._clock() * 1000)
         domain_key_id = str(uuid.uuid4())
-        made = await self._hierarchy.create(domain_key_id, generation=1)
+        made = await self._hierarchy.create(domain_key_id, generation=1, pin=pin)
         mac_key = self._arena.random(_ROW_MAC_BYTES)
-        self._store.unseal(mac_key.view)
-        domain_key = DomainKeyRow(
-            domain_key_id=domain_key_id,
-            generation=made.generation,
-            wrapped=made.wrapped,
-            creation_ms=now_ms,
-            version=1,
-        )
-        secret = SecretRow(
-            name=_ROW_MAC,
-            domain_key_id=domain_key_id,
-            wrapped=self._hierarchy.wrap(_ROW_MAC_PLACE, mac_key.view),
-            version=1,
-        )
-        await self._store.commit(str(uuid.uuid4()), [Insert(settings), Insert(domain_key), Insert(secret)])
+        try:
+            self._store.unseal(mac_key.view)
+            domain_key = DomainKeyRow(
+                domain_key_id=domain_key_id,
+                generation=made.generation,
+                wrapped=made.wrapped,
+                creation_ms=now_ms,
+                version=1,
+            )
+            secret = SecretRow(
+                name=_ROW_MAC,
+                domain_key_id=domain_key_id,
+                wrapped=self._hierarchy.wrap(_ROW_MAC_PLACE, mac_key.view),
+                version=1,
+            )
+            await self._store.commit(str(uuid.uuid4()), [Insert(settings), Insert(domain_key), Insert(secret)])
+        except BaseException:
+            self.seal()
+            mac_key.release()
+            raise
         self._mac_key = mac_key
 
-    async def unseal(self) -> None:
-        """Bring the keys into memory; raises a RootError when the token refuses, IntegrityError for a changed store."""
+    async def unseal(self, pin: PinSource | None = None) -> None:
+        """Bring the keys into memory; raises a RootError when the token refuses, IntegrityError for a changed store.
+
+        `pin` is used instead of the configured one.
+        """
         rows = await self._store.domain_keys()
         secret = await self._store.secret(_ROW_MAC)
         if not rows or secret is None:
             raise IntegrityError("the store has no domain key or no row-MAC key; restore it from a backup")
-        await self._hierarchy.unseal([WrappedDomainKey(row.domain_key_id, row.generation, row.wrapped) for row in rows])
+        wrapped = [WrappedDomainKey(row.domain_key_id, row.generation, row.wrapped) for row in rows]
+        await self._hierarchy.unseal(wrapped, pin)
+        mac_key: Slot | None = None
         try:
-            self._mac_key = self._hierarchy.unwrap(_ROW_MAC_PLACE, secret.domain_key_id, secret.wrapped)
-            self._store.unseal(self._mac_key.view)
+            mac_key = self._hierarchy.unwrap(_ROW_MAC_PLACE, secret.domain_key_id, secret.wrapped)
+            self._store.unseal(mac_key.view)
             await self._store.verify_early_rows()
         except BaseException:
             self.seal()
+            if mac_key is not None:
+                mac_key.release()
             raise
+        self._mac_key = mac_key
 
     def seal(self) -> None:
         """Wipe every key from memory."""

@@ -24,7 +24,7 @@ from kmsd.api.operation import (
 from kmsd.api.shapes import Empty, Request, Response
 
 # Operations that AWS KMS has not.
-OURS = {"EncryptFile", "DecryptFile", "Status", "GetAuditRecords"}
+OURS = {"EncryptFile", "DecryptFile", "Status", "GetAuditRecords", "Seal", "Unseal"}
 # AWS KMS, developer guide: the permission of each operation, where it is not kms:NAME.
 ACTIONS = {
     "ReEncrypt": ("kms:ReEncryptFrom", "kms:ReEncryptTo"),
@@ -48,7 +48,7 @@ USES_KEY_MATERIAL = {
 # The key identifiers that AWS KMS accepts: an alias in cryptographic operations and DescribeKey, and nowhere else.
 NAMED_BY_ID_ONLY = {"CreateAlias"}
 # Members that AWS's service model calls sensitive, and all that is ciphertext or a token.
-NEVER_RECORDED = re.compile(r"plaintext|ciphertext|header|token|material$|records")
+NEVER_RECORDED = re.compile(r"plaintext|ciphertext|header|token|material$|records|pin")
 
 of_each = pytest.mark.parametrize("operation", OPERATIONS, ids=lambda operation: operation.name)
 
@@ -130,18 +130,19 @@ def test_contexts_and_keys_are_always_recorded(operation: Operation[Any, Any]) -
 def test_changes_are_no_cryptography(operation: Operation[Any, Any]) -> None:
     """What is served at once cannot await the store, and what changes the store has an intent first."""
     assert operation.read_only or operation.cost in {Cost.STORE, Cost.TOKEN}
-    assert operation.read_only is not operation.name.startswith(("Create", "Delete", "Update", "Put"))
+    assert operation.read_only is not operation.name.startswith(("Create", "Delete", "Update", "Put", "Seal", "Unseal"))
 
 
 @of_each
-def test_descriptors_come_with_files_only(operation: Operation[Any, Any]) -> None:
-    """One, to the worker."""
-    assert operation.descriptors == (operation.cost is Cost.FILE)
+def test_descriptors_come_with_files_and_unsealing_only(operation: Operation[Any, Any]) -> None:
+    """One, to the worker or for the PIN."""
+    assert operation.descriptors == (operation.cost is Cost.FILE or operation.name == "Unseal")
 
 
 def test_what_works_sealed_needs_no_key() -> None:
-    """The status, and the trail."""
-    assert {operation.name for operation in OPERATIONS if operation.works_sealed} == {"Status", "GetAuditRecords"}
+    """The status, the trail, and what decides whether there are keys."""
+    sealed = {operation.name for operation in OPERATIONS if operation.works_sealed}
+    assert sealed == {"Status", "GetAuditRecords", "Seal", "Unseal"}
 
 
 @of_each

@@ -25,9 +25,9 @@ DAEMONS = "DependencyTimeout KMSInternal KeyUnavailable"
 COMMON = "AccessDenied Validation UnknownOperation Throttling"
 OURS = (
     "Protocol MessageFormat FileAccess Sealed Storage AuditUnavailable Integrity ShuttingDown ConnectionLost "
-    "UntrustedServer"
+    "UntrustedServer Token TokenUnsuitable TokenPinIncorrect TokenPinBlocked TokenPinUnavailable"
 )
-RETRYABLE = "Throttling KMSInternal DependencyTimeout KeyUnavailable Sealed Storage AuditUnavailable ShuttingDown"
+RETRYABLE = "Throttling KMSInternal DependencyTimeout KeyUnavailable Sealed Storage AuditUnavailable ShuttingDown Token"
 
 
 def codes(names: str) -> set[str]:

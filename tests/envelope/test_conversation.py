@@ -7,10 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kmsd.api.errors import ERRORS, KmsError, ProtocolError, ThrottlingError
+from kmsd.api.failure import Failure
 from kmsd.envelope.conversation import (
     MAX_DATAGRAM_BYTES,
     Done,
-    Failure,
     Progress,
     Report,
     Start,

@@ -20,6 +20,7 @@ from kmsd.api.errors import (
     ShuttingDownError,
     ThrottlingError,
 )
+from kmsd.api.failure import Failure
 from kmsd.envelope import control, conversation, pool
 from kmsd.envelope.control import WORKER_ENTRY
 from kmsd.envelope.conversation import Done, Report, Start
@@ -380,7 +381,7 @@ async def test_a_worker_that_hangs_before_its_start_is_killed(
 def talk_nonsense(descriptors: list[int]) -> None:
     with socket.socket(fileno=descriptors[0]) as daemon:
         daemon.recv(control.MAX_JOB_BYTES)
-        report = control.encode(control.Outcome(1, 1, conversation.Failure("code", "?")))
+        report = control.encode(control.Outcome(1, 1, Failure("code", "?")))
         daemon.send(report.replace(b"?", b"\xff"))
         signal.pause()
 

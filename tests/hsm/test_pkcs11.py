@@ -172,7 +172,7 @@ async def test_a_wrong_pin_is_tried_once(zygote_with: ZygoteWith, config: TokenC
     root = Pkcs11Root(zygote_with(counted), config, FilePin(tmp_path / "wrong"))
     record = WrappedDomainKey("key-1", 1, b"\x01" + bytes(WRAPPED_BYTES - 1))
 
-    with pytest.raises(PinIncorrectError, match="correct the configured PIN") as refused:
+    with pytest.raises(PinIncorrectError, match="correct it before the next try") as refused:
         await unwrap(root, *[record] * (KEYS_IN_A_JOB + 1))
     assert jobs.read_bytes() == b"."
     assert "0000" not in str(refused.value)

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 import pytest
 
 from kmsd.api.errors import IntegrityError, KeyUnavailableError, SealedError
-from kmsd.hsm.root import TokenInfo, WrappedDomainKey
+from kmsd.hsm.root import PinSource, TokenInfo, WrappedDomainKey
 from kmsd.material.hierarchy import Hierarchy, Place
 from kmsd.material.versions import MaterialNotLoadedError, Versions, material_id_of
 from kmsd.memory.arena import Arena
@@ -19,14 +19,25 @@ PLACE = Place("material", "a", 1, "SYMMETRIC_DEFAULT")
 class PlainRoot:
     """A root that keeps domain keys as they are: what is tested here lies above the token."""
 
+    seen = None
+
+    def __init__(self) -> None:
+        self.pins: list[PinSource | None] = []
+
     async def look(self) -> TokenInfo:
         raise NotImplementedError
 
-    async def make_domain_key(self, domain_key_id: str, generation: int, into: memoryview) -> WrappedDomainKey:
+    async def make_domain_key(
+        self, domain_key_id: str, generation: int, into: memoryview, pin: PinSource | None = None
+    ) -> WrappedDomainKey:
+        self.pins.append(pin)
         into[:] = os.urandom(len(into))
         return WrappedDomainKey(domain_key_id, generation, bytes(into))
 
-    async def unwrap(self, records: Sequence[WrappedDomainKey], into: Sequence[memoryview]) -> None:
+    async def unwrap(
+        self, records: Sequence[WrappedDomainKey], into: Sequence[memoryview], pin: PinSource | None = None
+    ) -> None:
+        self.pins.append(pin)
         for record, view in zip(records, into, strict=True):
             view[:] = record.wrapped
 

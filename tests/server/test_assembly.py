@@ -22,7 +22,6 @@ from kmsd.audit.verify import verify
 from kmsd.config import Audit, Config
 from kmsd.envelope.pool import WORKER_ENTRY
 from kmsd.envelope.worker import run_worker
-from kmsd.hsm.root import TokenInfo
 from kmsd.identity.peer import program_of
 from kmsd.identity.principals import Administrators, SystemNames
 from kmsd.logs import StructuredLogger
@@ -34,7 +33,6 @@ from kmsd.store.base import StoreFormatError, StoreUnavailableError
 from tests.support.embedded import ACCOUNT, ALICE, Answer, Embedded, MemoryRoot, answers_in, kind_is, request_frame
 
 OpenService = Callable[..., Awaitable[Service]]
-TOKEN = TokenInfo("label", "serial", "maker", "model", "firmware", ())
 
 
 class OpenedService(Service):
@@ -73,7 +71,7 @@ async def open_assembled(zygote: Zygote, short_path: Path, log: io.StringIO) -> 
                 arena=Arena(256 * 1024),
                 logger=StructuredLogger(log),
                 root=MemoryRoot(),
-                token=TOKEN,
+                pin_configured=True,
                 administrators=Administrators(uids=frozenset({os.getuid()})),
                 admit=lambda _: None,
                 names=SystemNames(),

@@ -43,8 +43,7 @@ async def test_the_status_is_told_to_everybody(service: Embedded) -> None:
 
 async def test_the_status_says_sealed(service: Embedded) -> None:
     """It is answered while the daemon is sealed."""
-    service.seal.seal()
-    service.pipeline.sealed = True
+    await service.unsealing.seal()
 
     assert (await service.ask(BOB, STATUS, StatusRequest())).state is SealState.SEALED
 

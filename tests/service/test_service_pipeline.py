@@ -300,7 +300,7 @@ async def answer_to(service: Embedded, operation: Operation[Any, Any]) -> Answer
 async def test_sealed_only_what_needs_no_key_is_served(service: Embedded) -> None:
     """A sealed daemon says so, to anybody, before it looks at the members; and the refusal is on record."""
     service.seal.seal()
-    service.pipeline.sealed = True
+    await service.gate.close(0)
     for operation in OPERATIONS:
         answer = await answer_to(service, operation)
         if operation.works_sealed:

@@ -25,16 +25,17 @@ from kmsd.api.operation import Operation
 from kmsd.audit.record import Actor, Kind, Record
 from kmsd.audit.writer import SyncMode, Trail
 from kmsd.envelope.pool import FileJob, FileOutcome, FileStream, WorkerPool
-from kmsd.hsm.root import TokenInfo, WrappedDomainKey
+from kmsd.hsm.root import PinSource, TokenInfo, WrappedDomainKey
 from kmsd.identity.principals import Caller
 from kmsd.logs import StructuredLogger
 from kmsd.material.ciphertext import BlobCipher
 from kmsd.material.hierarchy import Hierarchy
 from kmsd.material.versions import Versions
 from kmsd.memory.arena import Arena
-from kmsd.service import administration, aliases, files, keys, symmetric
+from kmsd.service import administration, aliases, files, keys, seal_requests, symmetric
 from kmsd.service.batch import Batch
 from kmsd.service.call import Session
+from kmsd.service.gate import Gate as KeyGate
 from kmsd.service.identifiers import Arns
 from kmsd.service.key_cipher import KeyCipher
 from kmsd.service.pipeline import Pipeline
@@ -42,6 +43,7 @@ from kmsd.service.records import KeyRecords
 from kmsd.service.scratch import Scratch
 from kmsd.service.seal import Seal
 from kmsd.service.table import Handler, bind
+from kmsd.service.unsealing import Unsealing
 from kmsd.store.base import Change, KeyRow, MaterialRow, SettingsRow
 from kmsd.store.sql import SqlStore
 from kmsd.wire.codec import ParamsDecoder, ReplyDecoder, RequestDecoder, append_request
@@ -59,19 +61,38 @@ class MemoryRoot:
 
     def __init__(self) -> None:
         self.fault: Exception | None = None
+        self.gate: Gate | None = None
+        self.seen: TokenInfo | None = None
+        # What each login was tried with; None stands for the configured source.
+        self.pins: list[bytes | None] = []
 
-    async def look(self) -> TokenInfo:
-        return TokenInfo("label", "serial", "maker", "model", "firmware", ())
-
-    async def make_domain_key(self, domain_key_id: str, generation: int, into: memoryview) -> WrappedDomainKey:
+    async def _pass(self) -> None:
+        if self.gate is not None:
+            await self.gate.wait()
         if self.fault is not None:
             raise self.fault
+
+    async def _login(self, pin: PinSource | None) -> None:
+        room = bytearray(300)
+        self.pins.append(None if pin is None else bytes(room[: pin.read_into(memoryview(room))]))
+        await self._pass()
+
+    async def look(self) -> TokenInfo:
+        await self._pass()
+        self.seen = TokenInfo("label", "serial", "maker", "model", "firmware", ())
+        return self.seen
+
+    async def make_domain_key(
+        self, domain_key_id: str, generation: int, into: memoryview, pin: PinSource | None = None
+    ) -> WrappedDomainKey:
+        await self._login(pin)
         into[:] = os.urandom(len(into))
         return WrappedDomainKey(domain_key_id, generation, bytes(into))
 
-    async def unwrap(self, records: Sequence[WrappedDomainKey], into: Sequence[memoryview]) -> None:
-        if self.fault is not None:
-            raise self.fault
+    async def unwrap(
+        self, records: Sequence[WrappedDomainKey], into: Sequence[memoryview], pin: PinSource | None = None
+    ) -> None:
+        await self._login(pin)
         for record, view in zip(records, into, strict=True):
             view[:] = record.wrapped
 
@@ -275,6 +296,35 @@ BOB = person(1001, user="bob", gid=1001)
 ROOT = person(0, user="root", gid=0, administrator=True)
 
 
+class Sleeps:
+    """Stands for `asyncio.sleep`: how long each was to be, and the test decides when it is over."""
+
+    def __init__(self) -> None:
+        self.seconds: list[float] = []
+        self._asleep = asyncio.Event()
+        self._woken = asyncio.Event()
+
+    async def __call__(self, seconds: float) -> None:
+        self.seconds.append(seconds)
+        self._woken.clear()
+        self._asleep.set()
+        await self._woken.wait()
+
+    async def wake(self) -> None:
+        """Wait until somebody sleeps, and end that."""
+        await asyncio.wait_for(self._asleep.wait(), 10)
+        self._asleep.clear()
+        self._woken.set()
+
+    async def again(self) -> None:
+        """Wait until somebody sleeps."""
+        await asyncio.wait_for(self._asleep.wait(), 10)
+
+
+async def _nothing() -> None:
+    return
+
+
 class Embedded:
     """An unsealed service with everything below the socket. Made by `open`, ended by `close`."""
 
@@ -287,6 +337,7 @@ class Embedded:
         keys_in_memory: int,
         keys_per_uid: int,
         arena_bytes: int,
+        configured: bool,
         handlers: dict[Operation[Any, Any], Handler],
     ) -> None:
         self.directory = directory
@@ -308,6 +359,24 @@ class Embedded:
             records=self.records,
             arena=self.arena,
             clock=time.time,
+        )
+        self.gate = KeyGate()
+        self.sleeps = Sleeps()
+        self.unsealing = Unsealing(
+            seal=self.seal,
+            store=store,
+            settings=SettingsRow(account=ACCOUNT, region=REGION, version=1),
+            is_new=True,
+            root=self.root,
+            gate=self.gate,
+            settle=_nothing,
+            trail=trail,
+            logger=StructuredLogger(self.log),
+            configured=configured,
+            sleep=self.sleeps,
+        )
+        self.seal_requests = seal_requests.SealRequests(
+            unsealing=self.unsealing, trail=trail, logger=StructuredLogger(self.log), pin_seconds=0.3
         )
         self.scratch = Scratch(self.arena)
         cipher = KeyCipher(self.versions, BlobCipher(self.arena, os.urandom))
@@ -331,13 +400,13 @@ class Embedded:
             keys_per_uid=keys_per_uid,
         )
         administration_service = administration.Administration(
-            seal=self.seal,
             arns=self.arns,
             arena=self.arena,
             trail=trail,
             audit_sync=trail.mode,
             started=dt.datetime.now(dt.UTC),
-            token=None,
+            token=lambda: self.root.seen,
+            unsealing=self.unsealing,
             findings=[],
             connections=lambda: 3,
             streams=lambda: self.files.streams,
@@ -350,12 +419,14 @@ class Embedded:
                 **bind(aliases.HANDLERS, aliases.Aliases(store=store, arns=self.arns, clock=time.time)),
                 **bind(files.HANDLERS, self.files),
                 **bind(administration.HANDLERS, administration_service),
+                **bind(seal_requests.HANDLERS, self.seal_requests),
                 **handlers,
             },
             authorizer=Authorizer(HostPolicy.load(None, account=ACCOUNT, names=self.names)),
             records=self.records,
             trail=trail,
             scratch=self.scratch,
+            gate=self.gate,
             mutations=store,
             logger=StructuredLogger(self.log),
             settles=trail.mode is SyncMode.ALWAYS,
@@ -370,6 +441,7 @@ class Embedded:
         keys_in_memory: int = 100,
         keys_per_uid: int = 1000,
         arena_bytes: int = ARENA_BYTES,
+        configured: bool = True,
         handlers: dict[Operation[Any, Any], Handler] | None = None,
         initialize: bool = True,
     ) -> Embedded:
@@ -386,20 +458,23 @@ class Embedded:
             keys_in_memory=keys_in_memory,
             keys_per_uid=keys_per_uid,
             arena_bytes=arena_bytes,
+            configured=configured,
             handlers=handlers or {},
         )
         if initialize:
             await service.seal.initialize(SettingsRow(account=ACCOUNT, region=REGION, version=1))
-            service.pipeline.sealed = False
+            service.gate.open()
         store.calls.clear()
         return service
 
     async def close(self) -> None:
         """Close what holds threads and descriptors; whatever was switched works again."""
-        for gate in (self.trail.sync_gate, self.pool.gate, *self.store.gates.values()):
+        for gate in (self.trail.sync_gate, self.pool.gate, self.root.gate, *self.store.gates.values()):
             if gate is not None:
                 gate.opened.set()
         self.trail.refuses, self.trail.unsyncable = None, False
+        await self.seal_requests.close()
+        await self.unsealing.close()
         await self.pipeline.drain()
         self.pool.close()
         self.seal.seal()

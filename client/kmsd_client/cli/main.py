@@ -35,6 +35,8 @@ VERBS = {
     "alias": Verb("aliases", "name keys"),
     "random": Verb("randomness", "print random bytes"),
     "status": Verb("status", "tell how the daemon is"),
+    "seal": Verb("seal", "wipe all keys from the daemon's memory"),
+    "unseal": Verb("unseal", "give the daemon the token's PIN, and so its keys"),
     "audit": Verb("audit", "read and verify the audit trail"),
     "api": Verb("api", "call any operation by its name"),
 }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from kmsd.api.administration import STATUS, ProtectionStatus, SealState, StatusRequest
+from kmsd.api.administration import STATUS, PinSetting, ProtectionStatus, SealState, StatusRequest
 from kmsd_client import Client
 from kmsd_client.cli.terminal import EXIT_ERROR, add_json_option, print_facts, print_json
 
@@ -36,6 +36,8 @@ def run(options: argparse.Namespace) -> int:
                 ("in use", f"{status.connections} connections, {status.file_streams} file streams"),
                 ("hardening", _hardening(status.hardening)),
                 ("token", f"{token.label} ({token.manufacturer} {token.model})" if token else "not seen"),
+                ("PIN", "configured" if status.pin is PinSetting.CONFIGURED else "an administrator brings it"),
+                *([("sealed because", status.unseal_failure)] if status.unseal_failure else []),
             ]
         )
     return 0 if status.state is SealState.UNSEALED else EXIT_ERROR

@@ -24,7 +24,11 @@ EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells say it
 # What to do about an error, by its code; said where the code alone does not tell it.
 _HINTS = {
     "AccessDeniedException": "ask whoever manages the key to allow it in the key policy, or an administrator of kmsd",
-    "SealedException": "an administrator has to unseal kmsd",
+    "SealedException": "an administrator has to unseal kmsd: kms unseal",
+    "TokenException": "kms status and kmsd's log tell how the token is",
+    "TokenPinIncorrectException": "try again with care: a token locks itself after a few wrong PINs",
+    "TokenPinBlockedException": "look at the token with its own tool (for many: pkcs11-tool), then run kms unseal",
+    "TokenPinUnavailableException": "run kms unseal and type the PIN, or name a file with --pin-file",
     "AuditUnavailableException": "an administrator has to look at the audit trail: its disk may be full",
     "ConnectionLostException": "is kmsd running? name its socket with --socket or KMSD_SOCKET",
     "MessageFormatException": "is this the right file, and all of it?",

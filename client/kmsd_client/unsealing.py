@@ -1,0 +1,56 @@
+"""Unsealing the daemon: the client's side of what follows the operation Unseal.
+
+The PIN goes to the daemon as one datagram over a socketpair, and from there into secret memory. This process holds it
+as long as its caller does.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+
+from kmsd.api import unsealing
+from kmsd.api.administration import UNSEAL, UnsealRequest
+from kmsd.api.errors import ConnectionLostError, ProtocolError, TokenPinUnavailableError, ValidationError
+from kmsd.api.unsealing import MAX_DATAGRAM_BYTES, MAX_PIN_BYTES, Unsealed
+from kmsd_client.files import Caller
+
+
+def unseal(client: Caller, pin: bytes | bytearray | None) -> Unsealed:
+    """Let the daemon unseal itself with `pin` (UTF-8), or with None with the PIN from its own configured source.
+
+    Waits for the outcome, which takes as long as the token does. Raises the KmsError it ended with: of the operation,
+    of the PIN or of the token. Nothing is tried twice.
+    """
+    if pin is not None:
+        if not pin:
+            raise TokenPinUnavailableError("the PIN is empty")
+        if len(pin) > MAX_PIN_BYTES:
+            raise ValidationError(f"a PIN has at most {MAX_PIN_BYTES} bytes, and this has {len(pin)}")
+    _, descriptors = client.call_with_descriptors(UNSEAL, UnsealRequest(configured=pin is None))
+    if len(descriptors) != 1:
+        for descriptor in descriptors:
+            os.close(descriptor)
+        raise ConnectionLostError(f"the daemon sent {len(descriptors)} descriptors instead of one")
+    with socket.socket(fileno=descriptors[0]) as channel:
+        if pin is not None:
+            with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # it may have said why before it closed
+                channel.send(pin)
+        return _outcome(channel)
+
+
+def _outcome(channel: socket.socket) -> Unsealed:
+    try:
+        datagram = channel.recv(MAX_DATAGRAM_BYTES)
+    except ConnectionResetError:
+        datagram = b""
+    if not datagram:
+        raise ConnectionLostError("the daemon went away before it said what became of the unsealing")
+    try:
+        outcome = unsealing.decode_outcome(datagram)
+    except ProtocolError as error:
+        raise ConnectionLostError(error.message) from None
+    if outcome.error is not None:
+        raise outcome.error.error()
+    return outcome.done or Unsealed()

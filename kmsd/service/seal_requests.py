@@ -1,0 +1,163 @@
+"""Seal and Unseal, as administrators ask for them.
+
+The PIN never comes in a request, whose frames are ordinary memory: Unseal answers with one end of a socketpair, and
+what the client sends there is read straight into a page of secret memory. Its `intent` record stands in the trail
+before the client gets that end, its `outcome` record before the client is told.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import Callable
+from typing import Any
+
+from kmsd.api import administration as api
+from kmsd.api.errors import (
+    AuditUnavailableError,
+    KmsError,
+    KMSInternalError,
+    ShuttingDownError,
+    ThrottlingError,
+    TokenPinUnavailableError,
+    ValidationError,
+)
+from kmsd.api.failure import Failure
+from kmsd.api.operation import Operation
+from kmsd.api.unsealing import MAX_PIN_BYTES, Outcome, Unsealed, encode
+from kmsd.audit.record import Kind
+from kmsd.hsm.pin import PagePin
+from kmsd.logs import Logger
+from kmsd.memory.page import Page
+from kmsd.service.call import Call
+from kmsd.service.pipeline import Trail
+from kmsd.service.table import WithDescriptors
+from kmsd.service.telling import told
+from kmsd.service.unsealing import Unsealing
+
+# A client has the PIN before it asks; this is for one that was stopped in between.
+PIN_SECONDS = 30.0
+# Unsealing is for a few administrators; each holds a page of secret memory and a descriptor until it is told.
+_MOST_AT_ONCE = 8
+
+
+class SealRequests:
+    """Handlers of Seal and Unseal; a client has `pin_seconds` to send the PIN."""
+
+    def __init__(self, *, unsealing: Unsealing, trail: Trail, logger: Logger, pin_seconds: float = PIN_SECONDS) -> None:
+        self._unsealing = unsealing
+        self._trail = trail
+        self._logger = logger
+        self._pin_seconds = pin_seconds
+        self._conversations: set[asyncio.Task[None]] = set()
+
+    async def seal(self, call: Call, request: api.SealRequest) -> api.SealResponse:  # noqa: ARG002 - handlers share one form
+        """Wipe the keys; sealing what is sealed makes sure that it stays so."""
+        await self._unsealing.seal()
+        return api.SealResponse(state=self._state())
+
+    async def unseal(self, call: Call, request: api.UnsealRequest) -> WithDescriptors:
+        """Begin an attempt, and give the client the end over which it sends the PIN and is told the outcome."""
+        if len(self._conversations) >= _MOST_AT_ONCE:
+            raise ThrottlingError(f"{_MOST_AT_ONCE} requests to unseal are under way already")
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with contextlib.ExitStack() as unless_begun:
+            unless_begun.enter_context(ours)
+            unless_begun.enter_context(theirs)
+            ours.setblocking(False)
+            self._trail.append([call.record(Kind.INTENT, parameters=_parameters(request))])
+            call.began = True
+            unless_begun.pop_all()
+        task = asyncio.ensure_future(self._converse(call, request, ours))
+        self._conversations.add(task)
+        task.add_done_callback(self._ended)
+        return WithDescriptors(api.UnsealResponse(state=self._state()), [theirs.detach()])
+
+    def _state(self) -> api.SealState:
+        return api.SealState.SEALED if self._unsealing.sealed else api.SealState.UNSEALED
+
+    async def _converse(self, call: Call, request: api.UnsealRequest, channel: socket.socket) -> None:
+        def record(error: KmsError | None = None) -> None:
+            self._trail.append([call.record(Kind.OUTCOME, parameters=_parameters(request), error=error)])
+
+        with channel:
+            try:
+                outcome = Outcome(done=Unsealed(already=not await self._unseal(request, channel, record)))
+            except KmsError as error:
+                outcome = Outcome(error=Failure.of(_recorded(record, error)))
+            except asyncio.CancelledError:
+                stopping = ShuttingDownError("kmsd is stopping; ask again when it has started")
+                _tell(channel, Outcome(error=Failure.of(_recorded(record, stopping))))
+                raise
+            except BaseException:
+                _recorded(record, KMSInternalError("kmsd failed to unseal; its log tells why"))
+                raise
+            _tell(channel, outcome)
+
+    async def _unseal(self, request: api.UnsealRequest, channel: socket.socket, record: Callable[[], None]) -> bool:
+        with told(), Page.create() as page:
+            # An open descriptor of secret memory could be taken and mapped; the mapping alone cannot.
+            page.close_descriptor()
+            pin = None if request.configured else PagePin(page, await self._receive_pin(channel, page.view))
+            await self._trail.sync()
+            unsealed = await self._unsealing.unseal(pin, record)
+            if not unsealed:
+                record()
+            return unsealed
+
+    async def _receive_pin(self, channel: socket.socket, page: memoryview) -> int:
+        """Read one datagram into the page and return its length; there is no control buffer for descriptors."""
+        loop = asyncio.get_running_loop()
+        readable = asyncio.Event()
+        loop.add_reader(channel, readable.set)
+        try:
+            async with asyncio.timeout(self._pin_seconds):
+                await readable.wait()
+            length = channel.recv_into(page)
+        except TimeoutError:
+            raise TokenPinUnavailableError(f"no PIN came within {self._pin_seconds:g} s") from None
+        except ConnectionResetError:
+            length = 0
+        finally:
+            loop.remove_reader(channel)
+        if length == 0:
+            raise TokenPinUnavailableError("the client went away without a PIN, or sent an empty one")
+        if length > MAX_PIN_BYTES:
+            raise ValidationError(f"a PIN has at most {MAX_PIN_BYTES} bytes")
+        return length
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._conversations.discard(task)
+        if not task.cancelled() and (fault := task.exception()) is not None:
+            self._logger.fault("unsealing_failed", fault)
+
+    async def close(self) -> None:
+        """End what is under way; whoever waits is told that kmsd stops."""
+        for task in self._conversations:
+            task.cancel()
+        await asyncio.gather(*self._conversations, return_exceptions=True)
+
+
+HANDLERS: dict[Operation[Any, Any], Callable[..., Any]] = {
+    api.SEAL: SealRequests.seal,
+    api.UNSEAL: SealRequests.unseal,
+}
+
+
+def _parameters(request: api.UnsealRequest) -> dict[str, Any]:
+    return {"configured": request.configured}
+
+
+def _recorded(record: Callable[[KmsError], None], error: KmsError) -> KmsError:
+    """Record how it ended and return what to tell the client: nobody is told what is not on record."""
+    try:
+        record(error)
+    except AuditUnavailableError as unavailable:
+        return unavailable
+    return error
+
+
+def _tell(channel: socket.socket, outcome: Outcome) -> None:
+    with contextlib.suppress(OSError):  # the client is gone; its record has the outcome
+        channel.send(encode(outcome))

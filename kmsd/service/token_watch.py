@@ -1,0 +1,84 @@
+"""Looks at the token now and then, and seals the daemon when it is gone, if that is what the configuration wants.
+
+Only a token that is missing counts as lost. One that is slow, or whose module crashed, may be there: that is logged. A
+daemon that the loss sealed unseals itself when the token is back, if it has a source of the PIN.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+from kmsd.hsm.root import Root, RootError, TokenMissingError
+from kmsd.logs import Logger
+from kmsd.service.unsealing import Unsealing
+
+
+class TokenWatch:
+    """Looks every `check_seconds`; `seals` tells whether losing the token seals the daemon."""
+
+    def __init__(
+        self,
+        *,
+        root: Root,
+        unsealing: Unsealing,
+        logger: Logger,
+        check_seconds: float,
+        seals: bool,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> None:
+        self._root = root
+        self._unsealing = unsealing
+        self._logger = logger
+        self._check_seconds = check_seconds
+        self._seals = seals
+        self._sleep = sleep
+        self._missing = False
+        self._watching: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Begin to watch, if that is configured."""
+        if self._check_seconds > 0:
+            self._watching = asyncio.ensure_future(self._watch())
+            self._watching.add_done_callback(self._tell_fault)
+
+    async def close(self) -> None:
+        """Look no more."""
+        if self._watching is not None:
+            self._watching.cancel()
+            await asyncio.wait({self._watching})
+
+    async def _watch(self) -> None:
+        while True:
+            await self._sleep(self._check_seconds)
+            await self._look()
+
+    async def _look(self) -> None:
+        if self._unsealing.sealed and not self._unsealing.lost:
+            return  # whoever unseals it learns how the token is
+        try:
+            await self._root.look()
+        except TokenMissingError as error:
+            if not self._missing:
+                self._missing = True
+                await self._lose(error)
+        except RootError as error:
+            self._logger.warning("token_check_failed", reason=str(error))
+        else:
+            if self._missing:
+                self._missing = False
+                await self._regain()
+
+    async def _lose(self, error: TokenMissingError) -> None:
+        self._logger.warning("token_lost", reason=str(error), seals=self._seals)
+        if self._seals:
+            await self._unsealing.lose(str(error))
+
+    async def _regain(self) -> None:
+        self._logger.info("token_back")
+        if self._unsealing.lost and self._unsealing.configured:
+            await self._unsealing.recover()
+
+    def _tell_fault(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and (fault := task.exception()) is not None:
+            self._logger.fault("token_watch_failed", fault)
