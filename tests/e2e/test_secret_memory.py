@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from kmsd.api.errors import TokenPinIncorrectError
 from kmsd.api.shapes import DataKeySpec
 from kmsd.envelope.header import derive_message_key, parse_header
 from kmsd.hsm.pkcs11 import JOB_ENTRY, FilePin, Pkcs11Root, run_job
@@ -28,6 +29,7 @@ from kmsd.processes.zygote import Zygote
 from kmsd.store.sql import SqlStore
 from kmsd_client import Client
 from kmsd_client.files import decrypt_file, encrypt_file
+from kmsd_client.unsealing import unseal
 from tests.support.dev_daemon import DevDaemon
 from tests.support.scanner import Finding, scan
 
@@ -35,6 +37,7 @@ pytestmark = pytest.mark.root
 
 ROUNDS = 200  # of five requests each
 CONTEXT = {"purpose": "canary"}
+MISTYPED = os.urandom(16).hex().encode()
 
 
 @pytest.fixture(scope="module")
@@ -51,6 +54,12 @@ def worked(dev: DevDaemon, module_path: Path) -> str:
         for number in range(3):
             encrypt_file(client, file, module_path / "FILE.kms", key_id=key.arn, encryption_context=CONTEXT, force=True)
             decrypt_file(client, module_path / "FILE.kms", module_path / f"plain-{number}")
+        # As an administrator does who brings the PIN over the socket, after a slip of the finger.
+        client.seal()
+        with pytest.raises(TokenPinIncorrectError):
+            unseal(client, MISTYPED)
+        unseal(client, (dev.directory / "token" / PIN_NAME).read_bytes())
+        _make_requests(client, key.arn, ROUNDS)
         return key.key_id
 
 
@@ -97,6 +106,7 @@ async def unwrapped(directory: Path, key_id: str, message: bytes, zygote: Zygote
             "data key of a file": bytes(data_key),
             "message key of a file": bytes(message_key),
             "PIN": (directory / "token" / PIN_NAME).read_bytes(),
+            "mistyped PIN": MISTYPED,
         }
     finally:
         await store.close()
@@ -119,7 +129,7 @@ def secrets(dev: DevDaemon, worked: str, module_path: Path) -> dict[str, bytes]:
 
 
 def test_no_key_is_found_in_any_process(dev: DevDaemon, secrets: dict[str, bytes]) -> None:
-    """After a thousand requests and six files: in no mapping and behind no descriptor of daemon, zygote or worker."""
+    """After a thousand requests, six files and an unsealing: in no mapping and behind no descriptor of any process."""
     pids = dev.processes()
     report = scan(pids, secrets)
 
