@@ -64,6 +64,12 @@ class MakeToken(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag=Tru
     config: TokenConfig
 
 
+class MakeRootKey(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag=True):
+    """Make the root key in a token that is set up, unless it is there. Pages: PIN."""
+
+    config: TokenConfig
+
+
 class Looked(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag=True):
     """The answer to `Look`."""
 
@@ -78,6 +84,12 @@ class Wrapped(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag=True)
 
 class Done(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag=True):
     """The answer to `Unwrap` and `MakeToken`."""
+
+
+class RootKeyReady(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag=True):
+    """The answer to `MakeRootKey`: whether the key was `made` or was there; it works."""
+
+    made: bool
 
 
 class Failed(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag=True):
@@ -96,7 +108,7 @@ class Failed(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag=True):
         return ERRORS.get(self.error, TokenCrashedError)(self.message)
 
 
-Request = Look | MakeDomainKey | Unwrap | MakeToken
-Reply = Looked | Wrapped | Done | Failed
+Request = Look | MakeDomainKey | Unwrap | MakeToken | MakeRootKey
+Reply = Looked | Wrapped | Done | RootKeyReady | Failed
 
 ERRORS: dict[str, type[RootError]] = {error.__name__: error for error in RootError.__subclasses__()}

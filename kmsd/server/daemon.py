@@ -105,6 +105,9 @@ async def _serve(deployment: Deployment, zygote: Zygote, arena: Arena) -> None:
             )
         )
         await service.unseal()
+        if deployment.only_initializes:
+            await service.close()
+            return
         await service.listen(deployment.open_socket())
         supervision = Supervision(service, zygote, notifier, logger)
         deployment.ready()

@@ -35,8 +35,9 @@ class Deployment:
 
     `only_uid` is the one uid that is accepted, or None for all. `open_socket` returns the listening socket and
     `close_socket` takes its name away. `find_token` may make the token. `ready` is called once the socket accepts.
-    With `serves_sealed` it serves although it could not be unsealed at the start; else it does not start then.
-    `notifier` tells the service manager. Where there is a `host_policy` directory, SIGHUP has it read anew.
+    With `serves_sealed` it serves although it could not be unsealed at the start; else it does not start then. With
+    `only_initializes` it makes what a first start makes, keys included, and ends. `notifier` tells the service manager.
+    Where there is a `host_policy` directory, SIGHUP has it read anew.
     """
 
     config: Config
@@ -49,6 +50,7 @@ class Deployment:
     close_socket: Callable[[], None]
     find_token: Callable[[Zygote], Awaitable[Token]]
     serves_sealed: bool
+    only_initializes: bool = False
     ready: Callable[[], None] = _nothing
     notifier: Notifier = field(default_factory=Notifier)
 
@@ -100,23 +102,66 @@ def host(
             with suppress(FileNotFoundError, PermissionError):
                 owned_path.unlink()
 
-    async def find_token(zygote: Zygote) -> Token:  # noqa: ARG001 - `development` makes it by the zygote
-        return Token(token_config(config), pin_source(config.hsm.pin, credentials))
+    return _of_host(
+        config,
+        pin_source(config.hsm.pin, credentials),
+        open_socket=lambda: sock,
+        close_socket=close_socket,
+        serves_sealed=True,
+        only_initializes=False,
+        notifier=notifier,
+    )
 
-    state = Path(config.paths.state)
+
+def founding(config: Config, pin: PinSource) -> Deployment:
+    """Return a daemon of a host that makes its store, account, keys and audit trail, and ends (`kmsd init`)."""
+
+    def open_socket() -> socket.socket:
+        raise NotImplementedError("it serves nobody")
+
+    return _of_host(
+        config,
+        pin,
+        open_socket=open_socket,
+        close_socket=_nothing,
+        serves_sealed=False,
+        only_initializes=True,
+        notifier=Notifier(),
+    )
+
+
+def _of_host(
+    config: Config,
+    pin: PinSource | None,
+    *,
+    open_socket: Callable[[], socket.socket],
+    close_socket: Callable[[], None],
+    serves_sealed: bool,
+    only_initializes: bool,
+    notifier: Notifier,
+) -> Deployment:
+    async def find_token(zygote: Zygote) -> Token:  # noqa: ARG001 - `development` makes it by the zygote
+        return Token(token_config(config), pin)
+
     return Deployment(
         config=config,
-        store_path=state / "store.sqlite",
+        store_path=store_path(config),
         audit_path=Path(config.paths.audit),
         host_policy=Path(config.paths.policies),
         administrators=Administrators(uids=frozenset(config.administrators.uids), groups=config.administrators.groups),
         only_uid=None,
-        open_socket=lambda: sock,
+        open_socket=open_socket,
         close_socket=close_socket,
         find_token=find_token,
-        serves_sealed=True,
+        serves_sealed=serves_sealed,
+        only_initializes=only_initializes,
         notifier=notifier,
     )
+
+
+def store_path(config: Config) -> Path:
+    """Return where a host's daemon has its store."""
+    return Path(config.paths.state, "store.sqlite")
 
 
 def token_config(config: Config) -> TokenConfig:
