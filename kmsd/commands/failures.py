@@ -9,7 +9,16 @@ _EXIT_FAILED = 1
 
 
 def exit_code_of(run: Callable[[], None]) -> int:
-    """Call `run`, which runs the daemon, and return the exit code; what it was foreseen to raise is said.
+    """Call `run` and return the exit code; what it was foreseen to raise is said."""
+    reason = failure_of(run)
+    if reason is None:
+        return 0
+    sys.stderr.write(f"kmsd: error: {reason}\n")
+    return _EXIT_FAILED
+
+
+def failure_of(run: Callable[[], None]) -> str | None:
+    """Call `run`, which runs the daemon or parts of it; return what it was foreseen to raise in words, or None.
 
     Everything else passes: it is a fault of the program, whose traceback is wanted.
     """
@@ -17,6 +26,7 @@ def exit_code_of(run: Callable[[], None]) -> int:
     from kmsd.access.host import HostPolicyError  # noqa: PLC0415
     from kmsd.api.errors import KmsError  # noqa: PLC0415
     from kmsd.audit.opening import AuditBrokenError  # noqa: PLC0415
+    from kmsd.commands.steps import SetupError  # noqa: PLC0415
     from kmsd.config import ConfigurationError  # noqa: PLC0415
     from kmsd.hsm.root import RootError  # noqa: PLC0415
     from kmsd.identity.peer import IncompleteUidMapError  # noqa: PLC0415
@@ -42,14 +52,13 @@ def exit_code_of(run: Callable[[], None]) -> int:
         PrivilegesError,
         RootError,
         SecretMemoryUnavailableError,
+        SetupError,
         SocketInUseError,
         StoreError,
     ) as error:
-        sys.stderr.write(f"kmsd: error: {error}\n")
-        return _EXIT_FAILED
+        return str(error)
     except OSError as error:
         # Without an errno it is our own words (what to install); else the system's, about a file it names.
         reason = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
-        sys.stderr.write(f"kmsd: error: {reason or error}\n")
-        return _EXIT_FAILED
-    return 0
+        return reason or str(error)
+    return None

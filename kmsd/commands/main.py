@@ -12,13 +12,16 @@ from kmsd.commands.dev import run_dev
 from kmsd.commands.serve import run_serve
 from kmsd.config import DEFAULT_PATH, Config, ConfigurationError, load_config
 
+# The one choice of --recovery yet.
+NO_RECOVERY = "none"
 # What shells and sysexits use for a wrong command line.
 _EXIT_USAGE = 2
 # 128 + SIGINT, as shells say it.
 _EXIT_INTERRUPTED = 130
 
 
-def _parser() -> argparse.ArgumentParser:
+def make_parser() -> argparse.ArgumentParser:
+    """Return the parser of the whole command line."""
     parser = argparse.ArgumentParser(prog="kmsd", description="A key management service behind a Unix socket.")
     parser.add_argument("--version", action="version", version=f"kmsd {kmsd.__version__}")
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
@@ -39,7 +42,50 @@ def _parser() -> argparse.ArgumentParser:
     serve.add_argument(
         "--config", type=Path, default=DEFAULT_PATH, metavar="FILE", help="settings, as TOML (default: %(default)s)"
     )
+    init = verbs.add_parser(
+        "init",
+        help="set up this host (as root)",
+        description="Make user, groups, directories, token, store and settings, as far as they are missing, and start "
+        "kmsd. Changes nothing that is there, so it can be run again. Without --module it makes a SoftHSM2 token.",
+    )
+    init.add_argument("--non-interactive", action="store_true", help="ask nothing")
+    init.add_argument("--recovery", choices=[NO_RECOVERY], help="what opens the keys when the token is lost")
+    init.add_argument("--module", metavar="PATH", help="the PKCS#11 library of a token that is set up")
+    init.add_argument("--token-label", metavar="LABEL", help="which of its tokens")
+    init.add_argument("--pin-file", metavar="FILE", help="a file with the token's PIN, - for standard input")
+    init.add_argument(
+        "--module-environment",
+        metavar="NAME=VALUE",
+        action="append",
+        default=[],
+        type=_assignment,
+        help="a variable that the library reads; may be repeated",
+    )
+    init.add_argument("--config", type=Path, default=DEFAULT_PATH, metavar="FILE", help="settings (%(default)s)")
     return parser
+
+
+def _assignment(text: str) -> tuple[str, str]:
+    name, separator, value = text.partition("=")
+    if not name or not separator:
+        raise argparse.ArgumentTypeError(f"{text!r} is not of the form NAME=VALUE")
+    return name, value
+
+
+def _init(options: argparse.Namespace) -> int:
+    from kmsd.commands.init import Choices, run_init  # noqa: PLC0415 - it loads most of the daemon
+
+    return run_init(
+        Choices(
+            settings=options.config,
+            interactive=not options.non_interactive and sys.stdin.isatty(),
+            recovery=options.recovery,
+            module=options.module,
+            token_label=options.token_label,
+            pin_file=options.pin_file,
+            environment=tuple(options.module_environment),
+        )
+    )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -47,7 +93,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments)
     # Behind -- stands somebody else's command line, which is not argparse's to read.
     command = words[words.index("--") + 1 :] if "--" in words else []
-    options = _parser().parse_args(words[: words.index("--")] if "--" in words else words)
+    options = make_parser().parse_args(words[: words.index("--")] if "--" in words else words)
+    if options.verb == "init":
+        return _init(options)
     try:
         config = load_config(options.config) if options.config else Config()
     except ConfigurationError as error:

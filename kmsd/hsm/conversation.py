@@ -66,6 +66,12 @@ class MakeToken(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag=Tru
     config: TokenConfig
 
 
+class MakeRootKey(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag=True):
+    """Make the root key in a token that is set up, unless it is there. Pages: PIN."""
+
+    config: TokenConfig
+
+
 class Looked(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag=True):
     """The answer to `Look`."""
 
@@ -89,6 +95,12 @@ class Done(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag=True):
     """The answer to `MakeToken`."""
 
 
+class RootKeyReady(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag=True):
+    """The answer to `MakeRootKey`: whether the key was `made` or was there; it works."""
+
+    made: bool
+
+
 class Failed(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag=True):
     """The answer to everything that failed: the name of a `RootError` and its message."""
 
@@ -105,7 +117,7 @@ class Failed(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag=True):
         return ERRORS.get(self.error, TokenCrashedError)(self.message)
 
 
-Request = Look | MakeDomainKey | Unwrap | MakeToken
-Reply = Looked | Wrapped | Unwrapped | Done | Failed
+Request = Look | MakeDomainKey | Unwrap | MakeToken | MakeRootKey
+Reply = Looked | Wrapped | Unwrapped | Done | RootKeyReady | Failed
 
 ERRORS: dict[str, type[RootError]] = {error.__name__: error for error in RootError.__subclasses__()}

@@ -1,4 +1,6 @@
-"""The job that makes a SoftHSM token with a root key. Imported only in a job's process, like `cryptoki`.
+"""The jobs that make a root key: in a new SoftHSM token, or in a token that somebody else has set up.
+
+Imported only in a job's process, like `cryptoki`.
 
 python-pkcs11 0.10 has no C_InitToken, so that one function is called through ctypes, in the module that python-pkcs11
 has loaded and initialized: dlopen(3) gives the same library for the same path, with the same state.
@@ -9,11 +11,11 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Callable
 
-from pkcs11 import Attribute, KeyType, MechanismFlag, Slot, TokenFlag
+from pkcs11 import Attribute, KeyType, MechanismFlag, SecretKey, Session, Slot, TokenFlag
 
 from kmsd.hsm.conversation import TokenConfig
-from kmsd.hsm.cryptoki import find_slots, find_token, mapped, root_key
-from kmsd.hsm.root import DOMAIN_KEY_BYTES, TokenFailedError
+from kmsd.hsm.cryptoki import RootKey, check, find_slots, find_token, mapped, root_key
+from kmsd.hsm.root import DOMAIN_KEY_BYTES, RootError, TokenFailedError
 
 # CK_TOKEN_INFO.label (PKCS#11 3.1, 3.2): 32 characters, padded with blanks, no terminator.
 _LABEL_BYTES = 32
@@ -34,21 +36,48 @@ def make_token(config: TokenConfig, pin: str, officer_pin: str, random: Callable
         with token.open(rw=True, so_pin=officer_pin) as session:
             session.init_pin(pin)
         with token.open(rw=True, user_pin=pin) as session:
-            session.generate_key(
-                KeyType.AES,
-                8 * DOMAIN_KEY_BYTES,
-                label=config.root_key_label,
-                store=True,
-                capabilities=MechanismFlag.ENCRYPT | MechanismFlag.DECRYPT,
-                template={
-                    Attribute.PRIVATE: True,
-                    Attribute.SENSITIVE: True,
-                    Attribute.EXTRACTABLE: False,
-                    Attribute.MODIFIABLE: False,
-                },
-            )
+            _generate(config, session)
     with root_key(config, pin, random, attended=False) as key:
         key.wrap(memoryview(bytes(DOMAIN_KEY_BYTES)), "trial", 0)
+
+
+def make_root_key(config: TokenConfig, pin: str, random: Callable[[int], bytes]) -> bool:
+    """Make the root key in the token, unless there is one, and return whether it was made; it works then.
+
+    A token that cannot wrap with AES-GCM is refused, and one in which this shows only now keeps no key of ours. Raises
+    a RootError.
+    """
+    token = find_token(config)
+    check(config, token, attended=True)
+    with mapped(config), token.open(rw=True, user_pin=pin) as session:
+        made = None
+        # Any key of this label: one that cannot be the root key is told below, and never gets a second beside it.
+        if not list(session.get_objects({Attribute.LABEL: config.root_key_label})):
+            made = _generate(config, session)
+        try:
+            RootKey(config, session, random).wrap(memoryview(bytes(DOMAIN_KEY_BYTES)), "trial", 0)
+        except RootError:
+            if made is not None:
+                made.destroy()
+            raise
+    return made is not None
+
+
+def _generate(config: TokenConfig, session: Session) -> SecretKey:
+    key: SecretKey = session.generate_key(
+        KeyType.AES,
+        8 * DOMAIN_KEY_BYTES,
+        label=config.root_key_label,
+        store=True,
+        capabilities=MechanismFlag.ENCRYPT | MechanismFlag.DECRYPT,
+        template={
+            Attribute.PRIVATE: True,
+            Attribute.SENSITIVE: True,
+            Attribute.EXTRACTABLE: False,
+            Attribute.MODIFIABLE: False,
+        },
+    )
+    return key
 
 
 def _initialize(config: TokenConfig, slot: Slot, officer_pin: str) -> None:

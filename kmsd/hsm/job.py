@@ -21,9 +21,11 @@ from kmsd.hsm.conversation import (
     Look,
     Looked,
     MakeDomainKey,
+    MakeRootKey,
     MakeToken,
     Reply,
     Request,
+    RootKeyReady,
     Unwrap,
     Unwrapped,
     Wrapped,
@@ -64,6 +66,8 @@ def _perform(request: Request, pages: Sequence[memoryview]) -> Reply:
             officer_pin = secrets.token_hex(_OFFICER_PIN_BYTES)
             initialization.make_token(config, _pin(pages[0]), officer_pin, os.urandom)
             return Done()
+        case MakeRootKey(config):
+            return RootKeyReady(initialization.make_root_key(config, _pin(pages[0]), os.urandom))
         case MakeDomainKey(config, attended, domain_key_id, generation):
             key = pages[1][:DOMAIN_KEY_BYTES]
             key[:] = os.urandom(DOMAIN_KEY_BYTES)

@@ -26,6 +26,7 @@ from kmsd.hsm.conversation import (
     MakeDomainKey,
     Reply,
     Request,
+    RootKeyReady,
     TokenConfig,
     Unwrap,
     Unwrapped,
@@ -52,7 +53,7 @@ __all__ = ["JOB_ENTRY", "FilePin", "PinSource", "Pkcs11Root", "TokenConfig", "To
 # Long enough for a network HSM that reconnects, short enough for someone who waits for `kms unseal`.
 DEADLINE_SECONDS = 30.0
 
-_Answer = TypeVar("_Answer", Looked, Wrapped, Unwrapped, Done)
+_Answer = TypeVar("_Answer", Looked, Wrapped, Unwrapped, Done, RootKeyReady)
 
 
 class TokenJobs:

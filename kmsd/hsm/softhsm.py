@@ -69,12 +69,27 @@ async def make_token(
     directory = _own_directory(directory)
     with _locked(directory):
         _remove_attempts(directory)
-        if not (directory / _TOKENS_NAME).is_dir():
+        if not is_made(directory):
             making = _fresh_folder(directory)
             _write_pin(making / PIN_NAME, random_below)
             await _fill(zygote, making, label)
             _move_into_place(making, directory)
         return _configure(directory, label)
+
+
+def is_made(directory: Path) -> bool:
+    """Whether `make_token` has made its token in `directory`."""
+    return (directory / _TOKENS_NAME).is_dir()
+
+
+def token_config(directory: Path, *, label: str) -> TokenConfig:
+    """Return how to use the token that `make_token` makes in `directory`; raises as `find_module` does."""
+    return TokenConfig(
+        module=str(find_module()),
+        token_label=label,
+        root_key_label=ROOT_KEY_LABEL,
+        environment=(("SOFTHSM2_CONF", str(directory / _CONFIGURATION_NAME)),),
+    )
 
 
 def _own_directory(directory: Path) -> Path:
@@ -148,12 +163,7 @@ def _configure(directory: Path, label: str) -> TokenConfig:
         "objectstore.backend = file\nlog.level = ERROR\nslots.removable = false\n"
     )
     draft.rename(path)
-    return TokenConfig(
-        module=str(find_module()),
-        token_label=label,
-        root_key_label=ROOT_KEY_LABEL,
-        environment=(("SOFTHSM2_CONF", str(path)),),
-    )
+    return token_config(directory, label=label)
 
 
 def _sync(path: Path) -> None:

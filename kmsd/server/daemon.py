@@ -28,6 +28,7 @@ from kmsd.server.deployment import Deployment
 
 if TYPE_CHECKING:
     from kmsd.logs import Logger
+    from kmsd.server.supervision import Supervision
 
 # Half a second on an idle machine; this is for one that boots.
 _OWN_START_SECONDS = 60.0
@@ -113,28 +114,33 @@ async def _serve(deployment: Deployment, zygote: Zygote, arena: Arena, confineme
                 audit_path=deployment.audit_path,
             )
         )
-        sock = deployment.open_socket()
+        sock = deployment.open_socket() if deployment.open_socket is not None else None
         confinement.restrict_calls()
         findings += await _inspect(confinement, arena, zygote)
         logger.info("hardening", missing=[describe(one) for one in findings if one.state is not State.ON])
         check_required(findings, required=config.hardening == "require")
         await service.unseal(serves_sealed=deployment.serves_sealed)
-        await service.listen(sock)
-        supervision = Supervision(service, zygote, deployment.notifier, logger)
-        deployment.ready()
-        supervision.start()
-        if deployment.host_policy is not None:
-            loop.add_signal_handler(signal.SIGHUP, supervision.reload)
-        await stop.wait()
-        supervision.stop(config.shutdown_grace_seconds)
-        deployment.close_socket()
-        sock = None
+        if sock is not None:
+            await service.listen(sock)
+            await _supervise(deployment, Supervision(service, zygote, deployment.notifier, logger), stop)
+            deployment.close_socket()
+            sock = None
         await service.close()
     finally:
         if sock is not None:  # the start failed after it was there
             deployment.close_socket()
         lookups.close()
         await zygote.close()
+
+
+async def _supervise(deployment: Deployment, supervision: Supervision, stop: asyncio.Event) -> None:
+    """Tell everybody who waits that the service accepts connections, and return when it has to stop."""
+    deployment.ready()
+    supervision.start()
+    if deployment.host_policy is not None:
+        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, supervision.reload)
+    await stop.wait()
+    supervision.stop(deployment.config.shutdown_grace_seconds)
 
 
 def _stop_event(loop: asyncio.AbstractEventLoop) -> asyncio.Event:

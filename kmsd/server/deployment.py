@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -34,11 +34,12 @@ class Deployment:
     """A daemon that is to run.
 
     `only_uid` is the one uid that is accepted, or None for all. `open_socket` returns the listening socket and
-    `close_socket` takes its name away. `find_token` may make the token. `ready` is called once the socket accepts.
-    With `serves_sealed` it serves although it could not be unsealed at the start; else it does not start then.
-    `readable` and `writable` folders are what the daemon may open, beside its own code, once it runs; `token_writable`
-    is what a token job may write beside what the settings say. `notifier` tells the service manager. Where there is a
-    `host_policy` directory, SIGHUP has it read anew.
+    `close_socket` takes its name away; without a socket the daemon makes what a first start makes, keys included, and
+    ends. `find_token` may make the token. `ready` is called once the socket accepts. With `serves_sealed` it serves
+    although it could not be unsealed at the start; else it does not start then. `readable` and `writable` folders are
+    what the daemon may open, beside its own code, once it runs; `token_writable` is what a token job may write beside
+    what the settings say. `notifier` tells the service manager. Where there is a `host_policy` directory, SIGHUP has it
+    read anew.
     """
 
     config: Config
@@ -47,7 +48,7 @@ class Deployment:
     host_policy: Path | None
     administrators: Administrators
     only_uid: int | None
-    open_socket: Callable[[], socket.socket]
+    open_socket: Callable[[], socket.socket] | None
     close_socket: Callable[[], None]
     find_token: Callable[[Zygote], Awaitable[Token]]
     serves_sealed: bool
@@ -108,29 +109,71 @@ def host(
             with suppress(FileNotFoundError, PermissionError):
                 owned_path.unlink()
 
-    async def find_token(zygote: Zygote) -> Token:  # noqa: ARG001 - `development` makes it by the zygote
-        return Token(token_config(config), pin_source(config.hsm.pin, credentials))
-
-    state, audit, policies = Path(config.paths.state), Path(config.paths.audit), Path(config.paths.policies)
     kind, _, value = config.hsm.pin.partition(":")
     # Folders, because files in them may be replaced while the daemon runs.
     pins = [Path(value).parent] if kind == "file" else [credentials] if credentials is not None else []
+    return _of_host(
+        config,
+        pin_source(config.hsm.pin, credentials),
+        open_socket=lambda: sock,
+        close_socket=close_socket,
+        serves_sealed=True,
+        readable=pins,
+        writable=[owned_path.parent] if owned_path is not None else [],
+        notifier=notifier,
+    )
+
+
+def founding(config: Config, pin: PinSource) -> Deployment:
+    """Return a daemon of a host that makes its store, account, keys and audit trail, and ends (`kmsd init`)."""
+    return _of_host(
+        config,
+        pin,
+        open_socket=None,
+        close_socket=_nothing,
+        serves_sealed=False,
+        readable=(),
+        writable=(),
+        notifier=Notifier(),
+    )
+
+
+def _of_host(
+    config: Config,
+    pin: PinSource | None,
+    *,
+    open_socket: Callable[[], socket.socket] | None,
+    close_socket: Callable[[], None],
+    serves_sealed: bool,
+    readable: Sequence[Path],
+    writable: Sequence[Path],
+    notifier: Notifier,
+) -> Deployment:
+    async def find_token(zygote: Zygote) -> Token:  # noqa: ARG001 - `development` makes it by the zygote
+        return Token(token_config(config), pin)
+
+    policies, audit = Path(config.paths.policies), Path(config.paths.audit)
     return Deployment(
         config=config,
-        store_path=state / "store.sqlite",
+        store_path=store_path(config),
         audit_path=audit,
         host_policy=policies,
         administrators=Administrators(uids=frozenset(config.administrators.uids), groups=config.administrators.groups),
         only_uid=None,
-        open_socket=lambda: sock,
+        open_socket=open_socket,
         close_socket=close_socket,
         find_token=find_token,
-        serves_sealed=True,
-        readable=(policies, *pins),
-        writable=(state, audit.parent, *([owned_path.parent] if owned_path is not None else [])),
+        serves_sealed=serves_sealed,
+        readable=(policies, *readable),
+        writable=(Path(config.paths.state), audit.parent, *writable),
         token_writable=(),
         notifier=notifier,
     )
+
+
+def store_path(config: Config) -> Path:
+    """Return where a host's daemon has its store."""
+    return Path(config.paths.state, "store.sqlite")
 
 
 def token_config(config: Config) -> TokenConfig:

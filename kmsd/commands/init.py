@@ -1,0 +1,230 @@
+"""`kmsd init`: sets up a host, as root, so that `kmsd serve` finds everything it needs.
+
+Every step looks first and does only what is missing. So it may be interrupted anywhere and run again, and on a host
+that is set up it changes nothing. It never takes the place of keys, a token, a store or settings that are there.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from kmsd.commands.accounts import ADMINISTRATORS, USERS, make_accounts
+from kmsd.commands.credentials import CREDENTIAL, NAME, find_pin_setting, open_stored_pin, store_pin
+from kmsd.commands.directories import make_directories
+from kmsd.commands.failures import exit_code_of
+from kmsd.commands.pins import HeldPin, vendor_pin
+from kmsd.commands.service_process import as_service
+from kmsd.commands.settings import write_settings
+from kmsd.commands.steps import SetupError, tell
+from kmsd.commands.tokens import make_root_key, make_softhsm, softhsm_directory, softhsm_pin_file
+from kmsd.commands.units import start_units
+from kmsd.config import Config, Hsm, load_config
+from kmsd.hsm.pin import FilePin
+from kmsd.identity.peer import check_identity_map
+from kmsd.processes.privileges import Account, find_account
+from kmsd.server.daemon import run_daemon
+from kmsd.server.deployment import founding, store_path
+
+_EXIT_USAGE = 2
+NO_RECOVERY = "none"
+
+_RECOVERY = """\
+Keys that only the token can open are lost with the token. kmsd cannot split a recovery key yet, so that the choice is
+to go without: keep backups of the token and of its PIN.
+"""
+
+
+class UsageError(ValueError):
+    """The command line lacks something; the message says what."""
+
+
+@dataclass(frozen=True)
+class Choices:
+    """What an administrator decided on the command line; None where that is left to a question."""
+
+    settings: Path
+    interactive: bool
+    recovery: str | None
+    module: str | None
+    token_label: str | None
+    pin_file: str | None
+    environment: tuple[tuple[str, str], ...]
+
+
+def run_init(choices: Choices) -> int:
+    """Set up the host; return the exit code."""
+    try:
+        _check_recovery(choices)
+        _check_token(choices)
+    except UsageError as error:
+        sys.stderr.write(f"kmsd: error: {error}\n")
+        return _EXIT_USAGE
+    return exit_code_of(lambda: _Setup(choices).run())
+
+
+def _check_recovery(choices: Choices) -> None:
+    if choices.recovery == NO_RECOVERY:
+        return
+    if choices.recovery is None and choices.interactive:
+        print(_RECOVERY)
+        if input(f'Type "{NO_RECOVERY}" to go without recovery: ').strip() == NO_RECOVERY:
+            return
+        raise UsageError("no recovery was chosen, so nothing was done")
+    raise UsageError(
+        f"say what becomes of the keys when the token is lost: the only choice yet is --recovery {NO_RECOVERY}, which "
+        "means that they are lost with it"
+    )
+
+
+def _check_token(choices: Choices) -> None:
+    if choices.module is None:
+        if choices.token_label or choices.pin_file or choices.environment:
+            raise UsageError("--token-label, --pin-file and --module-environment belong to --module")
+        return
+    if not Path(choices.module).is_absolute():
+        raise UsageError(f"--module {choices.module}: name the module by its whole path")
+    if choices.token_label is None:
+        raise UsageError("--module needs --token-label: which of the module's tokens is it?")
+    if choices.pin_file is None and not choices.interactive:
+        raise UsageError("--module needs --pin-file here: a file with the token's PIN, or - for standard input")
+
+
+class _Setup:
+    def __init__(self, choices: Choices) -> None:
+        self._choices = choices
+        self._path = choices.settings.absolute()
+        self._has_settings = self._path.exists()
+        self._config = load_config(self._path) if self._has_settings else Config()
+
+    def run(self) -> None:
+        if os.getuid() != 0:
+            raise SetupError("kmsd init sets up the whole host: run it as root")
+        check_identity_map()
+        if self._has_settings:
+            self._check_settings()
+        make_accounts(self._config.user, self._config.paths.state)
+        account = find_account(self._config.user)
+        make_directories(self._config, self._path, account)
+        lock = os.open(self._path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._found(account)
+        except BlockingIOError:
+            raise SetupError("another `kmsd init` is running: wait for it, then look with another run") from None
+        finally:
+            os.close(lock)
+        obstacle = start_units()
+        self._say_what_is_next(obstacle)
+
+    def _check_settings(self) -> None:
+        named, chosen = self._config.hsm, self._choices
+        if not named.module:
+            raise SetupError(
+                f"{self._path} is there and names no token, and kmsd init changes no settings: add hsm.module and "
+                "hsm.token_label, or move the file away, and run this again"
+            )
+        if chosen.module is not None and (named.module, named.token_label) != (chosen.module, chosen.token_label):
+            raise SetupError(
+                f"{self._path} names the token {named.token_label!r} of {named.module}, and kmsd init changes no "
+                "settings: leave --module out, or move the file away"
+            )
+
+    def _found(self, account: Account) -> None:
+        """Make what holds the keys, in the order in which each needs the one before."""
+        pin = None
+        self._config = msgspec.structs.replace(self._config, hsm=self._token(account))
+        if self._is_founded():
+            tell(made=False, what=f"store {store_path(self._config)} and audit trail {self._config.paths.audit}")
+        else:
+            pin = self._pin()
+            if not self._is_softhsm():
+                make_root_key(self._config, pin, account)
+            config, held = self._config, pin
+            as_service(account, lambda: _run(config, held))
+            tell(made=True, what=f"store {store_path(config)} and audit trail {config.paths.audit}")
+        self._keep_pin(pin, account)
+
+    def _token(self, account: Account) -> Hsm:
+        """Return the settings of the token, which is made if it is one of ours and not there."""
+        choices = self._choices
+        if self._is_softhsm():
+            if self._is_founded() and not softhsm_directory(self._config).exists():
+                raise SetupError(
+                    f"the store was made with the token {softhsm_directory(self._config)}, which is not there: put it "
+                    "back from a backup; a new one could not open the keys"
+                )
+            made = make_softhsm(self._config, account)
+            return self._config.hsm if self._has_settings else made
+        if self._has_settings:
+            return self._config.hsm
+        return Hsm(
+            module=choices.module or "", token_label=choices.token_label or "", environment=dict(choices.environment)
+        )
+
+    def _is_softhsm(self) -> bool:
+        """Whether the token is the one that this makes by itself."""
+        if self._has_settings:
+            place = f"{softhsm_directory(self._config)}/"
+            return any(value.startswith(place) for value in self._config.hsm.environment.values())
+        return self._choices.module is None
+
+    def _is_founded(self) -> bool:
+        """Whether store and trail are in use: the first thing a store does is to have the trail tell of it."""
+        trail = Path(self._config.paths.audit)
+        return store_path(self._config).exists() and trail.exists() and trail.stat().st_size > 0
+
+    def _pin(self) -> HeldPin:
+        """Return the PIN, from wherever it is by now."""
+        if self._is_softhsm() and (file := softhsm_pin_file(self._config)).exists():
+            # The daemon's own file: in a directory that only it and root can enter.
+            return HeldPin.of(FilePin(file))
+        if self._choices.pin_file is None and (stored := find_pin_setting(self._path)) is not None:
+            return open_stored_pin(stored)
+        if self._is_softhsm():
+            raise SetupError(
+                f"the PIN of the token {softhsm_directory(self._config)} is lost: put it back from a backup, into "
+                f"{softhsm_pin_file(self._config)}"
+            )
+        return vendor_pin(self._choices.pin_file, self._config.hsm.token_label)
+
+    def _keep_pin(self, pin: HeldPin | None, account: Account) -> None:
+        """Store the PIN for the daemon's starts, write the settings that say where, and drop what is not needed."""
+        stored = find_pin_setting(self._path)
+        wanted = self._config.hsm.pin if self._has_settings else None
+        if wanted is None or (wanted.startswith("credential:") and stored is None):
+            if stored is None:
+                stored = store_pin(pin or self._pin(), self._path, account)
+            else:
+                tell(made=False, what=f"PIN, {stored}")
+        else:
+            tell(made=False, what=f"PIN, {wanted or 'which an administrator gives'}")
+        if self._has_settings:
+            tell(made=False, what=f"settings {self._path}")
+        else:
+            write_settings(self._path, msgspec.structs.replace(self._config.hsm, pin=stored or ""))
+        if self._is_softhsm() and CREDENTIAL.exists() and (wanted or stored or "").startswith("credential:"):
+            softhsm_pin_file(self._config).unlink(missing_ok=True)
+
+    def _say_what_is_next(self, obstacle: str | None) -> None:
+        print()
+        if obstacle is not None:
+            print(f"Not started: {obstacle}. Start it with: kmsd serve")
+        print(f"Next: who may use keys:        usermod -aG {USERS} NAME")
+        print(f"      who administers kmsd:    usermod -aG {ADMINISTRATORS} NAME")
+        print("      see that all is well:    kms doctor")
+        if self._is_softhsm():
+            print(f"      back up the token:       {softhsm_directory(self._config)}")
+            if CREDENTIAL.exists():
+                print(f"      back up its PIN, apart:  systemd-creds decrypt --name={NAME} {CREDENTIAL} FILE")
+        print("Without token and PIN nothing that was encrypted can be read again.")
+
+
+def _run(config: Config, pin: HeldPin) -> bool:
+    run_daemon(founding(config, pin))
+    return True

@@ -1,0 +1,36 @@
+"""The units of a host's daemon."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+
+from kmsd.commands.steps import SetupError, tell
+
+UNITS = ("kmsd.socket", "kmsd.service")
+# There while systemd is PID 1 (sd_booted(3)).
+_BOOTED = Path("/run/systemd/system")
+
+
+def start_units() -> str | None:
+    """Have systemd start kmsd now and at each boot; return why it cannot, None if it does."""
+    program = shutil.which("systemctl")
+    if program is None or not _BOOTED.is_dir():
+        return "systemd is not running here"
+    if _run(program, "cat", *UNITS).returncode:
+        return f"the units {' and '.join(UNITS)} are not installed"
+    if not _run(program, "is-enabled", *UNITS).returncode and not _run(program, "is-active", *UNITS).returncode:
+        tell(made=False, what="kmsd enabled and running")
+        return None
+    started = _run(program, "enable", "--now", *UNITS)
+    if started.returncode:
+        raise SetupError(f"systemctl enable --now failed: {started.stderr.strip()}; see `journalctl -u kmsd`")
+    tell(made=True, what="kmsd enabled and running")
+    return None
+
+
+def _run(program: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(  # noqa: S603 - systemd's own program
+        [program, *arguments], capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL
+    )
