@@ -6,7 +6,6 @@ alone does not open the token. Not bound to the TPM's measurements: an update of
 
 from __future__ import annotations
 
-import hmac
 import os
 import shutil
 import subprocess
@@ -82,7 +81,7 @@ def _encrypt(pin: HeldPin) -> str | None:
         opened = HeldPin.of(_Encrypted(encrypted.stdout))
     except PinUnavailableError as error:
         return str(error)
-    if not hmac.compare_digest(opened.view, pin.view):
+    if not opened.equals(pin):
         return "what it encrypted does not open"
     CREDENTIAL.parent.mkdir(mode=0o700, exist_ok=True)
     write_new(CREDENTIAL, encrypted.stdout, mode=0o600, owner=(0, 0))

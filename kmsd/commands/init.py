@@ -26,6 +26,7 @@ from kmsd.commands.tokens import make_root_key, make_softhsm, softhsm_directory,
 from kmsd.commands.units import start_units
 from kmsd.config import Config, Hsm, load_config
 from kmsd.hsm.pin import FilePin
+from kmsd.hsm.softhsm import is_made
 from kmsd.identity.peer import check_identity_map
 from kmsd.processes.privileges import Account, find_account
 from kmsd.server.daemon import run_daemon
@@ -154,6 +155,13 @@ class _Setup:
         """Return the settings of the token, which is made if it is one of ours and not there."""
         choices = self._choices
         if self._is_softhsm():
+            stored = find_pin_setting(self._path)
+            if stored is not None and not is_made(softhsm_directory(self._config)):
+                raise SetupError(
+                    f"{CREDENTIAL if stored.startswith('credential:') else stored.removeprefix('file:')} holds the PIN "
+                    f"of a token that is not there: put the token back into {softhsm_directory(self._config)}, or move "
+                    "the PIN away to begin anew"
+                )
             if self._is_founded() and not softhsm_directory(self._config).exists():
                 raise SetupError(
                     f"the store was made with the token {softhsm_directory(self._config)}, which is not there: put it "
@@ -208,8 +216,21 @@ class _Setup:
             tell(made=False, what=f"settings {self._path}")
         else:
             write_settings(self._path, msgspec.structs.replace(self._config.hsm, pin=stored or ""))
-        if self._is_softhsm() and CREDENTIAL.exists() and (wanted or stored or "").startswith("credential:"):
-            softhsm_pin_file(self._config).unlink(missing_ok=True)
+        if self._is_softhsm() and (wanted or stored or "").startswith("credential:"):
+            self._drop_pin_file()
+
+    def _drop_pin_file(self) -> None:
+        """Remove the PIN beside the token, once it is certain that the stored one is the same."""
+        file = softhsm_pin_file(self._config)
+        stored = find_pin_setting(self._path)
+        if not file.exists() or stored is None:
+            return
+        if not open_stored_pin(stored).equals(HeldPin.of(FilePin(file))):
+            raise SetupError(
+                f"{CREDENTIAL} holds another PIN than {file}, which was made with the token and is kept: move the "
+                "credential away, and run this again"
+            )
+        file.unlink()
 
     def _say_what_is_next(self, obstacle: str | None) -> None:
         print()

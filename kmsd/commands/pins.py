@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import getpass
+import hmac
 import os
 import sys
 from pathlib import Path
@@ -32,6 +33,10 @@ class HeldPin:
     def view(self) -> memoryview:
         """The PIN, where it lies."""
         return self._page.view[: self._length]
+
+    def equals(self, other: HeldPin) -> bool:
+        """Tell whether `other` is the same PIN."""
+        return hmac.compare_digest(self.view, other.view)
 
     def read_into(self, view: memoryview) -> int:
         """Copy the PIN to the start of `view` and return its length."""

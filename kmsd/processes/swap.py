@@ -9,9 +9,20 @@ from pathlib import Path
 
 # sys/mman.h: what is mapped now and later, each page when it is first touched.
 _MCL_CURRENT, _MCL_FUTURE, _MCL_ONFAULT = 1, 2, 4
-_SWAPS = Path("/proc/swaps")
 _OWN_GROUP = Path("/proc/self/cgroup")
 _GROUPS = Path("/sys/fs/cgroup")
+
+
+class _SystemInfo(ctypes.Structure):
+    """struct sysinfo of linux/sysinfo.h: 112 bytes, of which this names the first that are needed."""
+
+    _fields_ = (
+        ("uptime", ctypes.c_long),
+        ("loads", ctypes.c_ulong * 3),
+        ("memory", ctypes.c_ulong * 4),
+        ("swap", ctypes.c_ulong),
+        ("rest", ctypes.c_ubyte * 64),
+    )
 
 
 class SwapPossibleError(RuntimeError):
@@ -47,7 +58,6 @@ def _is_forbidden() -> bool:
 
 
 def _has_swap() -> bool:
-    try:
-        return len(_SWAPS.read_text(encoding="utf-8").splitlines()) > 1  # the first line is the heading
-    except OSError:
-        return True
+    """Ask the kernel by sysinfo(2): /proc/swaps is not there for a service that sees its own processes only."""
+    info = _SystemInfo()
+    return ctypes.CDLL(None).sysinfo(ctypes.byref(info)) != 0 or info.swap != 0

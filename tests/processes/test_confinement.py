@@ -176,23 +176,30 @@ def test_swap_is_ruled_out_by_the_control_group_by_locking_or_by_its_absence(
     """And where none of these holds, the error tells what to change."""
     from kmsd.processes import swap
 
-    heading = "Filename\tType\tSize\tUsed\tPriority\n"
-    swaps, own, groups = tmp_path / "swaps", tmp_path / "cgroup", tmp_path / "fs"
+    own, groups = tmp_path / "cgroup", tmp_path / "fs"
     (groups / "system.slice" / "kmsd.service").mkdir(parents=True)
     limit = groups / "system.slice" / "kmsd.service" / "memory.swap.max"
     own.write_text("9:name=systemd:/\n0::/system.slice/kmsd.service\n")
-    monkeypatch.setattr(swap, "_SWAPS", swaps)
     monkeypatch.setattr(swap, "_OWN_GROUP", own)
     monkeypatch.setattr(swap, "_GROUPS", groups)
     monkeypatch.setattr(resource, "getrlimit", lambda _: (8 << 20, 8 << 20))
-    swaps.write_text(heading)
+    monkeypatch.setattr(swap, "_has_swap", lambda: False)
     limit.write_text("max\n")
 
     assert "no swap" in swap.rule_out_swap()
 
-    swaps.write_text(heading + "/dev/sda2\tpartition\t1\t0\t-2\n")
+    monkeypatch.setattr(swap, "_has_swap", lambda: True)
     with pytest.raises(SwapPossibleError, match="MemorySwapMax=0"):
         swap.rule_out_swap()
 
     limit.write_text("0\n")
     assert "memory.swap.max" in swap.rule_out_swap()
+
+
+def test_whether_the_host_has_swap_is_what_proc_says() -> None:
+    """Where /proc/swaps can be read, it has a line for each area behind its heading."""
+    from kmsd.processes import swap
+
+    areas = Path("/proc/swaps").read_text().splitlines()[1:]
+
+    assert swap._has_swap() == bool(areas)
