@@ -60,4 +60,4 @@ def _is_forbidden() -> bool:
 def _has_swap() -> bool:
     """Ask the kernel by sysinfo(2): /proc/swaps is not there for a service that sees its own processes only."""
     info = _SystemInfo()
-    return ctypes.CDLL(None).sysinfo(ctypes.byref(info)) != 0 or info.swap != 0
+    return bool(ctypes.CDLL(None).sysinfo(ctypes.byref(info)) != 0 or info.swap != 0)
