@@ -61,7 +61,7 @@ def connect(path: str, *, timeout_seconds: float | None) -> socket.socket:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, limit)
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
         sock.connect(path)
-        _, server, _ = _UCRED.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
+        server = server_uid(sock)
     except OSError as error:
         sock.close()
         lost = ConnectionLostError(f"cannot connect to {path}: {error.strerror or error}")
@@ -73,6 +73,12 @@ def connect(path: str, *, timeout_seconds: float | None) -> socket.socket:
             f"{path} is served by uid {server}, which is neither root nor {SERVICE_USER} nor the caller's own"
         )
     return sock
+
+
+def server_uid(sock: socket.socket) -> int:
+    """Return the uid of whoever listens at the other end of a connection."""
+    _, uid, _ = _UCRED.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
+    return int(uid)
 
 
 def is_trusted(server: int, *, own: int) -> bool:

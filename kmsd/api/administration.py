@@ -27,13 +27,14 @@ class PinSetting(enum.StrEnum):
 
 
 class TokenStatus(Structure, frozen=True, kw_only=True):
-    """The token as it was seen at the last job."""
+    """The token as it was seen at the last job; `mechanisms` are PKCS#11's names without CKM_."""
 
     label: str
     manufacturer: str
     model: str
     serial: str
     firmware: str
+    mechanisms: list[str] = []
 
 
 class ProtectionStatus(Structure, frozen=True, kw_only=True):

@@ -90,6 +90,7 @@ class Administration:
                 model=token.model,
                 serial=token.serial,
                 firmware=token.firmware,
+                mechanisms=list(token.mechanisms),
             ),
             unseal_failure=self._unsealing.failure,
             pin=api.PinSetting.CONFIGURED if self._unsealing.configured else api.PinSetting.NONE,

@@ -37,6 +37,7 @@ VERBS = {
     "status": Verb("status", "tell how the daemon is"),
     "seal": Verb("seal", "wipe all keys from the daemon's memory"),
     "unseal": Verb("unseal", "give the daemon the token's PIN, and so its keys"),
+    "doctor": Verb("doctor", "check the installation and say what to do"),
     "audit": Verb("audit", "read and verify the audit trail"),
     "api": Verb("api", "call any operation by its name"),
 }
