@@ -30,7 +30,7 @@ from kmsd.hsm.conversation import (
     Unwrapped,
     Wrapped,
 )
-from kmsd.hsm.root import DOMAIN_KEY_BYTES, PinIncorrectError, RootError
+from kmsd.hsm.root import DOMAIN_KEY_BYTES, PinIncorrectError, RootError, TokenFailedError
 from kmsd.memory.page import Page
 
 # The name under which the daemon gives `run_job` to the zygote.
@@ -41,18 +41,28 @@ JOB_ENTRY = "hsm-job"
 _OFFICER_PIN_BYTES = 16
 
 
-def run_job(descriptors: list[int]) -> None:
-    """Serve one request. `descriptors` are the channel and the pages that the request needs (see `conversation`)."""
+def run_job(descriptors: list[int], *, module: str | None = None) -> None:
+    """Serve one request. `descriptors` are the channel and the pages that the request needs (see `conversation`).
+
+    `module` is the only PKCS#11 library that is loaded, decided when the zygote was started: a daemon that was taken
+    over since then must not have code of its choice run here. None: the one that the request names.
+    """
     with socket.socket(fileno=descriptors[0]) as channel:
         # Not closed here: that would wipe them for the daemon too, which has yet to read the keys. It wipes them.
         pages = [Page.from_descriptor(descriptor).view for descriptor in descriptors[1:]]
         request = msgspec.json.decode(channel.recv(MAX_DATAGRAM_BYTES), type=Request)
         os.environ.update(request.config.environment)
         try:
+            _check_module(request.config.module, module)
             reply = _perform(request, pages)
         except RootError as error:
             reply = Failed.of(error)
         channel.send(msgspec.json.encode(reply))
+
+
+def _check_module(named: str, allowed: str | None) -> None:
+    if allowed is not None and named != allowed:
+        raise TokenFailedError(f"the module {named} is not the one that kmsd was started with: restart kmsd")
 
 
 def _perform(request: Request, pages: Sequence[memoryview]) -> Reply:

@@ -90,10 +90,10 @@ class Confinements:
             hidden=("io_uring_setup",),
         )
 
-    def entries(self) -> Mapping[str, Entry]:
+    def entries(self, deployment: Deployment) -> Mapping[str, Entry]:
         """Return what the zygote's children run, each confined before it meets anything from outside."""
         return {
-            JOB_ENTRY: partial(_confined, self.job.enter, run_job),
+            JOB_ENTRY: partial(_confined, self.job.enter, partial(run_job, module=str(deployment.module))),
             LOOKUPS_ENTRY: partial(_confined, self.lookups.enter, run_lookups),
             # Its threads are made between the two steps.
             WORKER_ENTRY: partial(
@@ -141,8 +141,14 @@ def _job_reach(deployment: Deployment, *, network: bool, local: bool) -> Reach:
     hsm = deployment.config.hsm
     # The module's settings are named in its environment: SOFTHSM2_CONF, CS_PKCS11_R3_CFG and the like.
     named = [value for value in hsm.environment.values() if Path(value).is_absolute()]
-    module = [str(Path(hsm.module).parent)] if hsm.module else []
-    readable = (*_LIBRARIES, *_DEVICES, *_MODULES_READ, *(_NETWORK_READ if network else ()), *module, *named)
+    readable = (
+        *_LIBRARIES,
+        *_DEVICES,
+        *_MODULES_READ,
+        *(_NETWORK_READ if network else ()),
+        str(deployment.module.parent),
+        *named,
+    )
     return Reach(
         readable=(*_code(), *_paths((*readable, *hsm.readable_paths))),
         writable=(*deployment.token_writable, *_paths(hsm.writable_paths)),

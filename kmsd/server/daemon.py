@@ -39,7 +39,7 @@ def run_daemon(deployment: Deployment) -> None:
     harden_process()
     _raise_descriptor_limit()
     confinements = Confinements(deployment)
-    zygote = Zygote.start(confinements.entries(), confinements.zygote.enter)
+    zygote = Zygote.start(confinements.entries(deployment), confinements.zygote.enter)
     confinement = confinements.daemon(deployment, zygote_pid=zygote.pid)
     confinement.restrict_process()
     memory = deployment.config.memory

@@ -35,11 +35,11 @@ class Deployment:
 
     `only_uid` is the one uid that is accepted, or None for all. `open_socket` returns the listening socket and
     `close_socket` takes its name away; without a socket the daemon makes what a first start makes, keys included, and
-    ends. `find_token` may make the token. `ready` is called once the socket accepts. With `serves_sealed` it serves
-    although it could not be unsealed at the start; else it does not start then. `readable` and `writable` folders are
-    what the daemon may open, beside its own code, once it runs; `token_writable` is what a token job may write beside
-    what the settings say. `notifier` tells the service manager. Where there is a `host_policy` directory, SIGHUP has it
-    read anew.
+    ends. `module` is the token's PKCS#11 library, and `find_token` may make the token. `ready` is called once the
+    socket accepts. With `serves_sealed` it serves although it could not be unsealed at the start; else it does not
+    start then. `readable` and `writable` folders are what the daemon may open, beside its own code, once it runs;
+    `token_writable` is what a token job may write beside what the settings say. `notifier` tells the service manager.
+    Where there is a `host_policy` directory, SIGHUP has it read anew.
     """
 
     config: Config
@@ -50,6 +50,7 @@ class Deployment:
     only_uid: int | None
     open_socket: Callable[[], socket.socket] | None
     close_socket: Callable[[], None]
+    module: Path
     find_token: Callable[[Zygote], Awaitable[Token]]
     serves_sealed: bool
     readable: tuple[Path, ...]
@@ -62,7 +63,9 @@ class Deployment:
 def development(
     directory: Path, config: Config, *, shared: bool, only_uid: int | None, ready: Callable[[], None]
 ) -> Deployment:
-    """Return a daemon with everything embedded in one directory (`kmsd dev`)."""
+    """Return a daemon with everything embedded in one directory (`kmsd dev`); raises OSError without a SoftHSM2."""
+    from kmsd.hsm.softhsm import PIN_NAME, find_module, make_token  # noqa: PLC0415 - a host has a token of its own
+
     path = directory / "kmsd.sock"
 
     def open_socket() -> socket.socket:
@@ -71,8 +74,6 @@ def development(
         return bind(path, 0o666 if shared else 0o600)
 
     async def find_token(zygote: Zygote) -> Token:
-        from kmsd.hsm.softhsm import PIN_NAME, make_token  # noqa: PLC0415 - as above
-
         token = await make_token(zygote, directory / "token", label="kmsd-dev")
         return Token(token, FilePin(directory / "token" / PIN_NAME))
 
@@ -83,6 +84,7 @@ def development(
         host_policy=None,
         administrators=Administrators(uids=frozenset({os.getuid()}), groups=("kms-admin",)),
         only_uid=only_uid,
+        module=find_module(),
         open_socket=open_socket,
         close_socket=lambda: path.unlink(missing_ok=True),
         find_token=find_token,
@@ -160,6 +162,7 @@ def _of_host(
         host_policy=policies,
         administrators=Administrators(uids=frozenset(config.administrators.uids), groups=config.administrators.groups),
         only_uid=None,
+        module=Path(config.hsm.module),
         open_socket=open_socket,
         close_socket=close_socket,
         find_token=find_token,

@@ -6,6 +6,8 @@ import signal
 import socket
 import time
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -152,3 +154,16 @@ async def until(condition: Callable[[], bool]) -> None:
     async with asyncio.timeout(5):
         while not condition():  # noqa: ASYNC110 - another process changes it
             await asyncio.sleep(0.01)
+
+
+async def test_only_the_module_that_was_chosen_at_the_start_is_loaded(
+    zygote_with: ZygoteWith, config: TokenConfig, pin: FilePin, tmp_path: Path
+) -> None:
+    """A daemon that was taken over cannot have a library of its own loaded beside the PIN."""
+    other = tmp_path / "other.so"
+    other.write_bytes(b"anything")
+    zygote = zygote_with(partial(run_job, module=config.module))
+
+    with pytest.raises(TokenFailedError, match="not the one that kmsd was started with"):
+        await Pkcs11Root(zygote, replace(config, module=str(other)), pin).look()
+    assert (await Pkcs11Root(zygote, config, pin).look()).label == config.token_label
