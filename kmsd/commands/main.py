@@ -42,6 +42,15 @@ def make_parser() -> argparse.ArgumentParser:
     serve.add_argument(
         "--config", type=Path, default=DEFAULT_PATH, metavar="FILE", help="settings, as TOML (default: %(default)s)"
     )
+    check = verbs.add_parser(
+        "check-config",
+        help="look a settings file over",
+        description="Tell what is wrong with the settings and with what they name on this host. Starts nothing. Exit "
+        "code 1: there are problems; 2: the file cannot be used at all.",
+    )
+    check.add_argument(
+        "config", type=Path, nargs="?", default=DEFAULT_PATH, metavar="FILE", help="settings (default: %(default)s)"
+    )
     init = verbs.add_parser(
         "init",
         help="set up this host (as root)",
@@ -102,6 +111,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stderr.write(f"kmsd: error: {error}\n")
         return _EXIT_USAGE
     try:
+        if options.verb == "check-config":
+            from kmsd.commands.check_config import run_check  # noqa: PLC0415 - it loads the policies' compiler
+
+            return run_check(config, options.config)
         if options.verb == "serve":
             return run_serve(config)
         return run_dev(options.directory, config, shared=options.share, command=command)
