@@ -17,3 +17,4 @@ def run(options: argparse.Namespace) -> None:
     """Seal; a daemon that is sealed stays so."""
     with Client(options.socket) as client:
         client.call(SEAL, SealRequest())
+    print("kmsd is sealed")
