@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta
@@ -125,6 +126,35 @@ def load_config(path: Path) -> Config:
         raise ConfigurationError(f"{path}: No such file or directory{hint}") from None
     except (OSError, UnicodeError, tomllib.TOMLDecodeError, msgspec.ValidationError) as error:
         raise ConfigurationError(f"{path}: {error}") from None
+
+
+def find_problems(path: Path) -> list[str]:
+    """Return everything that keeps `load_config` from reading a file; it names only the first."""
+    try:
+        load_config(path)
+    except ConfigurationError as error:
+        first = str(error)
+    else:
+        return []
+    try:
+        tables = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeError, tomllib.TOMLDecodeError):
+        return [first]
+    problems = []
+    for single in _single_settings(tables):
+        try:
+            msgspec.convert(single, Config)
+        except msgspec.ValidationError as error:
+            problems.append(f"{path}: {error}")
+    return problems or [first]
+
+
+def _single_settings(tables: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    for name, value in tables.items():
+        if isinstance(value, dict):
+            yield from ({name: {inner: setting}} for inner, setting in value.items())
+        else:
+            yield {name: value}
 
 
 def digest(config: Config) -> str:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-import tomllib
 from pathlib import Path
 
 import msgspec
@@ -127,56 +125,3 @@ def test_any_bytes_are_settings_or_an_error(tmp_path: Path, data: bytes) -> None
         load_config(path)
     except ConfigurationError:
         return
-
-
-SAMPLE = Path(__file__).parent.parent / "systemd" / "kmsd.toml"
-SETTING = re.compile(r"^#(\w+ = .+)$", re.MULTILINE)
-
-
-def settings_of(section: type[msgspec.Struct]) -> set[str]:
-    """All settings, those of sections behind the section's name."""
-    found = set()
-    for field in msgspec.structs.fields(section):
-        if isinstance(field.type, type) and issubclass(field.type, msgspec.Struct):
-            found |= {f"{field.name}.{name}" for name in settings_of(field.type)}
-        else:
-            found.add(field.name)
-    return found
-
-
-def told_in_sample() -> dict[str, list[str]]:
-    """The settings of the sample, each with the comments right above it."""
-    found: dict[str, list[str]] = {}
-    section, comments = "", list[str]()
-    for line in SAMPLE.read_text(encoding="utf-8").splitlines():
-        if line.startswith("["):
-            section = line.strip("[]") + "."
-        elif match := SETTING.match(line):
-            found[section + match[1].partition(" ")[0]] = comments
-            comments = []
-        elif line.startswith("# "):
-            comments.append(line)
-        else:
-            comments = []
-    return found
-
-
-def test_the_sample_is_the_defaults_as_it_is_shipped(tmp_path: Path) -> None:
-    """It can be put into place and changes nothing."""
-    assert load(tmp_path, SAMPLE.read_text(encoding="utf-8")) == Config()
-
-
-def test_the_sample_is_the_defaults_with_every_setting_in_force(tmp_path: Path) -> None:
-    """What it says of each default is true."""
-    text = SETTING.sub(r"\1", SAMPLE.read_text(encoding="utf-8"))
-
-    assert load(tmp_path, text) == Config()
-    assert tomllib.loads(text).keys() == {field.name for field in msgspec.structs.fields(Config)}
-
-
-def test_the_sample_explains_every_setting_there_is() -> None:
-    """And no other."""
-    told = told_in_sample()
-
-    assert told.keys() == settings_of(Config)
-    assert [name for name, comments in told.items() if not comments] == []

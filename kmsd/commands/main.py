@@ -42,15 +42,6 @@ def make_parser() -> argparse.ArgumentParser:
     serve.add_argument(
         "--config", type=Path, default=DEFAULT_PATH, metavar="FILE", help="settings, as TOML (default: %(default)s)"
     )
-    check = verbs.add_parser(
-        "check-config",
-        help="look a settings file over",
-        description="Tell what is wrong with the settings and with what they name on this host. Starts nothing. Exit "
-        "code 1: there are problems; 2: the file cannot be used at all.",
-    )
-    check.add_argument(
-        "config", type=Path, nargs="?", default=DEFAULT_PATH, metavar="FILE", help="settings (default: %(default)s)"
-    )
     init = verbs.add_parser(
         "init",
         help="set up this host (as root)",
@@ -71,6 +62,13 @@ def make_parser() -> argparse.ArgumentParser:
         help="a variable that the library reads; may be repeated",
     )
     init.add_argument("--config", type=Path, default=DEFAULT_PATH, metavar="FILE", help="settings (%(default)s)")
+    check = verbs.add_parser(
+        "check-config",
+        help="look for mistakes in the settings",
+        description="Check the settings, and the users, folders and policies that they name, without the token and "
+        "without a change. Exit code 0: all is well, 1: not everything they name is, 2: they are not valid.",
+    )
+    check.add_argument("file", type=Path, nargs="?", default=DEFAULT_PATH, metavar="FILE", help="(%(default)s)")
     return parser
 
 
@@ -97,6 +95,12 @@ def _init(options: argparse.Namespace) -> int:
     )
 
 
+def _check_config(path: Path) -> int:
+    from kmsd.commands.check_config import run_check_config  # noqa: PLC0415 - it reads policies
+
+    return run_check_config(path)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run `kmsd` and return its exit code."""
     words = list(sys.argv[1:] if arguments is None else arguments)
@@ -105,16 +109,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = make_parser().parse_args(words[: words.index("--")] if "--" in words else words)
     if options.verb == "init":
         return _init(options)
+    if options.verb == "check-config":
+        return _check_config(options.file)
     try:
         config = load_config(options.config) if options.config else Config()
     except ConfigurationError as error:
         sys.stderr.write(f"kmsd: error: {error}\n")
         return _EXIT_USAGE
     try:
-        if options.verb == "check-config":
-            from kmsd.commands.check_config import run_check  # noqa: PLC0415 - it loads the policies' compiler
-
-            return run_check(config, options.config)
         if options.verb == "serve":
             return run_serve(config)
         return run_dev(options.directory, config, shared=options.share, command=command)
