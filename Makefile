@@ -6,7 +6,7 @@
 PY := .venv/bin/python
 ARGS ?=
 
-.PHONY: setup demo test crash bench lint types lock clean
+.PHONY: setup demo test crash bench lint types lock deb clean
 
 setup: .venv/.token
 
@@ -42,6 +42,10 @@ types: setup
 # Resolves pyproject.toml's dependencies anew and pins them by hash. The only target that needs uv.
 lock:
 	@.ci/lock
+
+# The Debian package, in dist/. Needs Debian's own python3, with which it runs; the first one takes half a minute.
+deb: setup
+	$(PY) -m systemd.debian.build $(ARGS)
 
 clean:
 	rm -rf .venv .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis dist

@@ -20,7 +20,8 @@ _EXIT_USAGE = 2
 _EXIT_INTERRUPTED = 130
 
 
-def _parser() -> argparse.ArgumentParser:
+def make_parser() -> argparse.ArgumentParser:
+    """Return the parser of the whole command line."""
     parser = argparse.ArgumentParser(prog="kmsd", description="A key management service behind a Unix socket.")
     parser.add_argument("--version", action="version", version=f"kmsd {kmsd.__version__}")
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
@@ -92,7 +93,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments)
     # Behind -- stands somebody else's command line, which is not argparse's to read.
     command = words[words.index("--") + 1 :] if "--" in words else []
-    options = _parser().parse_args(words[: words.index("--")] if "--" in words else words)
+    options = make_parser().parse_args(words[: words.index("--")] if "--" in words else words)
     if options.verb == "init":
         return _init(options)
     try:

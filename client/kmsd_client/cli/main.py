@@ -47,7 +47,8 @@ _EPILOG = """exit codes:
 """
 
 
-def _general_parser() -> argparse.ArgumentParser:
+def general_parser() -> argparse.ArgumentParser:
+    """Return the parser that finds the verb and leaves the rest to that verb's own."""
     verbs = "\n".join(f"  {name:<9}{verb.summary}" for name, verb in VERBS.items())
     parser = argparse.ArgumentParser(
         prog="kms",
@@ -62,13 +63,19 @@ def _general_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def parser_of(verb: str, *, socket: str | None = None) -> argparse.ArgumentParser:
+    """Return the parser of a verb, whose module alone is imported; `socket` is what was given before the verb."""
+    module = importlib.import_module(f"kmsd_client.cli.{VERBS[verb].module}")
+    parser = argparse.ArgumentParser(prog=f"kms {verb}", description=module.__doc__)
+    parser.add_argument("--socket", metavar="PATH", default=socket, help=argparse.SUPPRESS)
+    module.add_arguments(parser)
+    return parser
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run `kms` and return its exit code."""
-    general = _general_parser().parse_args(arguments)
-    module = importlib.import_module(f"kmsd_client.cli.{VERBS[general.verb].module}")
-    parser = argparse.ArgumentParser(prog=f"kms {general.verb}", description=module.__doc__)
-    parser.add_argument("--socket", metavar="PATH", default=general.socket, help=argparse.SUPPRESS)
-    module.add_arguments(parser)
+    general = general_parser().parse_args(arguments)
+    parser = parser_of(general.verb, socket=general.socket)
     options = parser.parse_args(general.words)
     return _run(options.run, options)
 
