@@ -211,7 +211,7 @@ def write_control(root: Path, version: str) -> None:
         Architecture: {run("dpkg", "--print-architecture").strip()}
         Maintainer: {maintainer()}
         Installed-Size: {kibibytes}
-        Depends: python3 (>= 3.{minor}), python3 (<< 3.{minor + 1}), libc6 (>= {libc_needed(root)}), systemd (>= 252)
+        Depends: python3 (>= 3.{minor}), python3 (<< 3.{minor + 1}), libc6 (>= {libc_needed(root)}), procps, systemd (>= 252)
         Recommends: softhsm2
         Suggests: opensc, pcscd
         Section: admin

@@ -65,7 +65,7 @@ _FILES = {
 
 
 def kms() -> str:
-    """Return the page of kms, section 1."""
+    """Return the page about the client."""
     verbs = {name: parser_of(name) for name in VERBS}
     return _page(
         "kms",
@@ -93,7 +93,7 @@ def kms() -> str:
 
 
 def kmsd() -> str:
-    """Return the page of kmsd, section 8."""
+    """Return the page about the daemon."""
     parser = make_parser()
     verbs, summaries = _subparsers(parser)
     return _page(
@@ -112,7 +112,7 @@ def kmsd() -> str:
 
 
 def settings() -> str:
-    """Return kmsd.toml(5): the sample, its comments as text and its settings as headings of it."""
+    """Return the page about the settings: the sample, its comments as text and its settings as headings of it."""
     return _page(
         "kmsd.toml",
         "5",
@@ -186,7 +186,7 @@ def _options(parser: argparse.ArgumentParser) -> Iterator[str]:
 
 
 def _sample(lines: Iterable[str]) -> Iterator[str]:
-    """Yield the sample's sections as subheadings, each setting with the comments before it."""
+    """Turn the sample's sections into subheadings, and each setting into a term explained by the comments before it."""
     told: list[str] = []
     for line in lines:
         if match := re.fullmatch(r"#?\s?\[(\w+(?:\.\w+)*)\]", line):
