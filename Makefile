@@ -19,10 +19,14 @@ setup: .venv/.token
 	@.ci/setup token
 	@touch $@
 
+.venv/.host: .venv/.token
+	@.ci/setup host
+	@touch $@
+
 demo: setup
 	@tests/support/demo.sh
 
-test: setup
+test: setup .venv/.host
 	$(PY) -m pytest $(ARGS)
 
 # Kills the daemon at random moments, more often than `make test` does.

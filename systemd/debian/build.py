@@ -205,13 +205,14 @@ def write_control(root: Path, version: str) -> None:
         f"{hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest()}  {path.relative_to(root)}\n"
         for path in files_below(root)
     )
+    needs = f"python3 (>= 3.{minor}), python3 (<< 3.{minor + 1}), libc6 (>= {libc_needed(root)})"
     control = f"""\
         Package: kmsd
         Version: {version}
         Architecture: {run("dpkg", "--print-architecture").strip()}
         Maintainer: {maintainer()}
         Installed-Size: {kibibytes}
-        Depends: python3 (>= 3.{minor}), python3 (<< 3.{minor + 1}), libc6 (>= {libc_needed(root)}), procps, systemd (>= 252)
+        Depends: {needs}, procps, systemd (>= 252)
         Recommends: softhsm2
         Suggests: opensc, pcscd
         Section: admin
