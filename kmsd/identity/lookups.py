@@ -4,8 +4,8 @@ A name service is other people's code and asks other processes of the host; /pro
 what the daemon may open. So one child, which holds no key, can connect to nobody but this host's services and writes
 nothing, answers these questions; the daemon believes it about names and programs, as it would believe the libraries.
 
-Question and answer are one datagram each of a SOCK_SEQPACKET pair. The daemon waits for an answer for a bounded time:
-a name service that hangs must not hold up everybody for longer.
+Question and answer are one datagram each of a SOCK_SEQPACKET pair. The daemon waits for an answer for a bounded time,
+and after a time-out asks nothing for a while: a name service that hangs must not hold up everybody for longer.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import signal
 import socket
 import struct
 from collections.abc import Awaitable, Callable
@@ -29,6 +30,11 @@ LOOKUPS_ENTRY = "lookups"
 _MAX_DATAGRAM_BYTES = 20 * 1024
 # A directory in the network that answers at all does so within a fraction of this. All callers wait meanwhile.
 _DEADLINE_SECONDS = 2
+# Then no name is known for so long. Who connects again and again, as a user whom the service does not find, can hold
+# the daemon up for a small part of the time only.
+_REST_SECONDS = 30
+# A question that hangs ends the child some time after the daemon has given it up.
+_CHILD_SECONDS = 2 * _DEADLINE_SECONDS
 
 
 class Question(msgspec.Struct, frozen=True, array_like=True):
@@ -57,10 +63,13 @@ def run_lookups(descriptors: list[int]) -> None:
         "program_of": _program,
     }
     decoder = msgspec.msgpack.Decoder(Question)
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
     with socket.socket(fileno=descriptors[0]) as daemon:
         while datagram := daemon.recv(_MAX_DATAGRAM_BYTES):
             question = decoder.decode(datagram)
+            signal.setitimer(signal.ITIMER_REAL, _CHILD_SECONDS)  # SIGALRM ends it
             found = ask[question.kind](question.subject)  # type: ignore[operator] # the daemon asks what fits
+            signal.setitimer(signal.ITIMER_REAL, 0)
             daemon.send(msgspec.msgpack.encode(Answer(question.number, found)))
 
 
@@ -138,13 +147,20 @@ class Lookups:
         if channel is None:
             raise NameServiceError("the process for look-ups is being started anew")
         question = Question(next(self._numbers), kind, subject)
+        rest_seconds = 0
         try:
             channel.send(msgspec.msgpack.encode(question))
             answer = self._decoder.decode(channel.recv(_MAX_DATAGRAM_BYTES))
             if answer.number == question.number:
                 return answer.found
+        except BlockingIOError:  # how SO_RCVTIMEO and SO_SNDTIMEO end a wait
+            rest_seconds = _REST_SECONDS
         except (OSError, msgspec.DecodeError, UnicodeDecodeError):
-            pass  # it ended, or does not answer in time, or answers nonsense: in each case it is replaced
+            pass  # it ended, or answers nonsense
         self.close()
-        self._starting = asyncio.get_running_loop().create_task(self.start())
-        raise NameServiceError(f"the name service did not answer within {_DEADLINE_SECONDS} s")
+        self._starting = asyncio.get_running_loop().create_task(self._start_anew(rest_seconds))
+        raise NameServiceError("the name service does not answer")
+
+    async def _start_anew(self, rest_seconds: float) -> None:
+        await asyncio.sleep(rest_seconds)
+        await self.start()

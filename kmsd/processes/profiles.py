@@ -132,7 +132,7 @@ def lookup_calls() -> Calls:
         "openat": (Check(2, _WRITING, 0),),
         "open": (Check(1, _WRITING, 0),),
         "socket": _one_of(0, socket.AF_UNIX),
-        **_any("connect eventfd2 epoll_create1 epoll_ctl epoll_wait epoll_pwait getcwd flock"),
+        **_any("connect eventfd2 epoll_create1 epoll_ctl epoll_wait epoll_pwait getcwd flock setitimer"),
     }
 
 

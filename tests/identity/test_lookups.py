@@ -15,7 +15,7 @@ import pytest
 from kmsd.identity import lookups as module
 from kmsd.identity.lookups import Answer, Lookups, run_lookups
 from kmsd.identity.peer import program_of
-from kmsd.identity.principals import NameServiceError, SystemNames
+from kmsd.identity.principals import HostNames, NameServiceError, SystemNames
 
 Entry = Callable[[list[int]], None]
 
@@ -44,6 +44,11 @@ class Children:
         if self._made > 1:
             self.another.set()
         return ours
+
+    def last_end(self) -> int:
+        """Wait for the end of the newest child, and return how it ended."""
+        _, status = os.waitpid(self._running.pop(), 0)
+        return os.waitstatus_to_exitcode(status)
 
     def end(self) -> None:
         """End all that run."""
@@ -110,6 +115,7 @@ async def test_a_name_service_that_misbehaves_holds_nobody_up_for_ever(
 ) -> None:
     """The wait is bounded, and the next child is a new start."""
     monkeypatch.setattr(module, "_DEADLINE_SECONDS", 1)
+    monkeypatch.setattr(module, "_REST_SECONDS", 0.2)
 
     def misbehave(descriptors: list[int]) -> None:
         with socket.socket(fileno=descriptors[0]) as daemon:
@@ -132,4 +138,25 @@ async def test_a_name_service_that_misbehaves_holds_nobody_up_for_ever(
     await started_anew(children)
 
     assert lookups.user_name(0) == "root"
+    lookups.close()
+
+
+async def test_a_child_whose_name_service_hangs_ends_by_itself(
+    children: Children, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It hangs in other people's code and cannot see that nobody waits any more."""
+    monkeypatch.setattr(module, "_DEADLINE_SECONDS", 1)
+    monkeypatch.setattr(module, "_CHILD_SECONDS", 0.5)
+
+    def hang(_names: object, _uid: int) -> None:
+        signal.pause()
+
+    monkeypatch.setattr(HostNames, "user_name", hang)
+    lookups = Lookups(children.connect)
+    await lookups.start()
+
+    with pytest.raises(NameServiceError):
+        lookups.user_name(0)
+
+    assert children.last_end() == -signal.SIGALRM
     lookups.close()
