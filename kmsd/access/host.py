@@ -18,7 +18,7 @@ from kmsd.access.document import MAX_BYTES
 from kmsd.access.policy import Policy, PolicyKind, parse_policy
 from kmsd.access.rules import Effect, Rules, RuleTable, Statement
 from kmsd.api.errors import KmsError
-from kmsd.identity.principals import Names
+from kmsd.identity.principals import Names, NameServiceError
 
 DEFAULT_NAME = "00-default.json"
 # How long the names of users and groups are trusted before they are looked up again.
@@ -51,7 +51,10 @@ class HostPolicy:
         self._names = names
         self._clock = clock
         self._resolved: dict[str, int] = {}
-        statements = self._read()
+        try:
+            statements = self._read()
+        except NameServiceError as error:
+            raise HostPolicyError(f"the names in the host policy cannot be looked up: {error}") from None
         if lost := _lost_deny(statements):
             raise HostPolicyError(f"{lost.decision.rule}: denies something to a user or group that does not exist")
         self._table = RuleTable(statements)

@@ -113,13 +113,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _check_config(options.file)
     try:
         config = load_config(options.config) if options.config else Config()
-    except ConfigurationError as error:
-        sys.stderr.write(f"kmsd: error: {error}\n")
-        return _EXIT_USAGE
-    try:
         if options.verb == "serve":
             return run_serve(config)
         return run_dev(options.directory, config, shared=options.share, command=command)
+    except ConfigurationError as error:
+        sys.stderr.write(f"kmsd: error: {error}\n")
+        return _EXIT_USAGE
     except KeyboardInterrupt:  # before the daemon was far enough to stop in good order
         return _EXIT_INTERRUPTED
 

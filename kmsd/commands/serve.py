@@ -21,7 +21,9 @@ _DIRECTORY_MODE = 0o755
 
 
 def run_serve(config: Config) -> int:
-    """Serve until SIGTERM or SIGINT; return the exit code."""
+    """Serve until SIGTERM or SIGINT; return the exit code. Raises ConfigurationError."""
+    if not config.hsm.module:
+        raise ConfigurationError("hsm.module names no PKCS#11 library: run `kmsd init`, or set it")
     return exit_code_of(lambda: _serve(config))
 
 
@@ -34,16 +36,15 @@ def _serve(config: Config) -> None:
 
     # Until the daemon can read its policy anew, it must not end because somebody asks for that.
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    if not config.hsm.module:
-        raise ConfigurationError("hsm.module names no PKCS#11 library: run `kmsd init`, or set it")
     check_identity_map()
     os.chdir("/")
     os.umask(0o077)
+    # First: what was announced and is not there must not be mistaken for what is opened here.
+    sock = inherited_socket(os.environ)
+    own = sock is None
     notifier = Notifier.from_environment(os.environ)
     account = find_account(config.user) if os.getuid() == 0 else None
     path = Path(config.paths.socket)
-    sock = inherited_socket(os.environ)
-    own = sock is None
     if sock is None:
         sock = _bind(path, account)
     if account is not None:

@@ -40,7 +40,8 @@ class CredentialPin:
 
     def read_into(self, view: memoryview) -> int:
         """Read the credential straight into `view`; raises PinUnavailableError when it was not passed."""
-        if self._path is None or not self._path.exists():
+        # Whatever else is wrong with it, FilePin tells.
+        if self._path is None or not os.path.lexists(self._path):
             raise PinUnavailableError(
                 f"the credential {self._name!r} was not passed to kmsd: see to it that the unit's "
                 "LoadCredentialEncrypted= finds it and restart kmsd, or unseal with `kms unseal`"

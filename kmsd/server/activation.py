@@ -25,7 +25,7 @@ def inherited_socket(environment: MutableMapping[str, str]) -> socket.socket | N
     ActivationError for anything but one listening Unix stream socket.
     """
     pid, count, names = (environment.pop(name, "") for name in _VARIABLES)
-    if pid != str(os.getpid()) or not count:
+    if pid != str(os.getpid()) or count in {"", "0"}:
         return None
     if count != "1":
         raise ActivationError(

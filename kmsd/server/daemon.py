@@ -135,10 +135,11 @@ async def _serve(deployment: Deployment, zygote: Zygote, arena: Arena, confineme
 
 async def _supervise(deployment: Deployment, supervision: Supervision, stop: asyncio.Event) -> None:
     """Tell everybody who waits that the service accepts connections, and return when it has to stop."""
+    if deployment.host_policy is not None:
+        # Before anybody is told that it is ready, since they may ask for it at once.
+        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, supervision.reload)
     deployment.ready()
     supervision.start()
-    if deployment.host_policy is not None:
-        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, supervision.reload)
     await stop.wait()
     supervision.stop(deployment.config.shutdown_grace_seconds)
 

@@ -14,6 +14,8 @@ from collections.abc import Callable, MutableMapping
 _SOCKET = "NOTIFY_SOCKET"
 _WATCHDOG = ("WATCHDOG_PID", "WATCHDOG_USEC")
 _USEC = 1_000_000
+# USEC_INFINITY of systemd: never.
+_NEVER_USEC = 2**64 - 1
 
 
 class NotifyError(RuntimeError):
@@ -45,8 +47,8 @@ class Notifier:
         pid, usec = (environment.pop(name, "") for name in _WATCHDOG)
         if not address:
             return cls()
-        watchdog = int(usec) / _USEC if usec.isdecimal() and pid in {"", str(os.getpid())} else 0.0
-        return cls(_connected(address), watchdog_seconds=watchdog or None)
+        watchdog_seconds = _seconds(usec) if pid in {"", str(os.getpid())} else None
+        return cls(_connected(address), watchdog_seconds=watchdog_seconds)
 
     def starting(self, seconds: float) -> None:
         """Ask for up to `seconds` for the start, if that is longer than what the manager allows anyway."""
@@ -72,12 +74,26 @@ class Notifier:
         """Tell that the service stops, for which it may need `seconds`."""
         self._tell("STOPPING=1", "STATUS=stopping", f"EXTEND_TIMEOUT_USEC={seconds * _USEC:.0f}")
 
+    def close(self) -> None:
+        """Tell nothing more."""
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
+
     def _tell(self, *assignments: str) -> None:
         if self._socket is not None:
             # A value ends with its line.
             lines = [line.replace("\n", " ") for line in assignments]
             with contextlib.suppress(OSError):
-                self._socket.send("\n".join(lines).encode())
+                # A file's name in it may be no text.
+                self._socket.send("\n".join(lines).encode(errors="backslashreplace"))
+
+
+def _seconds(usec: str) -> float | None:
+    """Return a number of microseconds that stands in a variable as seconds, None for never or nonsense."""
+    if not usec.isdecimal() or len(usec) > len(str(_NEVER_USEC)) or not 0 < int(usec) < _NEVER_USEC:
+        return None
+    return int(usec) / _USEC
 
 
 def _connected(address: str) -> socket.socket:

@@ -23,13 +23,17 @@ class Supervision:
         self._service = service
         self._notifier = notifier
         self._logger = logger
+        # Why the host policy that was read last is not in force.
+        self._not_reloaded: str | None = None
+        self._stopping = False
         self._watchdog = Watchdog(
             notifier, {"zygote": zygote.ping, "store": service.ping_store}, status=self.status, logger=logger
         )
 
     def status(self) -> str:
         """Tell in a line how the service is."""
-        return "sealed: an administrator has to run `kms unseal`" if self._service.sealed else "unsealed"
+        state = "sealed: an administrator has to run `kms unseal`" if self._service.sealed else "unsealed"
+        return f"{state}; the old host policy is in force: {self._not_reloaded}" if self._not_reloaded else state
 
     def start(self) -> None:
         """Tell that the service accepts connections."""
@@ -41,17 +45,21 @@ class Supervision:
 
         The manager cannot be told of a failure other than by the status: it would stop the service.
         """
+        if self._stopping:  # nothing is decided any more, and the manager must not hear that it goes on
+            return
         self._notifier.reloading()
         try:
             digest = self._service.reload_host_policy()
         except (HostPolicyError, AuditUnavailableError) as error:
-            self._logger.warning("host_policy_not_reloaded", reason=str(error))
-            self._notifier.ready(f"{self.status()}; the old host policy is in force: {error}")
+            self._not_reloaded = str(error)
+            self._logger.warning("host_policy_not_reloaded", reason=self._not_reloaded)
         else:
+            self._not_reloaded = None
             self._logger.info("host_policy_reloaded", digest=digest)
-            self._notifier.ready(self.status())
+        self._notifier.ready(self.status())
 
     def stop(self, grace_seconds: float) -> None:
         """Tell that the service stops, and takes so long for each thing it waits for."""
+        self._stopping = True
         self._watchdog.stop()
         self._notifier.stopping(_GRACES * grace_seconds + _OWN_STOP_SECONDS)

@@ -15,7 +15,8 @@ class Watchdog:
 
     Each of `parts` is asked for a sign of life, and has to have given one when the next half of a period is over. As
     long as one has not, it is named in the log and in the status, and the watchdog is not fed: the manager then starts
-    the daemon anew. That the event loop turns is shown by its doing this. `status` tells how the service is otherwise.
+    the daemon anew. That the event loop turns is shown by its doing this. `status` tells how the service is otherwise;
+    the manager hears of it when it has changed.
     """
 
     def __init__(
@@ -31,7 +32,7 @@ class Watchdog:
         self._status = status
         self._logger = logger
         self._asked: dict[str, asyncio.Task[None]] = {}
-        self._silent: list[str] = []
+        self._told: str | None = None
         self._next: asyncio.TimerHandle | None = None
 
     def start(self) -> None:
@@ -58,10 +59,11 @@ class Watchdog:
         silent = [name for name, task in self._asked.items() if not task.done() or task.exception() is not None]
         if silent:
             self._logger.warning("watchdog_not_fed", no_answer_from=silent)
-            self._notifier.status(f"not well: no answer from {', '.join(silent)}")
+            status = f"not well: no answer from {', '.join(silent)}"
         else:
             self._notifier.alive()
-            if self._silent:
-                self._notifier.status(self._status())
-        self._silent = silent
+            status = self._status()
+        if status != self._told:
+            self._notifier.status(status)
+            self._told = status
         self._ask(answered)
