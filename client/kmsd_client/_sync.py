@@ -9,7 +9,7 @@ from threading import Lock
 from types import TracebackType
 from typing import Any, Self, cast
 
-from kmsd.api.errors import KmsError
+from kmsd.api.errors import KmsError, ShuttingDownError
 from kmsd.api.operation import Operation, RequestT, ResponseT
 from kmsd.wire.connection import ClientConnection, Completed
 from kmsd.wire.retry import delay_before_retry
@@ -54,6 +54,8 @@ class Client(Operations):
                 if not isinstance(done.outcome, KmsError):
                     return cast(ResponseT, done.outcome), list(done.descriptors)
                 failures += 1
+                if isinstance(done.outcome, ShuttingDownError):
+                    self.close()  # the next daemon has another
                 delay_seconds = delay_before_retry(
                     operation, done.outcome, sent=done.sent, failures=failures, random=_transport.random_fraction
                 )

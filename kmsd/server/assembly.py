@@ -288,8 +288,9 @@ class Service:
         await self._seal_requests.close()
         await self._unsealing.close()
         if self._listener is not None:
-            await self._files.drain(grace)
+            # First, so that nobody is left who asks a daemon that stops, again and again until he gives up.
             await self._listener.stop(grace)
+            await self._files.drain(grace)
         # A store may hang: its intents then stay open, and the next start settles them.
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._pipeline.drain(), grace)

@@ -7,6 +7,7 @@ MSG_CTRUNC tells that somebody tried, which ends the connection.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import socket
 from collections import deque
@@ -14,7 +15,7 @@ from collections.abc import Callable, Coroutine
 from functools import partial
 from typing import Any, NamedTuple
 
-from kmsd.api.errors import ProtocolError, ThrottlingError
+from kmsd.api.errors import ProtocolError, ShuttingDownError, ThrottlingError
 from kmsd.server.limits import Share
 from kmsd.service.batch import Batch
 from kmsd.service.call import Session
@@ -350,8 +351,28 @@ class Connection:
         """
         self._stopping = True
         self._pause_reading()
+        self._refuse_the_rest()
         self._close_if_done()
         await self._closed.wait()
+
+    def _refuse_the_rest(self) -> None:
+        """Answer what the peer has sent and nobody has looked at: it may then ask again without doing a thing twice.
+
+        From here on the peer cannot send any more, and learns that at once (EPIPE), so that nothing is in between.
+        """
+        batch = Batch()
+        with contextlib.suppress(OSError, ProtocolError):  # it hung up; or the next frame is none, and it is told less
+            self._socket.shutdown(socket.SHUT_RD)
+            while True:
+                while frames := self._buffer.frames(_FRAMES_PER_TICK):
+                    for frame in frames:
+                        error = ShuttingDownError("kmsd is stopping; ask again when it has started")
+                        self._pipeline.refuse(self._session, self._decoder.decode(frame), batch, error)
+                count, _, flags, _ = self._socket.recvmsg_into([self._buffer.space()])
+                if count == 0 or flags & socket.MSG_CTRUNC:
+                    break
+                self._buffer.received(count)
+        self._complete(batch)
 
 
 def _close_all(descriptors: list[int]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from kmsd.api.errors import KmsError
+from kmsd.api.errors import KmsError, ShuttingDownError
 from kmsd.api.operation import Operation
 
 # Enough to get past a restart of the daemon or a burst above the caller's share, and little enough that a person at a
@@ -25,10 +25,12 @@ def delay_before_retry(
     """Return after how many seconds to ask again, or None to give up.
 
     Only an error that is marked retryable is worth it, and only where asking twice cannot do a thing twice: the
-    operation is read-only, or the daemon cannot have got the whole request (`sent` is false). `failures` counts the
+    operation is read-only, the daemon cannot have got the whole request (`sent` is false), or it said that it refused
+    the request because it stops, which it does before anything else. `failures` counts the
     attempts so far; `random` gives numbers from 0 to 1, so that many clients do not come back at once.
     """
-    if not error.retryable or (sent and not operation.read_only) or failures > _MOST_RETRIES:
+    happened = sent and not operation.read_only and not isinstance(error, ShuttingDownError)
+    if not error.retryable or happened or failures > _MOST_RETRIES:
         return None
     longest = _FIRST_DELAY_SECONDS * 2.0 ** (failures - 1)
     return longest * (0.5 + random() / 2)

@@ -450,7 +450,7 @@ async def test_always_a_failed_sync_is_the_answer(open_service: OpenService) -> 
 
 
 async def test_finish_answers_what_is_being_served(service: Embedded) -> None:
-    """A stopping daemon serves nothing more, but what it began is answered and sent."""
+    """A stopping daemon serves nothing more, and its peer cannot even send it; but what it began is answered."""
     arn = await service.make_key()
     gate = service.store.gates["material"] = Gate()
     peer = ConnectedPeer(service)
@@ -459,7 +459,8 @@ async def test_finish_answers_what_is_being_served(service: Embedded) -> None:
 
     finishing = asyncio.ensure_future(peer.connection.finish())
     await asyncio.sleep(0.005)
-    await peer.ask(STATUS, StatusRequest())
+    with pytest.raises(BrokenPipeError):
+        await peer.ask(STATUS, StatusRequest())
     await asyncio.sleep(0.005)
     assert not finishing.done()
     gate.opened.set()
@@ -467,6 +468,31 @@ async def test_finish_answers_what_is_being_served(service: Embedded) -> None:
     assert codes(await peer.until_end()) == [(1, None)]
     await finishing
     assert peer.share.in_flight == 0
+    peer.hang_up()
+
+
+@pytest.mark.parametrize("count", [1, 100])
+async def test_finish_refuses_what_nobody_has_looked_at(service: Embedded, count: int) -> None:
+    """With an error by which the peer knows that nothing was done, however many ticks it would have taken."""
+    peer = ConnectedPeer(service)
+    for _ in range(count):
+        peer.socket.send(peer.frame(STATUS, StatusRequest()))
+
+    await peer.connection.finish()
+
+    assert codes(await peer.until_end()) == [(number, "ShuttingDownException") for number in range(1, count + 1)]
+    assert peer.closings == 1
+    peer.hang_up()
+
+
+async def test_finish_of_half_a_request_closes_the_connection(service: Embedded) -> None:
+    """The peer knows that the daemon cannot have got all of it."""
+    peer = ConnectedPeer(service)
+    peer.socket.send(peer.frame(STATUS, StatusRequest())[:-1])
+
+    await peer.connection.finish()
+
+    assert await peer.until_end() == []
     peer.hang_up()
 
 

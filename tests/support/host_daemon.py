@@ -15,6 +15,7 @@ import msgspec
 
 from kmsd.config import load_config
 from kmsd.hsm.conversation import TokenConfig
+from kmsd.server.activation import inherited_socket
 from kmsd.server.daemon import run_daemon
 from kmsd.server.deployment import host
 from kmsd.server.listener import bind
@@ -87,8 +88,13 @@ def _json(value: Any) -> str:
 def main(path: Path) -> None:
     config = load_config(path)
     socket_path = Path(config.paths.socket)
+    passed = inherited_socket(os.environ)
     deployment = host(
-        config, bind(socket_path, 0o600), owned_path=socket_path, credentials=None, notifier=Notifier(None)
+        config,
+        passed or bind(socket_path, 0o600),
+        owned_path=None if passed else socket_path,
+        credentials=None,
+        notifier=Notifier.from_environment(os.environ),
     )
     run_daemon(replace(deployment, ready=lambda: print("kmsd: ready:", file=sys.stderr, flush=True)))  # noqa: T201
 

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from kmsd.api.errors import ConnectionLostError, DisabledError, KmsError, ThrottlingError
+from kmsd.api.errors import ConnectionLostError, DisabledError, KmsError, ShuttingDownError, ThrottlingError
 from kmsd.api.keys import CREATE_KEY
 from kmsd.api.operation import Operation
 from kmsd.api.symmetric import ENCRYPT
@@ -27,6 +27,7 @@ def lost(*, retryable: bool) -> ConnectionLostError:
         (CREATE_KEY, ThrottlingError(), True, False),
         (CREATE_KEY, lost(retryable=True), True, False),
         (CREATE_KEY, lost(retryable=True), False, True),
+        (CREATE_KEY, ShuttingDownError(), True, True),
     ],
 )
 def test_only_what_is_worth_it_and_cannot_happen_twice_is_asked_again(
