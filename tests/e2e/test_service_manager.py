@@ -167,7 +167,7 @@ def test_a_zygote_that_does_not_answer_stops_the_feeding(manage: Manage) -> None
     os.kill(zygote, signal.SIGSTOP)
     manager.wait_for(lambda said: "no answer from zygote" in said.get("STATUS", ""))
     heard = len(manager.heard)
-    manager.wait_for(lambda said: "no answer from zygote" in said.get("STATUS", ""))
+    wait_for_hungry_turns(manager, 3)
     assert all("WATCHDOG" not in said for said in manager.heard[heard:])
 
     os.kill(zygote, signal.SIGCONT)
@@ -183,9 +183,17 @@ def test_a_zygote_that_ended_stops_the_feeding(manage: Manage) -> None:
     manager = manage(watchdog_seconds=WATCHDOG_SECONDS)
     [zygote] = [pid for pid in manager.daemon.processes()[1:] if parent_of(pid) == manager.daemon.pid]
     os.kill(zygote, signal.SIGKILL)
-    for _ in range(2):
-        manager.wait_for(lambda said: "no answer from zygote" in said.get("STATUS", ""))
+    manager.wait_for(lambda said: "no answer from zygote" in said.get("STATUS", ""))
+    wait_for_hungry_turns(manager, 3)
     manager.daemon.stop()
+
+
+def wait_for_hungry_turns(manager: ServiceManager, count: int) -> None:
+    """Wait until the watchdog was not fed so often; the status says so once, the log each time."""
+    deadline = time.monotonic() + 30
+    while manager.daemon.said().count("watchdog_not_fed") < count:
+        assert time.monotonic() < deadline, manager.daemon.said()
+        time.sleep(0.01)
 
 
 def parent_of(pid: int) -> int:
