@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import secrets
 import socket
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import msgspec
 
@@ -26,6 +26,7 @@ from kmsd.hsm.conversation import (
     Reply,
     Request,
     RootKeyReady,
+    TokenConfig,
     Unwrap,
     Unwrapped,
     Wrapped,
@@ -41,28 +42,31 @@ JOB_ENTRY = "hsm-job"
 _OFFICER_PIN_BYTES = 16
 
 
-def run_job(descriptors: list[int], *, module: str | None = None) -> None:
+def run_job(descriptors: list[int], *, module: str | None = None, variables: Collection[str] | None = None) -> None:
     """Serve one request. `descriptors` are the channel and the pages that the request needs (see `conversation`).
 
-    `module` is the only PKCS#11 library that is loaded, decided when the zygote was started: a daemon that was taken
-    over since then must not have code of its choice run here. None: the one that the request names.
+    `module` is the only PKCS#11 library that is loaded, and `variables` are the only ones that may be set for it,
+    decided when the zygote was started: a daemon that was taken over since then must not have code of its choice run
+    here. None: what the request names.
     """
     with socket.socket(fileno=descriptors[0]) as channel:
         # Not closed here: that would wipe them for the daemon too, which has yet to read the keys. It wipes them.
         pages = [Page.from_descriptor(descriptor).view for descriptor in descriptors[1:]]
         request = msgspec.json.decode(channel.recv(MAX_DATAGRAM_BYTES), type=Request)
-        os.environ.update(request.config.environment)
         try:
-            _check_module(request.config.module, module)
+            _check(request.config, module, variables)
+            os.environ.update(request.config.environment)
             reply = _perform(request, pages)
         except RootError as error:
             reply = Failed.of(error)
         channel.send(msgspec.json.encode(reply))
 
 
-def _check_module(named: str, allowed: str | None) -> None:
-    if allowed is not None and named != allowed:
-        raise TokenFailedError(f"the module {named} is not the one that kmsd was started with: restart kmsd")
+def _check(config: TokenConfig, module: str | None, variables: Collection[str] | None) -> None:
+    if module is not None and config.module != module:
+        raise TokenFailedError(f"the module {config.module} is not the one that kmsd was started with: restart kmsd")
+    if variables is not None and (others := {name for name, _ in config.environment} - set(variables)):
+        raise TokenFailedError(f"kmsd was started without the module's variables {sorted(others)}: restart kmsd")
 
 
 def _perform(request: Request, pages: Sequence[memoryview]) -> Reply:

@@ -1,8 +1,8 @@
 """Look-ups in a process of their own: the names of users and groups, and which program a process runs.
 
 A name service is other people's code and asks other processes of the host; /proc and the account database are outside
-what the daemon may open. So one child, which holds no key, can connect to nobody but this host's services and writes
-nothing, answers these questions; the daemon believes it about names and programs, as it would believe the libraries.
+what the daemon may open. So children that hold no key, write nothing and connect to nobody but this host's services
+answer these questions; the daemon believes them about names and programs, as it would believe the libraries.
 
 Question and answer are one datagram each of a SOCK_SEQPACKET pair. The daemon waits for an answer for a bounded time,
 and after a time-out asks nothing for a while: a name service that hangs must not hold up everybody for longer.
@@ -24,8 +24,10 @@ import msgspec
 from kmsd.identity.peer import program_of
 from kmsd.identity.principals import HostNames, NameServiceError
 
-# The zygote's name for `run_lookups`.
+# The zygote's names for `run_lookups`: one child for names, and one that looks at processes, as what the one needs the
+# other must not have.
 LOOKUPS_ENTRY = "lookups"
+PROGRAMS_ENTRY = "programs"
 # A path has at most 4,096 bytes, and each may be spelled out as four.
 _MAX_DATAGRAM_BYTES = 20 * 1024
 # A directory in the network that answers at all does so within a fraction of this. All callers wait meanwhile.
@@ -70,7 +72,14 @@ def run_lookups(descriptors: list[int]) -> None:
             signal.setitimer(signal.ITIMER_REAL, _CHILD_SECONDS)  # SIGALRM ends it
             found = ask[question.kind](question.subject)  # type: ignore[operator] # the daemon asks what fits
             signal.setitimer(signal.ITIMER_REAL, 0)
-            daemon.send(msgspec.msgpack.encode(Answer(question.number, found)))
+            daemon.send(_encoded(Answer(question.number, found)))
+
+
+def _encoded(answer: Answer) -> bytes:
+    try:
+        return msgspec.msgpack.encode(answer)
+    except UnicodeEncodeError:  # a name that is no text is nobody's here
+        return msgspec.msgpack.encode(Answer(answer.number, None))
 
 
 def _program(pid: int) -> str | None:
@@ -162,5 +171,9 @@ class Lookups:
         raise NameServiceError("the name service does not answer")
 
     async def _start_anew(self, rest_seconds: float) -> None:
-        await asyncio.sleep(rest_seconds)
-        await self.start()
+        while True:
+            await asyncio.sleep(rest_seconds)
+            try:
+                return await self.start()
+            except (OSError, RuntimeError):  # no process can be made just now
+                rest_seconds = _REST_SECONDS

@@ -36,6 +36,8 @@ def drop_capabilities() -> None:
 
     A process of uid 0 keeps what root owns, but no power over what others own.
     """
+    if held_capabilities() == 0:
+        return  # as under a unit whose filter refuses capset(2)
     zero = ctypes.c_ulong(0)
     _libc.prctl(_PR_CAP_AMBIENT, ctypes.c_ulong(_PR_CAP_AMBIENT_CLEAR_ALL), zero, zero, zero)
     for number in range(_MOST):
@@ -48,9 +50,10 @@ def drop_capabilities() -> None:
 
 
 def held_capabilities() -> int:
-    """Return the permitted capabilities of this thread, one bit each."""
+    """Return the capabilities that this thread has or could have, one bit each."""
     header = _Header(_VERSION, 0)
     sets = (_Sets * _WORDS)()
     if _libc.capget(ctypes.byref(header), sets) != 0:
         raise OSError(ctypes.get_errno(), f"capget(2) failed: {os.strerror(ctypes.get_errno())}")
-    return int(sets[0].permitted) | int(sets[1].permitted) << 32
+    words = [int(one.permitted) | int(one.effective) | int(one.inheritable) for one in sets]
+    return words[0] | words[1] << 32

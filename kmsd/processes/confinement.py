@@ -95,6 +95,7 @@ class Confinement:
         self._new_code = new_code
         self._descriptors = descriptors
         self._hidden = hidden
+        self._filtered = False
         self._reasons: dict[Protection, tuple[State, str]] = {}
 
     def restrict_process(self) -> None:
@@ -120,6 +121,7 @@ class Confinement:
         """Put on the filter of system calls, after which the process opens nothing that its list does not let it."""
         with self._attempt(Protection.CALLS):
             restrict_calls(self._calls())
+            self._filtered = True
 
     def enter(self) -> None:
         """Put on everything, in a process that needs nothing in between."""
@@ -146,7 +148,8 @@ class Confinement:
             Protection.NO_NEW_PRIVILEGES: _prctl(_PR_GET_NO_NEW_PRIVS) == 1,
             Protection.NO_CAPABILITIES: held_capabilities() == 0,
             Protection.NO_SWAP: self._reasons.get(Protection.NO_SWAP, (State.OFF, ""))[0] is State.ON,
-            Protection.CALLS: _prctl(_PR_GET_SECCOMP) == _SECCOMP_MODE_FILTER,
+            # A filter of somebody else's, of the unit or a container, looks the same.
+            Protection.CALLS: self._filtered and _prctl(_PR_GET_SECCOMP) == _SECCOMP_MODE_FILTER,
         }
         if not self._new_code:
             facts[Protection.NO_NEW_CODE] = bool(max(_prctl(_PR_GET_MDWE), 0) & _MDWE_REFUSE_EXEC_GAIN)

@@ -91,7 +91,8 @@ class LandlockUnavailableError(RuntimeError):
 class Reach:
     """The files a process may open: `readable` and `writable` folders, files and devices.
 
-    What does not exist counts for nothing. `network` leaves TCP open, `local` lets it connect to abstract Unix sockets.
+    What does not exist, or cannot be reached, counts for nothing. `network` leaves TCP open, `local` lets it connect to
+    abstract Unix sockets.
     """
 
     readable: tuple[Path, ...] = ()
@@ -159,8 +160,8 @@ def _add_rules(ruleset: int, paths: Iterable[Path], access: Access) -> None:
     for path in paths:
         try:
             descriptor = os.open(path, os.O_PATH | os.O_CLOEXEC)
-        except FileNotFoundError:
-            continue
+        except OSError:
+            continue  # not there, or not to be reached: then it is not reached afterwards either
         try:
             allowed = access if stat.S_ISDIR(os.fstat(descriptor).st_mode) else access & _ON_FILES
             rule = _PathBeneath(allowed, descriptor)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import socket
 
-from kmsd.processes.seccomp import Calls, Check
+from kmsd.processes.seccomp import Calls, Check, Unless
 
 _WORD = 0xFFFFFFFF
 _EVERYTHING = 0xFFFF_FFFF_FFFF_FFFF
@@ -27,6 +27,17 @@ _PR_SET_MDWE, _PR_GET_MDWE, _PR_SET_VMA = 65, 66, 0x53564D41
 _PR_SET_DUMPABLE, _PR_CAP_AMBIENT, _PR_CAPBSET_DROP = 4, 47, 24
 # asm-generic/ioctls.h: is it a terminal; close-on-exec off and on; non-blocking; how much can be read.
 _TCGETS, _FIONCLEX, _FIOCLEX, _FIONBIO, _FIONREAD = 0x5401, 0x5450, 0x5451, 0x5421, 0x541B
+# Devices are spoken to by ioctl(2), but for these: who is sent signals (FIOSETOWN, SIOCSPGRP, FIOASYNC), and what a
+# terminal would take for typed or for its own (TIOCSTI, TIOCLINUX, TIOCSCTTY).
+_IOCTL_REFUSED = (0x8901, 0x8902, 0x5452, 0x5412, 0x541C, 0x540E)
+# Of fcntl(2): descriptors and their flags (F_DUPFD to F_SETFL, F_DUPFD_CLOEXEC), locks (F_GETLK to F_SETLKW, and those
+# of open files), seals. Not who is sent signals (F_SETOWN, F_SETSIG), by which any process of the uid could be killed.
+_FCNTL = (0, 1, 2, 3, 4, 5, 6, 7, 36, 37, 38, 1030, 1033, 1034)
+# asm-generic/mman-common.h, linux/stat.h
+_PROT_EXEC = 0x4
+_SET_ID_BITS = 0o6000
+# Pairs whose ends speak to each other only: an end of a pair of datagram sockets can be made to send to anybody's.
+_PAIRS = (Check(1, 0xF, socket.SOCK_STREAM), Check(1, 0xF, socket.SOCK_SEQPACKET))
 # asm-generic/fcntl.h: everything by which open(2) can write: O_WRONLY, O_RDWR, O_CREAT, O_TRUNC, O_APPEND; O_TMPFILE's
 # own bit is O_DIRECTORY's neighbour and differs by architecture, but it does nothing without O_WRONLY or O_RDWR.
 _WRITING = 0o1 | 0o2 | 0o100 | 0o1000 | 0o2000
@@ -43,7 +54,8 @@ def _one_of(argument: int, *values: int) -> tuple[Check, ...]:
 def _base() -> dict[str, tuple[Check, ...]]:
     """Return what every process of ours does: work in memory, on open descriptors, with its threads, until it ends."""
     return {
-        **_any("read readv write writev close fstat newfstatat lseek fcntl dup dup2 dup3"),
+        **_any("read readv write writev close fstat newfstatat lseek dup dup2 dup3"),
+        "fcntl": _one_of(1, *_FCNTL),
         **_any("mmap munmap mprotect mremap madvise brk mlock mlock2 munlock memfd_secret"),
         **_any("futex rt_sigaction rt_sigprocmask rt_sigreturn sigaltstack restart_syscall"),
         **_any("set_robust_list get_robust_list rseq membarrier sched_yield sched_getaffinity getcpu"),
@@ -68,10 +80,15 @@ _THREADS = {"clone": (Check(0, _CLONE_THREAD, _CLONE_THREAD),), "set_tid_address
 _FILES_READ = _any(
     "openat open readlink readlinkat stat lstat statx access faccessat getdents64 pread64 fstatfs statfs"
 )
-_FILES_WRITTEN = _any(
-    "pwrite64 ftruncate fallocate fsync fdatasync flock mkdir mkdirat rename renameat renameat2 unlink unlinkat rmdir "
-    "chmod fchmod fchmodat chown fchown fchownat utimensat umask msync fadvise64 sync_file_range getcwd"
-)
+# Modes, owners and times of files are set by path, which Landlock does not restrict: only the mode of an open file, and
+# never so that a program gains rights by it.
+_FILES_WRITTEN = {
+    **_any(
+        "pwrite64 ftruncate fallocate fsync fdatasync flock mkdir mkdirat rename renameat renameat2 unlink unlinkat"
+    ),
+    **_any("rmdir umask msync fadvise64 sync_file_range getcwd"),
+    "fchmod": (Check(1, _SET_ID_BITS, 0),),
+}
 
 
 def worker_calls() -> Calls:
@@ -79,13 +96,19 @@ def worker_calls() -> Calls:
 
     It opens nothing, and reads and writes the descriptors that it was given.
     """
-    return {**_base(), **_any("pread64 pwrite64 fstatfs")}
+    return {
+        **_base(),
+        **_any("pread64 pwrite64 fstatfs"),
+        # All its code is loaded, and a client may hand it a file full of another.
+        "mmap": (Check(2, _PROT_EXEC, 0),),
+        "mprotect": (Check(2, _PROT_EXEC, 0),),
+    }
 
 
-def daemon_calls(*, zygote_pid: int) -> Calls:
+def daemon_calls() -> Calls:
     """Return the calls of the daemon once it serves: event loop, store, trail, secret memory, pairs of sockets.
 
-    It makes no other sockets, so it connects to nobody and listens to nobody else, and it signals its zygote only.
+    It makes no other sockets, so it connects to nobody and listens to nobody else.
     """
     return {
         **_base(),
@@ -94,8 +117,7 @@ def daemon_calls(*, zygote_pid: int) -> Calls:
         **_FILES_WRITTEN,
         **_any("epoll_create1 epoll_ctl epoll_wait epoll_pwait epoll_pwait2 eventfd2 pipe2 accept accept4"),
         **_any("memfd_create pidfd_open wait4 waitid"),
-        "socketpair": _one_of(0, socket.AF_UNIX),
-        "kill": _one_of(0, zygote_pid),
+        "socketpair": _PAIRS,
     }
 
 
@@ -116,10 +138,14 @@ def job_calls(*, local: bool, network: bool) -> Calls:
         **connecting,
         **_any("eventfd2 pipe2 epoll_create1 epoll_ctl epoll_wait epoll_pwait sched_getparam sched_getscheduler"),
         **_any("sched_get_priority_max sched_get_priority_min memfd_create link linkat getpgrp"),
-        "socketpair": _one_of(0, socket.AF_UNIX),
-        # Devices are spoken to by ioctl(2). What a device node may be is Landlock's business; no terminal is given.
-        "ioctl": (),
+        "socketpair": _PAIRS,
+        "ioctl": Unless(Check(1, _WORD, request) for request in _IOCTL_REFUSED),
     }
+
+
+def program_calls() -> Calls:
+    """Return the calls of who tells which program a process runs: it reads links, and opens nothing."""
+    return {**_base(), **_any("readlink readlinkat setitimer")}
 
 
 def lookup_calls() -> Calls:
@@ -140,8 +166,10 @@ def zygote_calls(*, network: bool) -> Calls:
     """Return the calls of the zygote: it forks, and each child then restricts itself to its own part of all this."""
     return {
         **lookup_calls(),
-        **daemon_calls(zygote_pid=0),
+        **daemon_calls(),
         **job_calls(local=True, network=network),
+        # What the children's own lists restrict further; some of it they need for that.
+        **_any("fcntl mmap mprotect"),
         # A child's process id is not known here. The child's own filter allows its own only.
         "tgkill": (),
         "clone": (Check(0, _CLONE_NAMESPACES, 0),),

@@ -59,6 +59,12 @@ class Check(NamedTuple):
     value: int
 
 
+class Unless(tuple[Check, ...]):
+    """Conditions of which none may hold."""
+
+    __slots__ = ()
+
+
 # The name of a call, and the conditions of which one has to hold; none: it is allowed as it is.
 Calls = Mapping[str, tuple[Check, ...]]
 
@@ -128,18 +134,19 @@ def _for_number(number: int, block: Collection[_Instruction]) -> list[_Instructi
     return [_Instruction(_JUMP_EQUAL, number, if_false=len(block)), *block]
 
 
-def _allowing(checks: Iterable[Check]) -> Iterable[_Instruction]:
-    checks = tuple(checks)
+def _allowing(checks: tuple[Check, ...]) -> Iterable[_Instruction]:
+    allow, refuse = _RET_ALLOW, _RET_ERRNO | errno.EPERM
+    held, otherwise = (refuse, allow) if isinstance(checks, Unless) else (allow, refuse)
     for check in checks:
-        yield from _if_holds(check)
-    yield _Instruction(_RETURN, _RET_ERRNO | errno.EPERM if checks else _RET_ALLOW)
+        yield from _if_holds(check, held)
+    yield _Instruction(_RETURN, otherwise if checks else allow)
 
 
-def _if_holds(check: Check) -> list[_Instruction]:
-    """Return the instructions that allow the call if the condition holds, and else go on behind them."""
+def _if_holds(check: Check, answer: int) -> list[_Instruction]:
+    """Return the instructions that answer the call if the condition holds, and else go on behind them."""
     words = [(check.mask & _WORD, check.value & _WORD, 0), (check.mask >> 32, check.value >> 32, 4)]
     tests = [word for word in words if word[0]]
-    program: list[_Instruction] = [_Instruction(_RETURN, _RET_ALLOW)]
+    program: list[_Instruction] = [_Instruction(_RETURN, answer)]
     for mask, value, offset in reversed(tests):
         program = [
             _Instruction(_LOAD, _ARGUMENTS_OFFSET + 8 * check.argument + offset),

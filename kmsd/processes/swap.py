@@ -44,7 +44,7 @@ def rule_out_swap() -> str:
             raise SwapPossibleError(f"mlockall(2) failed: {os.strerror(ctypes.get_errno())}")
         return "all memory is locked"
     if not _has_swap():
-        return "the host has no swap"
+        return "the host has no swap now"
     raise SwapPossibleError("the host has swap: set MemorySwapMax=0 in the unit, or lift RLIMIT_MEMLOCK")
 
 

@@ -153,8 +153,10 @@ class Zygote:
             try:
                 await asyncio.wait_for(self._gone.wait(), _CLOSE_SECONDS)
             except TimeoutError:
-                os.kill(self.pid, signal.SIGKILL)
-                await self._gone.wait()
+                # A daemon that is confined may not signal it (Landlock); it is left to who started the daemon.
+                with contextlib.suppress(PermissionError, TimeoutError):
+                    os.kill(self.pid, signal.SIGKILL)
+                    await asyncio.wait_for(self._gone.wait(), _CLOSE_SECONDS)
 
     def _attach(self) -> asyncio.AbstractEventLoop:
         """Return the running loop, which reads the zygote's messages from the first request on."""

@@ -2,30 +2,52 @@
 
 from __future__ import annotations
 
-import sys
+import sysconfig
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
 
+import kmsd
 from kmsd.envelope.control import WORKER_ENTRY
 from kmsd.envelope.worker import run_worker
 from kmsd.hsm.pkcs11 import JOB_ENTRY, run_job
-from kmsd.identity.lookups import LOOKUPS_ENTRY, run_lookups
+from kmsd.identity.lookups import LOOKUPS_ENTRY, PROGRAMS_ENTRY, run_lookups
 from kmsd.memory.mapping import MemoryKind
 from kmsd.processes.confinement import Confinement, ConfinementError, Finding, Protection, State
 from kmsd.processes.landlock import Reach
-from kmsd.processes.profiles import daemon_calls, job_calls, lookup_calls, worker_calls, zygote_calls
+from kmsd.processes.profiles import (
+    daemon_calls,
+    job_calls,
+    lookup_calls,
+    program_calls,
+    worker_calls,
+    zygote_calls,
+)
 from kmsd.processes.selfcheck import check_entry, reporting
 from kmsd.processes.spawning import Entry
 from kmsd.server.deployment import Deployment
 
 # The children in the order of the report; the zygote's own state is what a child that restricts nothing further sees.
-CHILDREN = ("zygote", JOB_ENTRY, WORKER_ENTRY, LOOKUPS_ENTRY)
+CHILDREN = ("zygote", JOB_ENTRY, WORKER_ENTRY, LOOKUPS_ENTRY, PROGRAMS_ENTRY)
 # A worker has its control socket, the key page, the client's two files, and what Python opens.
 _WORKER_DESCRIPTORS = 64
 # Shared libraries, and what the loader reads to find them.
 _LIBRARIES = ("/usr/lib", "/usr/lib64", "/usr/local/lib", "/lib", "/lib64", "/etc/ld.so.cache")
-_DEVICES = ("/dev/null", "/dev/zero", "/dev/random", "/dev/urandom")
+_DEVICES = ("/dev/random", "/dev/urandom")
+# Libraries open these for both.
+_WRITTEN_DEVICES = ("/dev/null", "/dev/zero")
+# Where the name services of a host keep what they know, and listen. Not /var/lib as a whole: the store is there.
+_NAMES_READ = (
+    "/etc",
+    "/usr/share/zoneinfo",
+    "/var/lib/sss",
+    "/var/lib/extrausers",
+    "/var/cache/nscd",
+    "/run/nscd",
+    "/run/systemd/userdb",
+    "/run/systemd/dynamic-uid",
+    "/proc/self",
+)
 # What says that an id of the system's is nobody's (kmsd.identity.peer).
 _OVERFLOW_UID = "/proc/sys/kernel/overflowuid"
 # Settings of the libraries that PKCS#11 modules are built on: OpenSSL, p11-kit, time zones, the host's processors.
@@ -74,16 +96,25 @@ class Confinements:
         self.worker = Confinement(
             WORKER_ENTRY, worker_calls, reach=Reach, required=required, descriptors=_WORKER_DESCRIPTORS
         )
-        self.lookups = Confinement(LOOKUPS_ENTRY, lookup_calls, reach=None, required=required)
+        self.lookups = Confinement(
+            LOOKUPS_ENTRY,
+            lookup_calls,
+            reach=lambda: Reach(
+                readable=(*_code(), *_paths((*_LIBRARIES, *_DEVICES, *_WRITTEN_DEVICES, *_NAMES_READ)))
+            ),
+            required=required,
+        )
+        # Landlock would keep it from looking at processes that are not under the same restriction, which is its work.
+        self.programs = Confinement(PROGRAMS_ENTRY, program_calls, reach=None, required=required)
 
-    def daemon(self, deployment: Deployment, *, zygote_pid: int) -> Confinement:
+    def daemon(self, deployment: Deployment) -> Confinement:
         """Return the confinement of the daemon itself."""
         return Confinement(
             "daemon",
-            lambda: daemon_calls(zygote_pid=zygote_pid),
+            daemon_calls,
             reach=lambda: Reach(
                 readable=(*_code(), *_paths((*_LIBRARIES, *_DEVICES, _OVERFLOW_UID)), *deployment.readable),
-                writable=deployment.writable,
+                writable=(*deployment.writable, *_paths(_WRITTEN_DEVICES)),
             ),
             required=self._required,
             # libuv makes a ring as soon as there is a loop; what is asked for through one, no filter sees.
@@ -93,8 +124,13 @@ class Confinements:
     def entries(self, deployment: Deployment) -> Mapping[str, Entry]:
         """Return what the zygote's children run, each confined before it meets anything from outside."""
         return {
-            JOB_ENTRY: partial(_confined, self.job.enter, partial(run_job, module=str(deployment.module))),
+            JOB_ENTRY: partial(
+                _confined,
+                self.job.enter,
+                partial(run_job, module=str(deployment.module), variables=_variables(deployment)),
+            ),
             LOOKUPS_ENTRY: partial(_confined, self.lookups.enter, run_lookups),
+            PROGRAMS_ENTRY: partial(_confined, self.programs.enter, run_lookups),
             # Its threads are made between the two steps.
             WORKER_ENTRY: partial(
                 _confined, self.worker.restrict_process, partial(run_worker, ready=self.worker.restrict_calls)
@@ -103,6 +139,7 @@ class Confinements:
             check_entry(JOB_ENTRY): reporting(self.job, self.job.enter),
             check_entry(WORKER_ENTRY): reporting(self.worker, self.worker.enter),
             check_entry(LOOKUPS_ENTRY): reporting(self.lookups, self.lookups.enter),
+            check_entry(PROGRAMS_ENTRY): reporting(self.programs, self.programs.enter),
         }
 
 
@@ -137,6 +174,11 @@ def _nothing() -> None:
     return
 
 
+def _variables(deployment: Deployment) -> frozenset[str]:
+    """Return the variables that a token job's request may set: others could have libraries load anything."""
+    return frozenset({*deployment.config.hsm.environment, *deployment.token_variables})
+
+
 def _job_reach(deployment: Deployment, *, network: bool, local: bool) -> Reach:
     hsm = deployment.config.hsm
     # The module's settings are named in its environment: SOFTHSM2_CONF, CS_PKCS11_R3_CFG and the like.
@@ -151,15 +193,19 @@ def _job_reach(deployment: Deployment, *, network: bool, local: bool) -> Reach:
     )
     return Reach(
         readable=(*_code(), *_paths((*readable, *hsm.readable_paths))),
-        writable=(*deployment.token_writable, *_paths(hsm.writable_paths)),
+        writable=(*deployment.token_writable, *_paths((*_WRITTEN_DEVICES, *hsm.writable_paths))),
         network=network,
         local=local,
     )
 
 
 def _code() -> tuple[Path, ...]:
-    """Return where Python's code is, ours included: some modules are imported when they are first needed."""
-    return tuple(Path(entry) for entry in sys.path if Path(entry).is_absolute())
+    """Return where Python's code is, ours included: some modules are imported when they are first needed.
+
+    Not what PYTHONPATH adds: it could be any folder.
+    """
+    installed = (sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib"))
+    return (*dict.fromkeys(_paths(installed)), Path(kmsd.__file__).parent)
 
 
 def _paths(names: Iterable[str]) -> tuple[Path, ...]:

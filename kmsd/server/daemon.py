@@ -40,7 +40,7 @@ def run_daemon(deployment: Deployment) -> None:
     _raise_descriptor_limit()
     confinements = Confinements(deployment)
     zygote = Zygote.start(confinements.entries(deployment), confinements.zygote.enter)
-    confinement = confinements.daemon(deployment, zygote_pid=zygote.pid)
+    confinement = confinements.daemon(deployment)
     confinement.restrict_process()
     memory = deployment.config.memory
     arena = Arena(memory.limit_bytes or default_limit_bytes(), allow_fallback=memory.allow_fallback)
@@ -73,7 +73,7 @@ async def _serve(deployment: Deployment, zygote: Zygote, arena: Arena, confineme
 
     from kmsd.api.errors import AccessDeniedError  # noqa: PLC0415 - all of these: after the fork, as above
     from kmsd.hsm.pkcs11 import Pkcs11Root  # noqa: PLC0415
-    from kmsd.identity.lookups import LOOKUPS_ENTRY, Lookups  # noqa: PLC0415
+    from kmsd.identity.lookups import LOOKUPS_ENTRY, PROGRAMS_ENTRY, Lookups  # noqa: PLC0415
     from kmsd.identity.peer import Peer  # noqa: PLC0415
     from kmsd.identity.principals import SystemNames  # noqa: PLC0415
     from kmsd.logs import DroppingStream, StructuredLogger  # noqa: PLC0415
@@ -91,9 +91,11 @@ async def _serve(deployment: Deployment, zygote: Zygote, arena: Arena, confineme
     config = deployment.config
     findings: list[Finding] = []
     lookups = Lookups(partial(_connect_child, zygote, LOOKUPS_ENTRY))
+    programs = Lookups(partial(_connect_child, zygote, PROGRAMS_ENTRY))
     sock: socket.socket | None = None
     try:
         await lookups.start()
+        await programs.start()
         token = await deployment.find_token(zygote)
         root = Pkcs11Root(zygote, token.config, token.pin, deadline_seconds=config.hsm.deadline_seconds)
         service = await Service.open(
@@ -107,7 +109,7 @@ async def _serve(deployment: Deployment, zygote: Zygote, arena: Arena, confineme
                 administrators=deployment.administrators,
                 admit=admit,
                 names=SystemNames(source=lookups),
-                program_of=lookups.program_of,
+                program_of=programs.program_of,
                 findings=findings,
                 host_policy=deployment.host_policy,
                 store_path=deployment.store_path,
@@ -130,6 +132,7 @@ async def _serve(deployment: Deployment, zygote: Zygote, arena: Arena, confineme
         if sock is not None:  # the start failed after it was there
             deployment.close_socket()
         lookups.close()
+        programs.close()
         await zygote.close()
 
 

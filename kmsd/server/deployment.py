@@ -38,7 +38,8 @@ class Deployment:
     ends. `module` is the token's PKCS#11 library, and `find_token` may make the token. `ready` is called once the
     socket accepts. With `serves_sealed` it serves although it could not be unsealed at the start; else it does not
     start then. `readable` and `writable` folders are what the daemon may open, beside its own code, once it runs;
-    `token_writable` is what a token job may write beside what the settings say. `notifier` tells the service manager.
+    `token_writable` is what a token job may write, and `token_variables` the variables that may be set for its module,
+    beside what the settings say. `notifier` tells the service manager.
     Where there is a `host_policy` directory, SIGHUP has it read anew.
     """
 
@@ -56,6 +57,7 @@ class Deployment:
     readable: tuple[Path, ...]
     writable: tuple[Path, ...]
     token_writable: tuple[Path, ...]
+    token_variables: tuple[str, ...] = ()
     ready: Callable[[], None] = _nothing
     notifier: Notifier = field(default_factory=Notifier)
 
@@ -92,6 +94,7 @@ def development(
         readable=(),
         writable=(directory,),
         token_writable=(directory / "token",),
+        token_variables=("SOFTHSM2_CONF",),
         ready=ready,
     )
 

@@ -26,6 +26,7 @@ from kmsd.store.migrations.stamp import create_or_check
 _PRAGMAS = (
     "locking_mode = EXCLUSIVE",
     "synchronous = FULL",  # an acknowledged commit survives power loss: each one syncs the write-ahead log
+    "temp_store = MEMORY",  # the daemon may make files in its own folders only, and rows belong nowhere else
     "secure_delete = ON",  # what was deleted is overwritten with zeros
     "trusted_schema = OFF",  # a file that somebody edited cannot make SQLite call functions
     "cell_size_check = ON",  # notices damaged pages early

@@ -28,7 +28,7 @@ from tests.processes.test_sandbox import in_child
 
 def confinement(*, required: bool = False, reach: Callable[[], Reach] | None = Reach) -> Confinement:
     # The calls of one that opens files: without openat(2) it would not matter which.
-    return Confinement("worker", lambda: daemon_calls(zygote_pid=0), reach=reach, required=required, descriptors=32)
+    return Confinement("worker", daemon_calls, reach=reach, required=required, descriptors=32)
 
 
 def report_of(work: Callable[[], Confinement]) -> dict[Protection, Finding]:

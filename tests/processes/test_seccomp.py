@@ -17,18 +17,26 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kmsd.processes import harden_process
-from kmsd.processes.profiles import daemon_calls, job_calls, lookup_calls, worker_calls, zygote_calls
+from kmsd.processes.profiles import (
+    daemon_calls,
+    job_calls,
+    lookup_calls,
+    program_calls,
+    worker_calls,
+    zygote_calls,
+)
 from kmsd.processes.seccomp import MACHINES, Calls, Check, Machine, compile_absence, compile_filter, restrict_calls
 from kmsd.processes.syscalls import NEWEST, SYSCALLS
 from tests.processes.test_sandbox import in_child
 
 ALLOW, KILL, EPERM, ENOSYS = 0x7FFF0000, 0x80000000, 0x00050000 | errno.EPERM, 0x00050000 | errno.ENOSYS
 PROFILES: dict[str, Callable[[], Calls]] = {
-    "daemon": lambda: daemon_calls(zygote_pid=7),
+    "daemon": daemon_calls,
     "worker": worker_calls,
     "job": lambda: job_calls(local=False, network=False),
     "job on a network": lambda: job_calls(local=True, network=True),
     "lookups": lookup_calls,
+    "programs": program_calls,
     "zygote": lambda: zygote_calls(network=True),
 }
 # What nobody may ever do, whatever it is for.
@@ -108,7 +116,9 @@ def test_only_the_zygote_forks(name: str) -> None:
     clone, fork, vfork = 56, 57, 58
 
     assert run(program, clone, (17,)) == run(program, fork) == run(program, vfork) == EPERM  # SIGCHLD: a fork
-    assert run(program, clone, (0x3D0F00,)) == (EPERM if name == "worker" else ALLOW)  # as pthread_create(3) does
+    assert run(program, clone, (0x3D0F00,)) == (
+        EPERM if name in {"worker", "programs"} else ALLOW
+    )  # as pthread_create(3) does
 
 
 @pytest.mark.parametrize("profile", PROFILES.values(), ids=PROFILES)
@@ -124,6 +134,7 @@ def test_nobody_makes_namespaces(profile: Callable[[], Calls]) -> None:
     [
         ("daemon", set()),
         ("worker", set()),
+        ("programs", set()),
         ("job", set()),
         ("lookups", {socket.AF_UNIX}),
         ("job on a network", {socket.AF_UNIX, socket.AF_INET, socket.AF_INET6, socket.AF_NETLINK}),
@@ -134,6 +145,53 @@ def test_sockets_are_made_only_of_the_families_that_are_needed(name: str, famili
     program = compile_filter(PROFILES[name](), MACHINES["x86_64"])
 
     assert {family for family in range(46) if run(program, 41, (family,)) == ALLOW} == families
+
+
+@pytest.mark.parametrize("name", set(PROFILES) - {"zygote"})
+def test_nobody_has_signals_sent_to_others(name: str) -> None:
+    """Not by fcntl(2) (72) with F_SETOWN or F_SETSIG, nor by ioctl(2) (16) with FIOSETOWN, FIOASYNC or SIOCSPGRP."""
+    program = compile_filter(PROFILES[name](), MACHINES["x86_64"])
+
+    assert {run(program, 72, (3, command)) for command in (8, 10, 15)} == {EPERM}
+    assert {run(program, 72, (3, command)) for command in (1, 2, 3, 4, 6, 1030)} == {ALLOW}
+    assert {run(program, 16, (3, request)) for request in (0x8901, 0x8902, 0x5452)} == {EPERM}
+
+
+def test_a_job_speaks_to_devices_but_not_for_a_terminal() -> None:
+    """Any request of ioctl(2), less those that put words into a terminal's mouth."""
+    program = compile_filter(PROFILES["job"](), MACHINES["x86_64"])
+
+    assert run(program, 16, (3, 0xC0185500)) == ALLOW  # a request of USB devices
+    assert {run(program, 16, (3, request)) for request in (0x5412, 0x541C, 0x540E)} == {EPERM}
+
+
+@pytest.mark.parametrize("name", ["daemon", "job"])
+def test_pairs_of_sockets_speak_to_each_other_only(name: str) -> None:
+    """An end of a pair of datagram sockets can send to any socket that has a path."""
+    program = compile_filter(PROFILES[name](), MACHINES["x86_64"])
+    flags = socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK
+    allowed = {kind for kind in range(8) if run(program, 53, (socket.AF_UNIX, kind | flags)) == ALLOW}
+
+    assert allowed == {socket.SOCK_STREAM, socket.SOCK_SEQPACKET}
+
+
+@pytest.mark.parametrize("name", set(PROFILES) - {"zygote"})
+def test_nobody_changes_files_by_their_paths(name: str) -> None:
+    """Landlock does not restrict who sets modes, owners and times; a program never gains rights by any of ours."""
+    program = compile_filter(PROFILES[name](), MACHINES["x86_64"])
+    chmod, fchmod, chown, fchown, lchown, fchownat, fchmodat, utimensat = 90, 91, 92, 93, 94, 260, 268, 280
+
+    assert {run(program, one) for one in (chmod, chown, fchown, lchown, fchownat, fchmodat, utimensat)} == {EPERM}
+    assert run(program, fchmod, (3, 0o4755)) == EPERM
+    assert run(program, fchmod, (3, 0o600)) == (ALLOW if name in {"daemon", "job", "job on a network"} else EPERM)
+
+
+def test_a_worker_runs_no_code_but_its_own() -> None:
+    """Not what a client's file holds either: nothing is mapped to be executed."""
+    program = compile_filter(PROFILES["worker"](), MACHINES["x86_64"])
+
+    assert {run(program, call, (0, 4096, 0x5)) for call in (9, 10)} == {EPERM}  # mmap, mprotect; read and execute
+    assert {run(program, call, (0, 4096, 0x3)) for call in (9, 10)} == {ALLOW}
 
 
 def test_who_looks_names_up_opens_nothing_for_writing() -> None:

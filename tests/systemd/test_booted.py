@@ -180,7 +180,10 @@ def test_a_service_does_not_read_what_another_encrypted(installed: Host) -> None
 
 
 def test_the_unit_lets_every_protection_work(installed: Host) -> None:
-    """Secret memory and what the processes forbid themselves, inside systemd's own filter."""
+    """Secret memory and all that the processes forbid themselves, inside systemd's own filter, where it is required."""
+    settings = installed.root / "etc/kmsd/kmsd.toml"
+    settings.write_text(f'hardening = "require"\n{settings.read_text()}')
+    installed.run("systemctl", "restart", SERVICE)
     status = installed.run("kms", "status").stdout
 
     assert "memfd_secret" in status
