@@ -94,7 +94,7 @@ def test_a_credential_is_read_as_a_file(tmp_path: Path) -> None:
 def test_a_credential_that_was_not_passed_is_missed_when_it_is_needed(tmp_path: Path) -> None:
     """Whether there is a directory or not; the message says what to do."""
     for directory in (None, tmp_path, tmp_path / "none"):
-        with pytest.raises(PinUnavailableError, match="'hsm-pin' was not passed.*restart kmsd, or unseal with"):
+        with pytest.raises(PinUnavailableError, match=r"'hsm-pin' was not passed.*restart kmsd, or unseal with"):
             credential("hsm-pin", directory)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import select
 import socket
 import time
@@ -40,26 +39,23 @@ class Manager:
     async def heard_soon(self) -> list[str]:
         """The same, while the test's loop goes on."""
         while True:
-            try:
-                return self._at_once()
-            except BlockingIOError:
-                await asyncio.sleep(0.001)
+            if (message := self.next()) is not None:
+                return message
+            await asyncio.sleep(0.001)
+
+    def next(self) -> list[str] | None:
+        """The same if there is a message now."""
+        # A socket with a time limit waits in spite of MSG_DONTWAIT.
+        return self.heard() if select.select([self.socket], [], [], 0)[0] else None
 
     def waiting(self) -> list[list[str]]:
         """All messages that are there now."""
         found = []
-        with contextlib.suppress(BlockingIOError):
-            while True:
-                found.append(self._at_once())
+        while (message := self.next()) is not None:
+            found.append(message)
         return found
 
     def heard_while_blocked(self, seconds: float) -> list[list[str]]:
         """What comes while nothing else happens in this thread."""
         time.sleep(seconds)
         return self.waiting()
-
-    def _at_once(self) -> list[str]:
-        # A socket with a time limit waits in spite of MSG_DONTWAIT.
-        if not select.select([self.socket], [], [], 0)[0]:
-            raise BlockingIOError
-        return self.heard()
