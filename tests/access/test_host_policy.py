@@ -13,7 +13,7 @@ from kmsd.access.decision import Authorizer, HostPolicy, HostPolicyError, NotAut
 from kmsd.access.host import NAMES_TRUSTED_SECONDS
 from kmsd.access.policy import default_key_policy, parse_policy
 from kmsd.api import OPERATIONS
-from kmsd.identity.principals import Caller, Names
+from kmsd.identity.principals import Caller, Names, NameServiceError
 
 ACCOUNT = "111122223333"
 KEY = f"arn:aws:kms:local:{ACCOUNT}:key/1234abcd-12ab-34cd-56ef-1234567890ab"
@@ -276,3 +276,23 @@ def test_a_name_service_that_fails_takes_no_deny_away(given_names: GivenNames) -
 
     assert not permits(host, person(1001), "kms:CreateKey")
     assert permits(host, person(1002), "kms:CreateKey")
+
+
+def test_names_that_cannot_be_looked_up_now_are_told_as_such() -> None:
+    """Neither a start nor a reload may take them for names that do not exist."""
+
+    class Away:
+        def user_name(self, uid: int) -> str | None:
+            raise NameServiceError("it is away")
+
+        def group_name(self, gid: int) -> str | None:
+            raise NameServiceError("it is away")
+
+        def uid_of(self, name: str) -> int | None:
+            raise NameServiceError("it is away")
+
+        def gid_of(self, name: str) -> int | None:
+            raise NameServiceError("it is away")
+
+    with pytest.raises(HostPolicyError, match="cannot be looked up: it is away"):
+        HostPolicy({"10.json": document("Allow", "user:alice")}, account=ACCOUNT, names=Away())

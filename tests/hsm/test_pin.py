@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from kmsd.hsm.pin import FilePin
+from kmsd.hsm.pin import CredentialPin, FilePin
 from kmsd.hsm.root import PinUnavailableError
+from tests.support.other_user import DAEMON_GID, DAEMON_UID, as_user
 
 
 def read(path: Path, room: int = 100) -> bytes:
@@ -77,3 +78,43 @@ def test_a_fifo_does_not_stop_the_daemon(tmp_path: Path) -> None:
 
     with pytest.raises(PinUnavailableError, match="not a regular file"):
         read(tmp_path / "pin")
+
+
+def credential(name: str, directory: Path | None) -> bytes:
+    view = memoryview(bytearray(100))
+    return bytes(view[: CredentialPin(name, directory).read_into(view)])
+
+
+def test_a_credential_is_read_as_a_file(tmp_path: Path) -> None:
+    """Of its name in the directory that systemd passes, with the mode that it has there."""
+    write(tmp_path / "hsm-pin", b"1234\n", 0o440)
+    assert credential("hsm-pin", tmp_path) == b"1234"
+
+
+def test_a_credential_that_was_not_passed_is_missed_when_it_is_needed(tmp_path: Path) -> None:
+    """Whether there is a directory or not; the message says what to do."""
+    for directory in (None, tmp_path, tmp_path / "none"):
+        with pytest.raises(PinUnavailableError, match=r"'hsm-pin' was not passed.*restart kmsd, or unseal with"):
+            credential("hsm-pin", directory)
+
+
+def test_a_name_leads_nowhere_else(tmp_path: Path) -> None:
+    """The two that stand for directories are no files."""
+    for name in (".", ".."):
+        with pytest.raises(PinUnavailableError):
+            credential(name, tmp_path)
+
+
+@pytest.mark.root
+def test_a_credential_of_somebody_else_is_refused_in_words(short_path: Path) -> None:
+    """Whoever inherits the variable of another service may not enter its directory."""
+    write(short_path / "hsm-pin", b"1234")
+
+    def act() -> str:
+        try:
+            credential("hsm-pin", short_path)
+        except PinUnavailableError as error:
+            return str(error)
+        return "read"
+
+    assert "'hsm-pin' was not passed" in as_user(DAEMON_UID, DAEMON_GID, act)

@@ -540,3 +540,38 @@ def test_a_zygote_is_not_started_beside_threads() -> None:
         Zygote.start(ENTRIES)
     stop.set()
     thread.join()
+
+
+def test_a_stopped_zygote_does_not_answer(run: Run) -> None:
+    """What was asked meanwhile is answered when it goes on, in order, whoever has lost interest."""
+
+    async def ask() -> None:
+        zygote = Zygote.start({})
+        await zygote.ping()
+        os.kill(zygote.pid, signal.SIGSTOP)
+        pings = [asyncio.ensure_future(zygote.ping()) for _ in range(3)]
+        done, _ = await asyncio.wait(pings, timeout=0.05)
+        assert done == set()
+        pings[1].cancel()
+        os.kill(zygote.pid, signal.SIGCONT)
+        await asyncio.gather(pings[0], pings[2])
+        await zygote.close()
+
+    run(ask())
+
+
+def test_a_zygote_that_ended_answers_no_ping(run: Run) -> None:
+    """Those that wait are told, and those that ask later."""
+
+    async def ask() -> None:
+        zygote = Zygote.start({})
+        os.kill(zygote.pid, signal.SIGSTOP)
+        waiting = asyncio.ensure_future(zygote.ping())
+        await asyncio.sleep(0)
+        os.kill(zygote.pid, signal.SIGKILL)
+        with pytest.raises(ZygoteGoneError):
+            await waiting
+        with pytest.raises(ZygoteGoneError):
+            await zygote.ping()
+
+    run(ask())

@@ -10,33 +10,7 @@ from pathlib import Path
 import pytest
 
 from kmsd.server.notify import Notifier, NotifyError
-
-PATIENCE_SECONDS = 10
-
-
-class Manager:
-    """A service manager's end."""
-
-    def __init__(self, address: str) -> None:
-        self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-        self.socket.settimeout(PATIENCE_SECONDS)
-        self.socket.bind(address.replace("@", "\0", 1) if address.startswith("@") else address)
-        self.environment = {"NOTIFY_SOCKET": address}
-        self._notifiers: list[Notifier] = []
-
-    def notifier(self, **variables: str) -> Notifier:
-        """What a service makes of these variables and the manager's own."""
-        self._notifiers.append(Notifier.from_environment(self.environment | variables))
-        return self._notifiers[-1]
-
-    def close(self) -> None:
-        for notifier in self._notifiers:
-            notifier.close()
-        self.socket.close()
-
-    def heard(self) -> list[str]:
-        """The lines of the next message."""
-        return self.socket.recv(1 << 16).decode().split("\n")
+from tests.support.manager import Manager
 
 
 @pytest.fixture(params=["path", "abstract"])

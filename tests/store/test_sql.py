@@ -407,3 +407,13 @@ def test_the_interface_needs_no_sqlalchemy() -> None:
 def conforms(store: SqlStore) -> Store:
     """Checked by mypy: the class has the interface."""
     return store
+
+
+async def test_a_ping_is_answered_sealed_or_not(store: SqlStore) -> None:
+    """But not by a store that is closed."""
+    await store.ping()
+    store.seal()
+    await store.ping()
+    await store.close()
+    with pytest.raises(StoreUnavailableError):
+        await store.ping()

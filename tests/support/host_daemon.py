@@ -55,7 +55,7 @@ class HostDaemon(DevDaemon):
             },
         }
         path = directory / "kmsd.toml"
-        path.write_text(_toml(settings))
+        path.write_text(toml(settings))
         self._command = [sys.executable, "-m", "tests.support.host_daemon", str(path)]
 
     def state(self) -> str:
@@ -68,7 +68,8 @@ class HostDaemon(DevDaemon):
         return [record for record in self.records() if record["eventName"] == name]
 
 
-def _toml(sections: dict[str, dict[str, Any]]) -> str:
+def toml(sections: dict[str, dict[str, Any]]) -> str:
+    """Settings as they stand in a file."""
     lines = []
     for section, values in sections.items():
         lines.append(f"[{section}]")
