@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
 
+import msgspec
+
 import kmsd
 from kmsd.envelope.control import WORKER_ENTRY
 from kmsd.envelope.worker import run_worker
@@ -202,10 +204,10 @@ def _job_reach(deployment: Deployment, *, network: bool, local: bool) -> Reach:
 def _code() -> tuple[Path, ...]:
     """Return where Python's code is, ours included: some modules are imported when they are first needed.
 
-    Not what PYTHONPATH adds: it could be any folder.
+    Not whatever PYTHONPATH names: it could be any folder. The packages from outside lie beside one of them.
     """
-    installed = (sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib"))
-    return (*dict.fromkeys(_paths(installed)), Path(kmsd.__file__).parent)
+    standard = (sysconfig.get_path(name) for name in ("stdlib", "platstdlib"))
+    return (*dict.fromkeys(_paths(standard)), Path(msgspec.__file__).parent.parent, Path(kmsd.__file__).parent)
 
 
 def _paths(names: Iterable[str]) -> tuple[Path, ...]:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from importlib import resources
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 
@@ -278,21 +279,11 @@ def test_a_name_service_that_fails_takes_no_deny_away(given_names: GivenNames) -
     assert permits(host, person(1002), "kms:CreateKey")
 
 
-def test_names_that_cannot_be_looked_up_now_are_told_as_such() -> None:
+def test_names_that_cannot_be_looked_up_now_are_told_as_such(given_names: GivenNames) -> None:
     """Neither a start nor a reload may take them for names that do not exist."""
-
-    class Away:
-        def user_name(self, uid: int) -> str | None:
-            raise NameServiceError("it is away")
-
-        def group_name(self, gid: int) -> str | None:
-            raise NameServiceError("it is away")
-
-        def uid_of(self, name: str) -> int | None:
-            raise NameServiceError("it is away")
-
-        def gid_of(self, name: str) -> int | None:
-            raise NameServiceError("it is away")
-
-    with pytest.raises(HostPolicyError, match="cannot be looked up: it is away"):
-        HostPolicy({"10.json": document("Allow", "user:alice")}, account=ACCOUNT, names=Away())
+    names = given_names({}, {})
+    with (
+        mock.patch.object(names, "uid_of", side_effect=NameServiceError("it is away")),
+        pytest.raises(HostPolicyError, match="cannot be looked up: it is away"),
+    ):
+        HostPolicy({"10.json": document("Allow", "user:alice")}, account=ACCOUNT, names=names)
