@@ -29,9 +29,9 @@ demo: setup
 test: setup .venv/.host
 	$(PY) -m pytest $(ARGS)
 
-# Kills the daemon at random moments, more often than `make test` does.
+# Kills the daemon at random moments, and `kmsd init` between any two steps, more often than `make test` does.
 crash: setup
-	KMSD_CRASH_RUNS=100 $(PY) -m pytest tests/e2e/test_crash.py $(ARGS)
+	KMSD_CRASH_RUNS=100 $(PY) -m pytest tests/e2e/test_crash.py tests/commands/test_init.py $(ARGS)
 
 bench: setup
 	$(PY) -m tests.benchmarks $(ARGS)

@@ -11,6 +11,8 @@ from kmsd.config import Config
 from kmsd.processes.privileges import Account
 
 _ROOT = 0
+# The mode of a directory that has not been given its owner yet.
+_CLOSED = 0o700
 
 
 def make_directories(config: Config, settings: Path, account: Account) -> None:
@@ -24,20 +26,36 @@ def make_directories(config: Config, settings: Path, account: Account) -> None:
 
 
 def _make(path: Path, owner: tuple[int, int], mode: int) -> None:
-    is_new = not os.path.lexists(path)
-    if is_new:
+    _check_way(path, owner[0])
+    if not os.path.lexists(path):
         # Closed until it has its owner.
-        path.mkdir(mode=0o700, parents=True)
-        os.chown(path, *owner)
-        path.chmod(mode)
+        path.mkdir(mode=_CLOSED, parents=True)
     facts = path.lstat()
     if not stat.S_ISDIR(facts.st_mode):
         raise SetupError(f"{path} is there and is no directory: move it away")
-    if facts.st_uid != owner[0] and not is_new:
-        # An interrupted run leaves an empty directory; anything else is somebody's.
-        if any(path.iterdir()):
-            raise SetupError(f"{path} belongs to uid {facts.st_uid} and not to uid {owner[0]}: look at what is inside")
-        os.chown(path, *owner)
-    if stat.S_IMODE(facts.st_mode) & ~mode or is_new:
+    found = stat.S_IMODE(facts.st_mode)
+    # So a run leaves it that was interrupted here; anything else is somebody's.
+    is_new = facts.st_uid == _ROOT and found == _CLOSED and not any(path.iterdir())
+    if is_new:
+        os.chown(path, *owner, follow_symlinks=False)
         path.chmod(mode)
-    tell(made=is_new, what=f"{path} (mode {mode:04o}, uid {owner[0]})")
+    elif facts.st_uid != owner[0]:
+        raise SetupError(
+            f"{path} belongs to uid {facts.st_uid} and not to uid {owner[0]}: look at what it is, and give it away "
+            f"with chown, or name another directory in the settings"
+        )
+    elif found & ~mode:
+        path.chmod(found & mode)
+    tell(made=is_new, what=f"{path} (mode {path.stat().st_mode & 0o7777:04o}, uid {owner[0]})")
+
+
+def _check_way(path: Path, owner: int) -> None:
+    """Refuse a place where somebody else could put another directory in this one's place."""
+    way = path.parent.resolve()
+    for folder in (way, *way.parents):
+        if not folder.exists():
+            continue
+        facts = folder.stat()
+        open_to_all = facts.st_mode & stat.S_IWOTH and not facts.st_mode & stat.S_ISVTX
+        if facts.st_uid not in {_ROOT, owner} or open_to_all:
+            raise SetupError(f"{path} is in {folder}, where others than root can replace it: name another place")

@@ -6,6 +6,7 @@ that is set up it changes nothing. It never takes the place of keys, a token, a 
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import sys
@@ -15,20 +16,21 @@ from pathlib import Path
 import msgspec
 
 from kmsd.commands.accounts import ADMINISTRATORS, USERS, make_accounts
-from kmsd.commands.credentials import CREDENTIAL, NAME, find_pin_setting, open_stored_pin, store_pin
+from kmsd.commands.credentials import CREDENTIAL, NAME, PinPlace, open_stored_pin, place_of
 from kmsd.commands.directories import make_directories
 from kmsd.commands.failures import exit_code_of
 from kmsd.commands.pins import HeldPin, vendor_pin
 from kmsd.commands.service_process import as_service
 from kmsd.commands.settings import write_settings
-from kmsd.commands.steps import SetupError, tell
+from kmsd.commands.steps import SetupError, drop_draft, tell
 from kmsd.commands.tokens import make_root_key, make_softhsm, softhsm_directory, softhsm_pin_file
 from kmsd.commands.units import start_units
-from kmsd.config import Config, Hsm, load_config
+from kmsd.config import DEFAULT_PATH, Config, Hsm, load_config
 from kmsd.hsm.pin import FilePin
 from kmsd.hsm.softhsm import is_made
 from kmsd.identity.peer import check_identity_map
 from kmsd.processes.privileges import Account, find_account
+from kmsd.processes.sandbox import harden_process
 from kmsd.server.daemon import run_daemon
 from kmsd.server.deployment import founding, store_path
 
@@ -74,8 +76,9 @@ def _check_recovery(choices: Choices) -> None:
         return
     if choices.recovery is None and choices.interactive:
         print(_RECOVERY)
-        if input(f'Type "{NO_RECOVERY}" to go without recovery: ').strip() == NO_RECOVERY:
-            return
+        with contextlib.suppress(EOFError):
+            if input(f'Type "{NO_RECOVERY}" to go without recovery: ').strip() == NO_RECOVERY:
+                return
         raise UsageError("no recovery was chosen, so nothing was done")
     raise UsageError(
         f"say what becomes of the keys when the token is lost: the only choice yet is --recovery {NO_RECOVERY}, which "
@@ -100,12 +103,18 @@ class _Setup:
     def __init__(self, choices: Choices) -> None:
         self._choices = choices
         self._path = choices.settings.absolute()
-        self._has_settings = self._path.exists()
+        # Also a link that leads nowhere: it is not ours to fill.
+        self._has_settings = os.path.lexists(self._path)
         self._config = load_config(self._path) if self._has_settings else Config()
+        self._place = PinPlace(self._path, self._config.hsm.pin if self._has_settings else None)
 
     def run(self) -> None:
         if os.getuid() != 0:
             raise SetupError("kmsd init sets up the whole host: run it as root")
+        # The PIN is in this process's memory, and may be typed into it: no core file, for its children neither.
+        harden_process()
+        # What is made on the way to a directory is for everybody to pass; everything else is given a mode of its own.
+        os.umask(0o022)
         check_identity_map()
         if self._has_settings:
             self._check_settings()
@@ -120,7 +129,7 @@ class _Setup:
             raise SetupError("another `kmsd init` is running: wait for it, then look with another run") from None
         finally:
             os.close(lock)
-        obstacle = start_units()
+        obstacle = start_units(self._path)
         self._say_what_is_next(obstacle)
 
     def _check_settings(self) -> None:
@@ -138,35 +147,40 @@ class _Setup:
 
     def _found(self, account: Account) -> None:
         """Make what holds the keys, in the order in which each needs the one before."""
-        pin = None
+        self._place.drop_drafts()
+        drop_draft(self._path)
+        is_founded = self._is_founded()
         self._config = msgspec.structs.replace(self._config, hsm=self._token(account))
-        if self._is_founded():
-            tell(made=False, what=f"store {store_path(self._config)} and audit trail {self._config.paths.audit}")
-        else:
+        pin = None
+        if not is_founded or not self._has_settings or self._place.is_missing():
+            # Also if only the PIN's place is missing: what is stored has opened the token and the store.
             pin = self._pin()
-            if not self._is_softhsm():
-                make_root_key(self._config, pin, account)
-            config, held = self._config, pin
-            as_service(account, lambda: _run(config, held))
-            tell(made=True, what=f"store {store_path(config)} and audit trail {config.paths.audit}")
+            self._open_store(pin, account)
+        tell(made=not is_founded, what=f"store {store_path(self._config)} and audit trail {self._config.paths.audit}")
         self._keep_pin(pin, account)
+
+    def _open_store(self, pin: HeldPin, account: Account) -> None:
+        """Have the daemon's first start, which makes the root key and the store as far as they are missing."""
+        # A store was made under the root key that was there then; another one could not open it.
+        if not self._is_softhsm() and not store_path(self._config).exists():
+            make_root_key(self._config, pin, account)
+        config = self._config
+        try:
+            as_service(account, lambda: _run(config, pin))
+        except SetupError as error:
+            if self._has_settings or self._is_softhsm():
+                raise
+            raise SetupError(
+                f"{error}. From here on the module may reach only what the settings name: if it needs files, devices, "
+                f"pcscd or a network of its own, write {self._path} with hsm.module, hsm.token_label, "
+                "hsm.writable_paths and hsm.connect (the sample kmsd.toml explains them), and run this again"
+            ) from None
 
     def _token(self, account: Account) -> Hsm:
         """Return the settings of the token, which is made if it is one of ours and not there."""
         choices = self._choices
         if self._is_softhsm():
-            stored = find_pin_setting(self._path)
-            if stored is not None and not is_made(softhsm_directory(self._config)):
-                raise SetupError(
-                    f"{CREDENTIAL if stored.startswith('credential:') else stored.removeprefix('file:')} holds the PIN "
-                    f"of a token that is not there: put the token back into {softhsm_directory(self._config)}, or move "
-                    "the PIN away to begin anew"
-                )
-            if self._is_founded() and not softhsm_directory(self._config).exists():
-                raise SetupError(
-                    f"the store was made with the token {softhsm_directory(self._config)}, which is not there: put it "
-                    "back from a backup; a new one could not open the keys"
-                )
+            self._check_not_lost()
             made = make_softhsm(self._config, account)
             return self._config.hsm if self._has_settings else made
         if self._has_settings:
@@ -174,6 +188,22 @@ class _Setup:
         return Hsm(
             module=choices.module or "", token_label=choices.token_label or "", environment=dict(choices.environment)
         )
+
+    def _check_not_lost(self) -> None:
+        """Refuse to make a token in the place of one that was there."""
+        directory = softhsm_directory(self._config)
+        if is_made(directory):
+            return
+        if (stored := self._place.find()) is not None:
+            raise SetupError(
+                f"{place_of(stored)} holds the PIN of a token that is not there: put the token back into {directory}, "
+                "or move the PIN away to begin anew"
+            )
+        if (store := store_path(self._config)).exists():
+            raise SetupError(
+                f"{store} was made with a token, and {directory} has none: put it back from a backup, or name the "
+                "token that it was with --module; a new one could not open the keys"
+            )
 
     def _is_softhsm(self) -> bool:
         """Whether the token is the one that this makes by itself."""
@@ -188,62 +218,87 @@ class _Setup:
         return store_path(self._config).exists() and trail.exists() and trail.stat().st_size > 0
 
     def _pin(self) -> HeldPin:
-        """Return the PIN, from wherever it is by now."""
-        if self._is_softhsm() and (file := softhsm_pin_file(self._config)).exists():
-            # The daemon's own file: in a directory that only it and root can enter.
-            return HeldPin.of(FilePin(file))
-        if self._choices.pin_file is None and (stored := find_pin_setting(self._path)) is not None:
+        """Return the PIN, from wherever it is by now; one of another token is never tried."""
+        stored = self._place.find()
+        file = softhsm_pin_file(self._config)
+        if self._is_softhsm() and file.exists():
+            pin = HeldPin.of(FilePin(file))
+        elif stored is not None and (self._is_softhsm() or (self._is_ours() and self._choices.pin_file is None)):
             return open_stored_pin(stored)
-        if self._is_softhsm():
+        elif self._is_softhsm():
             raise SetupError(
                 f"the PIN of the token {softhsm_directory(self._config)} is lost: put it back from a backup, into "
-                f"{softhsm_pin_file(self._config)}"
+                f"{file}"
             )
-        return vendor_pin(self._choices.pin_file, self._config.hsm.token_label)
+        else:
+            hsm = self._config.hsm
+            pin = vendor_pin(self._choices.pin_file, hsm.token_label, interactive=self._choices.interactive)
+        if stored is not None and not open_stored_pin(stored).equals(pin):
+            raise _other_pin(stored)
+        return pin
+
+    def _is_ours(self) -> bool:
+        """Whether a PIN that is stored is certainly that of a vendor's token, and not left from another."""
+        return self._has_settings or self._is_founded()
 
     def _keep_pin(self, pin: HeldPin | None, account: Account) -> None:
         """Store the PIN for the daemon's starts, write the settings that say where, and drop what is not needed."""
-        stored = find_pin_setting(self._path)
-        wanted = self._config.hsm.pin if self._has_settings else None
-        if wanted is None or (wanted.startswith("credential:") and stored is None):
-            if stored is None:
-                stored = store_pin(pin or self._pin(), self._path, account)
-            else:
-                tell(made=False, what=f"PIN, {stored}")
+        if pin is not None and self._place.is_missing():
+            stored = self._place.store(pin, account)
         else:
-            tell(made=False, what=f"PIN, {wanted or 'which an administrator gives'}")
+            stored = self._config.hsm.pin if self._has_settings else self._place.find() or ""
+            tell(made=False, what=f"PIN, {stored or 'which an administrator gives'}")
         if self._has_settings:
             tell(made=False, what=f"settings {self._path}")
         else:
-            write_settings(self._path, msgspec.structs.replace(self._config.hsm, pin=stored or ""))
-        if self._is_softhsm() and (wanted or stored or "").startswith("credential:"):
+            self._config = msgspec.structs.replace(
+                self._config, hsm=msgspec.structs.replace(self._config.hsm, pin=stored)
+            )
+            write_settings(self._path, self._config.hsm)
+        if self._is_softhsm():
             self._drop_pin_file()
 
     def _drop_pin_file(self) -> None:
-        """Remove the PIN beside the token, once it is certain that the stored one is the same."""
+        """Remove the PIN beside the token, once it is certain that the stored one is the same.
+
+        Whoever gets a copy of the state, a backup for example, shall not have token and PIN.
+        """
         file = softhsm_pin_file(self._config)
-        stored = find_pin_setting(self._path)
-        if not file.exists() or stored is None:
+        stored = self._place.find()
+        if not file.exists() or stored is None or place_of(stored).samefile(file):
             return
         if not open_stored_pin(stored).equals(HeldPin.of(FilePin(file))):
-            raise SetupError(
-                f"{CREDENTIAL} holds another PIN than {file}, which was made with the token and is kept: move the "
-                "credential away, and run this again"
-            )
+            raise _other_pin(stored)
+        # What opens the stored one, such as systemd's key of this host, may be as new, and is not ours to sync alone.
+        os.sync()
         file.unlink()
 
     def _say_what_is_next(self, obstacle: str | None) -> None:
         print()
         if obstacle is not None:
-            print(f"Not started: {obstacle}. Start it with: kmsd serve")
+            options = "" if self._path == DEFAULT_PATH else f" --config {self._path}"
+            print(f"Not started: {obstacle}. Start it by hand, as root: kmsd serve{options}")
+            if self._config.hsm.pin.startswith("credential:"):
+                print(
+                    "Started so it gets no credential from systemd: open it with `kms unseal`, which asks for the PIN."
+                )
         print(f"Next: who may use keys:        usermod -aG {USERS} NAME")
         print(f"      who administers kmsd:    usermod -aG {ADMINISTRATORS} NAME")
         print("      see that all is well:    kms doctor")
         if self._is_softhsm():
             print(f"      back up the token:       {softhsm_directory(self._config)}")
-            if CREDENTIAL.exists():
-                print(f"      back up its PIN, apart:  systemd-creds decrypt --name={NAME} {CREDENTIAL} FILE")
+            if (stored := self._place.find()) is not None:
+                place = place_of(stored)
+                how = f"systemd-creds decrypt --name={NAME} {CREDENTIAL} FILE" if place == CREDENTIAL else place
+                print(f"      back up its PIN, apart:  {how}")
         print("Without token and PIN nothing that was encrypted can be read again.")
+
+
+def _other_pin(stored: str) -> SetupError:
+    return SetupError(
+        f"{place_of(stored)} holds another PIN than that of the token, and was not tried: move it away (another "
+        "token may have no other copy), and run this again"
+    )
 
 
 def _run(config: Config, pin: HeldPin) -> bool:

@@ -108,7 +108,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command = words[words.index("--") + 1 :] if "--" in words else []
     options = make_parser().parse_args(words[: words.index("--")] if "--" in words else words)
     if options.verb == "init":
-        return _init(options)
+        try:
+            return _init(options)
+        except KeyboardInterrupt:
+            return _EXIT_INTERRUPTED
     if options.verb == "check-config":
         return _check_config(options.file)
     try:

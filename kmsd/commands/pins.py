@@ -5,7 +5,6 @@ from __future__ import annotations
 import getpass
 import hmac
 import os
-import sys
 from pathlib import Path
 
 from kmsd.commands.steps import SetupError
@@ -74,12 +73,15 @@ class _TypedPin:
         return len(typed)
 
 
-def vendor_pin(file: str | None, label: str) -> HeldPin:
+def vendor_pin(file: str | None, label: str, *, interactive: bool) -> HeldPin:
     """Return the PIN of a token that exists: from a file, from standard input ("-"), or typed."""
     if file == "-":
         return HeldPin.of(_StandardInputPin())
     if file is not None:
         return HeldPin.of(FilePin(Path(file)))
-    if not sys.stdin.isatty():
-        raise SetupError("there is no terminal to ask for the token's PIN: name a file with --pin-file, or - for stdin")
+    if not interactive:
+        raise SetupError(
+            "nobody is there to ask for the token's PIN: name the token with --module and --token-label, and the PIN's "
+            "file with --pin-file, or - for standard input"
+        )
     return HeldPin.of(_TypedPin(label))

@@ -6,6 +6,7 @@ Whatever loads a PKCS#11 module, or makes what the daemon will own, is done ther
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Callable
@@ -15,7 +16,7 @@ import msgspec
 from kmsd.commands.failures import failure_of
 from kmsd.commands.steps import SetupError
 from kmsd.processes.privileges import Account, become
-from kmsd.processes.sandbox import harden_process
+from kmsd.processes.sandbox import die_with_parent, harden_process
 
 # A message of a failure has a few hundred bytes.
 _MOST_BYTES = 64 * 1024
@@ -30,12 +31,15 @@ def as_service(account: Account, work: Callable[[], bool]) -> bool:
     """Return what `work` returns in a process of its own; raises SetupError with the reason when it fails."""
     sys.stdout.flush()
     reading, writing = os.pipe()
+    parent = os.getpid()
     child = os.fork()
     if child == 0:
         code = 1
         try:
             os.close(reading)
-            os.write(writing, msgspec.json.encode(_outcome(account, work)))
+            # Ctrl-C ends the parent, and with it this process.
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+            os.write(writing, msgspec.json.encode(_outcome(account, work, parent)))
             code = 0
         finally:
             # Whatever happens, this process never returns into the code of the other.
@@ -55,7 +59,7 @@ def as_service(account: Account, work: Callable[[], bool]) -> bool:
     return ended.made
 
 
-def _outcome(account: Account, work: Callable[[], bool]) -> _Ended:
+def _outcome(account: Account, work: Callable[[], bool], parent: int) -> _Ended:
     ended = _Ended()
 
     def run() -> None:
@@ -63,6 +67,8 @@ def _outcome(account: Account, work: Callable[[], bool]) -> _Ended:
         os.umask(0o077)
         become(account)
         harden_process()
+        # A set-up that is killed leaves nobody at work behind it. A change of user takes this back, so only now.
+        die_with_parent(parent)
         ended.made = work()
 
     ended.failure = failure_of(run)

@@ -20,21 +20,39 @@ def write_new(path: Path, data: bytes | memoryview, *, mode: int, owner: tuple[i
 
     Only one run of the set-up at a time may do this.
     """
-    draft = path.with_name(f".{path.name}.new")
-    draft.unlink(missing_ok=True)  # of a run that was interrupted
-    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    drop_draft(path)
+    draft = _draft(path)
     try:
-        os.write(descriptor, data)
-        os.fchown(descriptor, *owner)
-        os.fchmod(descriptor, mode)
-        os.fsync(descriptor)
-        path.hardlink_to(draft)
-        _sync_directory(path.parent)
+        descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        try:
+            _write_whole(descriptor, memoryview(data))
+            os.fchown(descriptor, *owner)
+            os.fchmod(descriptor, mode)
+            os.fsync(descriptor)
+            path.hardlink_to(draft)
+            _sync_directory(path.parent)
+        finally:
+            os.close(descriptor)
+            draft.unlink()
     except FileExistsError:
         raise SetupError(f"{path} was made by somebody else meanwhile: run `kmsd init` again") from None
-    finally:
-        os.close(descriptor)
-        draft.unlink()
+    except OSError as error:
+        raise SetupError(f"{path} cannot be written: {error.strerror}; run `kmsd init` again once it can") from None
+
+
+def drop_draft(path: Path) -> None:
+    """Remove what a run that was killed while it wrote `path` left beside it."""
+    _draft(path).unlink(missing_ok=True)
+
+
+def _draft(path: Path) -> Path:
+    return path.with_name(f".{path.name}.new")
+
+
+def _write_whole(descriptor: int, data: memoryview) -> None:
+    # A disk that fills up takes a part and reports it as a success.
+    while data:
+        data = data[os.write(descriptor, data) :]
 
 
 def _sync_directory(directory: Path) -> None:

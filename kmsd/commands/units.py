@@ -7,20 +7,29 @@ import subprocess
 from pathlib import Path
 
 from kmsd.commands.steps import SetupError, tell
+from kmsd.config import DEFAULT_PATH
 
 UNITS = ("kmsd.socket", "kmsd.service")
 # There while systemd is PID 1 (sd_booted(3)).
 _BOOTED = Path("/run/systemd/system")
 
 
-def start_units() -> str | None:
-    """Have systemd start kmsd now and at each boot; return why it cannot, None if it does."""
+def is_booted() -> bool:
+    """Whether systemd runs this host."""
+    return _BOOTED.is_dir()
+
+
+def start_units(settings: Path) -> str | None:
+    """Have systemd start kmsd now and at each boot; return why it cannot with these `settings`, None if it does."""
     program = shutil.which("systemctl")
-    if program is None or not _BOOTED.is_dir():
+    if program is None or not is_booted():
         return "systemd is not running here"
+    if settings != DEFAULT_PATH:
+        return f"the units {' and '.join(UNITS)} read {DEFAULT_PATH}"
     if _run(program, "cat", *UNITS).returncode:
         return f"the units {' and '.join(UNITS)} are not installed"
-    if not _run(program, "is-enabled", *UNITS).returncode and not _run(program, "is-active", *UNITS).returncode:
+    # Asked about several units at once, it is content with any of them.
+    if not any(_run(program, asked, unit).returncode for asked in ("is-enabled", "is-active") for unit in UNITS):
         tell(made=False, what="kmsd enabled and running")
         return None
     started = _run(program, "enable", "--now", *UNITS)

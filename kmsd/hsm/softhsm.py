@@ -68,13 +68,16 @@ async def make_token(
     """
     directory = _own_directory(directory)
     with _locked(directory):
+        # First: a token that is in its place must never lack it.
+        config = _configure(directory, label)
         _remove_attempts(directory)
         if not is_made(directory):
+            _check_no_pin(directory)
             making = _fresh_folder(directory)
             _write_pin(making / PIN_NAME, random_below)
             await _fill(zygote, making, label)
             _move_into_place(making, directory)
-        return _configure(directory, label)
+        return config
 
 
 def is_made(directory: Path) -> bool:
@@ -102,7 +105,18 @@ def _own_directory(directory: Path) -> Path:
 
 def _remove_attempts(directory: Path) -> None:
     for left in directory.glob(f"{_MAKING}*"):
+        if not (left / PIN_NAME).exists() and any((left / _TOKENS_NAME).glob("*")):
+            # It ended between the two renames: the PIN in the directory is that of these tokens.
+            (directory / PIN_NAME).unlink(missing_ok=True)
         shutil.rmtree(left)
+
+
+def _check_no_pin(directory: Path) -> None:
+    if (directory / PIN_NAME).exists():
+        raise TokenFailedError(
+            f"{directory / PIN_NAME} is the PIN of a token that is not there: put {directory / _TOKENS_NAME} back, or "
+            "move the PIN away to begin anew"
+        )
 
 
 def _fresh_folder(directory: Path) -> Path:
@@ -123,7 +137,7 @@ def _move_into_place(making: Path, directory: Path) -> None:
     for folder, _, names in os.walk(making, topdown=False):
         for path in (*(Path(folder, name) for name in names), Path(folder)):
             _sync(path)
-    (making / PIN_NAME).rename(directory / PIN_NAME)  # first: without `tokens` it means nothing
+    (making / PIN_NAME).rename(directory / PIN_NAME)  # first: without `tokens` it opens nothing
     _sync(directory)
     (making / _TOKENS_NAME).rename(directory / _TOKENS_NAME)
     _sync(directory)
@@ -162,6 +176,7 @@ def _configure(directory: Path, label: str) -> TokenConfig:
         f"directories.tokendir = {directory / _TOKENS_NAME}\n"
         "objectstore.backend = file\nlog.level = ERROR\nslots.removable = false\n"
     )
+    _sync(draft)
     draft.rename(path)
     return token_config(directory, label=label)
 

@@ -89,8 +89,8 @@ def installed(host: Host, build: Callable[[int], Path]) -> Host:
 
 
 def install(host: Host, package: Path) -> str:
-    shutil.copy(package, host.root / "root" / package.name)
-    done = host.run("dpkg", "--install", f"/root/{package.name}")
+    shutil.copy(package, host.root / "srv" / package.name)
+    done = host.run("dpkg", "--install", f"/srv/{package.name}")
     return done.stdout + done.stderr
 
 
