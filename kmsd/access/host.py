@@ -80,6 +80,12 @@ class HostPolicy:
                 _check_owner(directory.stat(), directory)
                 files = sorted(path for path in directory.iterdir() if _is_policy_file(path.name))
                 documents |= {path.name: _read_file(path) for path in files}
+        except PermissionError as error:
+            # A folder that is new since the daemon confined itself is out of its reach.
+            raise HostPolicyError(
+                f"the host policy cannot be read: {error}; if the folder was made or moved since kmsd started, restart "
+                "kmsd"
+            ) from error
         except OSError as error:
             raise HostPolicyError(f"the host policy cannot be read: {error}") from error
         return cls(documents, account=account, names=names, clock=clock)

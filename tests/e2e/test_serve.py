@@ -212,6 +212,26 @@ def test_the_host_policy_is_read_anew_on_request(make_daemon: MakeDaemon) -> Non
     daemon.stop()
 
 
+def test_a_policy_folder_that_is_new_needs_a_restart(make_daemon: MakeDaemon) -> None:
+    """The daemon may open what was there when it confined itself; it says so, and goes on as before."""
+    daemon = make_daemon()
+    daemon.policies.rmdir()
+    daemon.start()
+    daemon.policies.mkdir()
+    (daemon.policies / "50-test.json").write_text(DENY)
+    os.kill(daemon.pid, signal.SIGHUP)
+    daemon.until("RELOADING=1")
+    told = daemon.until("READY=1")[1]
+    assert told.endswith("if the folder was made or moved since kmsd started, restart kmsd")
+    with daemon.client() as client:
+        assert not random_is_denied(client)
+    daemon.stop()
+    daemon.start()
+    with daemon.client() as client:
+        assert random_is_denied(client)
+    daemon.stop()
+
+
 def test_without_a_pin_it_serves_sealed_until_an_administrator_brings_it(make_daemon: MakeDaemon) -> None:
     """The manager is told what is missing."""
     daemon = make_daemon(pin="")

@@ -101,6 +101,7 @@ class ServedDaemon(DevDaemon):
         ids: dict[str, Any] = {}
         if as_service_user and os.getuid() == 0:
             ids = {"user": DAEMON_UID, "group": DAEMON_GID, "extra_groups": []}
+        # Safe: else the folder it is started in counts as one with code, which it may read.
         path = os.pathsep.join([str(_packages()), str(_project())])
         with self._errors.open("wb") as errors:
             self.process = subprocess.Popen(
@@ -109,7 +110,12 @@ class ServedDaemon(DevDaemon):
                 stdout=errors,
                 stderr=errors,
                 cwd=self.outside,
-                env={"PATH": os.environ["PATH"], "PYTHONPATH": path, "PYTHONDONTWRITEBYTECODE": "1"}
+                env={
+                    "PATH": os.environ["PATH"],
+                    "PYTHONPATH": path,
+                    "PYTHONDONTWRITEBYTECODE": "1",
+                    "PYTHONSAFEPATH": "1",
+                }
                 | self.manager.environment
                 | self.variables,
                 pass_fds=passed,
