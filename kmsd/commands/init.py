@@ -12,6 +12,7 @@ import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import msgspec
 
@@ -58,6 +59,14 @@ class Choices:
     token_label: str | None
     pin_file: str | None
     environment: tuple[tuple[str, str], ...]
+    readable_paths: tuple[str, ...]
+    writable_paths: tuple[str, ...]
+    connect: Literal["nothing", "local", "network"]
+
+    @property
+    def names_module_needs(self) -> bool:
+        """Whether the library is to be given more than every library is."""
+        return bool(self.environment or self.readable_paths or self.writable_paths) or self.connect != "nothing"
 
 
 def run_init(choices: Choices) -> int:
@@ -88,8 +97,8 @@ def _check_recovery(choices: Choices) -> None:
 
 def _check_token(choices: Choices) -> None:
     if choices.module is None:
-        if choices.token_label or choices.pin_file or choices.environment:
-            raise UsageError("--token-label, --pin-file and --module-environment belong to --module")
+        if choices.token_label or choices.pin_file or choices.names_module_needs:
+            raise UsageError("--token-label, --pin-file and those that begin with --module- belong to --module")
         return
     if not Path(choices.module).is_absolute():
         raise UsageError(f"--module {choices.module}: name the module by its whole path")
@@ -171,9 +180,8 @@ class _Setup:
             if self._has_settings or self._is_softhsm():
                 raise
             raise SetupError(
-                f"{error}. From here on the module may reach only what the settings name: if it needs files, devices, "
-                f"pcscd or a network of its own, write {self._path} with hsm.module, hsm.token_label, "
-                "hsm.writable_paths and hsm.connect (the sample kmsd.toml explains them), and run this again"
+                f"{error}. From here on the module may reach only what it is given: if it needs files, devices, pcscd "
+                "or a network, name them by --module-reads, --module-writes and --module-connects"
             ) from None
 
     def _token(self, account: Account) -> Hsm:
@@ -186,7 +194,12 @@ class _Setup:
         if self._has_settings:
             return self._config.hsm
         return Hsm(
-            module=choices.module or "", token_label=choices.token_label or "", environment=dict(choices.environment)
+            module=choices.module or "",
+            token_label=choices.token_label or "",
+            environment=dict(choices.environment),
+            readable_paths=choices.readable_paths,
+            writable_paths=choices.writable_paths,
+            connect=choices.connect,
         )
 
     def _check_not_lost(self) -> None:

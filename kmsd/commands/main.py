@@ -61,6 +61,20 @@ def make_parser() -> argparse.ArgumentParser:
         type=_assignment,
         help="a variable that the library reads; may be repeated",
     )
+    for name, what in (("reads", "reads"), ("writes", "writes, beside what it reads")):
+        init.add_argument(
+            f"--module-{name}",
+            metavar="PATH",
+            action="append",
+            default=[],
+            help=f"a file, folder or device that the library {what}; may be repeated",
+        )
+    init.add_argument(
+        "--module-connects",
+        choices=["nothing", "local", "network"],
+        default="nothing",
+        help="what the library connects to: Unix sockets of this host, or the network as well (%(default)s)",
+    )
     init.add_argument("--config", type=Path, default=DEFAULT_PATH, metavar="FILE", help="settings (%(default)s)")
     check = verbs.add_parser(
         "check-config",
@@ -91,6 +105,9 @@ def _init(options: argparse.Namespace) -> int:
             token_label=options.token_label,
             pin_file=options.pin_file,
             environment=tuple(options.module_environment),
+            readable_paths=tuple(options.module_reads),
+            writable_paths=tuple(options.module_writes),
+            connect=options.module_connects,
         )
     )
 

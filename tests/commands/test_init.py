@@ -8,6 +8,7 @@ import stat
 import subprocess
 import sys
 import time
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -485,8 +486,15 @@ def test_starts_the_daemon_although_its_socket_is_there(host: PrivateHost) -> No
     assert (programs / "asked").read_text().endswith("enable --now kmsd.socket kmsd.service\n")
 
 
-def test_says_that_a_vendors_module_may_need_more_than_it_is_let_reach(host: PrivateHost) -> None:
-    """Without settings the module reaches nothing of its own; the words say which settings to write."""
-    ran = host.init(*_VendorToken(host).options)
+def test_a_vendors_module_reaches_what_it_is_given(host: PrivateHost) -> None:
+    """Nothing of its own without being asked; what the options name becomes part of the settings."""
+    token = _VendorToken(host)
+    ran = host.init(*token.options)
     assert ran.returncode == 1
-    assert f"write {_SETTINGS} with hsm.module, hsm.token_label, hsm.writable_paths and hsm.connect" in ran.stderr
+    assert "name them by --module-reads, --module-writes and --module-connects" in ran.stderr
+
+    given = host.init(*token.options, "--module-writes", "/var/lib/vendor", "--module-connects", "local")
+
+    assert given.returncode == 0, given.stderr
+    hsm = tomllib.loads(host.path(_SETTINGS).read_text())["hsm"]
+    assert (hsm["writable_paths"], hsm["connect"]) == (["/var/lib/vendor"], "local")
