@@ -189,13 +189,13 @@ def _sample(lines: Iterable[str]) -> Iterator[str]:
     """Turn the sample's sections into subheadings, and each setting into a term explained by the comments before it."""
     told: list[str] = []
     for line in lines:
-        if match := re.fullmatch(r"#?\s?\[(\w+(?:\.\w+)*)\]", line):
+        if match := re.fullmatch(r"\[(\w+)\]", line):
             if told:
                 yield f".PP\n{_escaped(' '.join(told))}\n"
             told = []
             yield f".SS [{match[1]}]\n"
-        elif match := re.fullmatch(r"#?\s?(\w+ = \S.*)", line):
-            yield f".TP\n.B {_escaped(match[1])}\n{_escaped(' '.join(told))}\n"
+        elif match := re.fullmatch(r"#?(\w+ = \S.*)", line):
+            yield f".TP\n.B {_escaped(match[1])}\n{_escaped(' '.join(told) or 'See above.')}\n"
             told = []
         elif line.startswith("#"):
             told.append(line.lstrip("# ").rstrip())

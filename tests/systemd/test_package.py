@@ -74,6 +74,22 @@ def test_no_file_of_the_package_tells_where_it_was_built(unpacked: Path) -> None
     assert [str(path) for path, text in own.items() if traces.search(text)] == []
 
 
+def test_nothing_compiled_names_the_folder_it_was_built_in(unpacked: Path) -> None:
+    """Code objects carry the path of their source, and libraries may carry one to look below."""
+    files = (path for path in unpacked.rglob("*") if path.is_file() and not path.is_symlink())
+
+    assert [str(path) for path in files if str(ROOT).encode() in path.read_bytes()] == []
+
+
+def test_no_script_of_the_package_removes_state(unpacked: Path) -> None:
+    """The one `rm` is about the links by which units start at boot."""
+    for name in ("postinst", "prerm", "postrm"):
+        lines = (unpacked / "DEBIAN" / name).read_text().splitlines()
+        removing = [line for line in lines if re.match(r"\s*(rm|rmdir|find|userdel|groupdel)\b", line)]
+
+        assert all(line.startswith("rm -f /etc/systemd/system/") for line in removing), name
+
+
 def test_programs_of_the_package_run_its_own_python(unpacked: Path) -> None:
     """By its final path, and without a look at what the user's environment adds."""
     for name in ("kms", "kmsd"):
