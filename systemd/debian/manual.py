@@ -135,7 +135,7 @@ def _page(name: str, section: str, purpose: str, sections: Iterable[tuple[str, s
 
 def _escaped(text: str) -> str:
     """Text as roff takes it literally: hyphens that can be copied, no line that is taken for a request."""
-    literal = text.replace("\\", "\\e").replace("-", "\\-")
+    literal = text.replace("\\", "\\e").replace("-", "\\-").replace('"', "\\(dq")
     return re.sub(r"^(?=[.'])", r"\\&", literal, flags=re.MULTILINE)
 
 

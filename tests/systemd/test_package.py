@@ -127,6 +127,11 @@ def test_a_manual_page_names_everything_there_is(page: str, names: set[str]) -> 
     assert {name for name in names if not re.search(rf"\b{re.escape(name)}\b", text)} == set()
 
 
+def test_the_manual_page_of_settings_shows_them_as_they_are_written() -> None:
+    """Quotes included, which roff would take for its own."""
+    assert "\n.B region = \\(dqlocal\\-host\\-1\\(dq\n" in PAGES["kmsd.toml.5"]()
+
+
 @pytest.mark.timeout(180)
 def test_the_client_alone_works(dev: DevDaemon, tmp_path: Path) -> None:
     """`pipx install .`: the distribution without what only the daemon needs."""
