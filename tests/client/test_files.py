@@ -96,7 +96,8 @@ def no_thread_is_left() -> Iterator[None]:
 @pytest.fixture
 async def daemon() -> AsyncIterator[TinyDaemon]:
     zygote = Zygote.start({WORKER_ENTRY: run_worker})
-    pool = WorkerPool(zygote, size=8, per_uid=4, spare=0)
+    # A quarter of the places is this uid's: four, as a worker may end a moment after its client was told.
+    pool = WorkerPool(zygote, size=16, per_uid=4, spare=0)
     yield TinyDaemon(pool)
     await pool.close()
     await zygote.close()
