@@ -15,6 +15,8 @@ Positive = Annotated[int, Meta(ge=1)]
 NotNegative = Annotated[int, Meta(ge=0)]
 # The daemon leaves the directory it was started in.
 AbsolutePath = Annotated[str, Meta(pattern=r"^/[^\0]*\Z")]
+# The longest path that fits into sockaddr_un (unix(7): 108 bytes with the zero at the end).
+SOCKET_PATH_BYTES = 107
 # What `kmsd serve` reads unless it is told otherwise.
 DEFAULT_PATH = Path("/etc/kmsd/kmsd.toml")
 # Longer than an hour is a mistake: systemd ends a service that takes 90 seconds to start or to stop.

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from kmsd.access.host import HostPolicy, HostPolicyError
-from kmsd.config import Config, find_problems, load_config
+from kmsd.config import SOCKET_PATH_BYTES, Config, find_problems, load_config
 from kmsd.hsm.pin import FilePin
 from kmsd.hsm.root import PinUnavailableError
 from kmsd.identity.principals import SystemNames
@@ -20,8 +20,6 @@ from kmsd.processes.privileges import Account, PrivilegesError, find_account
 
 _EXIT_WRONG = 1
 _EXIT_INVALID = 2
-# The longest path that fits into sockaddr_un (unix(7): 108 bytes with the zero at the end).
-_SOCKET_PATH_BYTES = 107
 # Which account it is stands in the store, which only the daemon reads; documents that name one name this host's.
 _SOME_ACCOUNT = "000000000000"
 _ACCOUNT_IN_ARN = re.compile(r"arn:aws:iam::(\d{12}):")
@@ -54,8 +52,8 @@ def _wrong(config: Config) -> Iterator[str]:
         yield str(error)
     yield from _own_directory("paths.state", Path(config.paths.state), account)
     yield from _own_directory("paths.audit", Path(config.paths.audit).parent, account)
-    if len(os.fsencode(config.paths.socket)) > _SOCKET_PATH_BYTES:
-        yield f"paths.socket: {config.paths.socket}: a socket's path may have {_SOCKET_PATH_BYTES} bytes"
+    if len(os.fsencode(config.paths.socket)) > SOCKET_PATH_BYTES:
+        yield f"paths.socket: {config.paths.socket}: a socket's path may have {SOCKET_PATH_BYTES} bytes"
     yield from _policies(Path(config.paths.policies))
     yield from _groups(config)
     yield from _token(config)

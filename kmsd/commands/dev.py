@@ -18,13 +18,11 @@ from types import FrameType
 from typing import NoReturn
 
 from kmsd.commands.failures import exit_code_of
-from kmsd.config import Config
+from kmsd.config import SOCKET_PATH_BYTES, Config
 
 # What a shell answers for a command that does not exist, and for one that a signal ended (added to its number).
 _EXIT_NOT_FOUND = 127
 _EXIT_SIGNAL = 128
-# The longest path that fits into sockaddr_un (unix(7): 108 bytes with the zero at the end).
-_SOCKET_PATH_BYTES = 107
 
 
 class DirectoryError(RuntimeError):
@@ -46,8 +44,8 @@ def run_dev(directory: Path, config: Config, *, shared: bool, command: Sequence[
 def _prepare(directory: Path, *, shared: bool) -> Path:
     """Make the directory, or check that it is this user's own; return its absolute path."""
     directory = directory.absolute()
-    if len(os.fsencode(directory / "kmsd.sock")) > _SOCKET_PATH_BYTES:
-        raise DirectoryError(f"{directory}: a socket's path may have {_SOCKET_PATH_BYTES} bytes; use a shorter one")
+    if len(os.fsencode(directory / "kmsd.sock")) > SOCKET_PATH_BYTES:
+        raise DirectoryError(f"{directory}: a socket's path may have {SOCKET_PATH_BYTES} bytes; use a shorter one")
     try:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         facts = directory.lstat()

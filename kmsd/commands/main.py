@@ -124,14 +124,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # Behind -- stands somebody else's command line, which is not argparse's to read.
     command = words[words.index("--") + 1 :] if "--" in words else []
     options = make_parser().parse_args(words[: words.index("--")] if "--" in words else words)
-    if options.verb == "init":
-        try:
-            return _init(options)
-        except KeyboardInterrupt:
-            return _EXIT_INTERRUPTED
-    if options.verb == "check-config":
-        return _check_config(options.file)
     try:
+        if options.verb == "init":
+            return _init(options)
+        if options.verb == "check-config":
+            return _check_config(options.file)
         config = load_config(options.config) if options.config else Config()
         if options.verb == "serve":
             return run_serve(config)

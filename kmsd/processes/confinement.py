@@ -15,7 +15,7 @@ import enum
 import errno
 import os
 import resource
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 from kmsd.processes.capabilities import drop_capabilities, held_capabilities
@@ -62,6 +62,11 @@ class Finding:
     protection: Protection
     state: State
     reason: str = ""
+
+
+def missing(findings: Iterable[Finding]) -> list[Finding]:
+    """Return the protections that are not there, for whatever reason."""
+    return [finding for finding in findings if finding.state is not State.ON]
 
 
 class ConfinementError(RuntimeError):

@@ -168,8 +168,6 @@ def zygote_calls(*, network: bool) -> Calls:
         **lookup_calls(),
         **daemon_calls(),
         **job_calls(local=True, network=network),
-        # What the children's own lists restrict further; some of it they need for that.
-        **_any("fcntl mmap mprotect"),
         # A child's process id is not known here. The child's own filter allows its own only.
         "tgkill": (),
         "clone": (Check(0, _CLONE_NAMESPACES, 0),),

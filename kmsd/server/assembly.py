@@ -28,7 +28,7 @@ from kmsd.material.ciphertext import BlobCipher
 from kmsd.material.hierarchy import Hierarchy
 from kmsd.material.versions import Versions
 from kmsd.memory.arena import Arena
-from kmsd.processes.confinement import Finding, State
+from kmsd.processes.confinement import Finding, missing
 from kmsd.processes.zygote import Zygote
 from kmsd.server.limits import Shares
 from kmsd.server.listener import Listener
@@ -262,8 +262,8 @@ class Service:
     async def listen(self, sock: socket.socket) -> None:
         """Begin to serve on a listening socket."""
         foundation = self._foundation
-        missing = [f"{one.process}: {one.protection}" for one in foundation.findings if one.state is not State.ON]
-        self._trail.append([system_record("Start", **self._digests, missingProtections=missing)])
+        absent = [f"{one.process}: {one.protection}" for one in missing(foundation.findings)]
+        self._trail.append([system_record("Start", **self._digests, missingProtections=absent)])
         self._listener = Listener(
             asyncio.get_running_loop(),
             sock,

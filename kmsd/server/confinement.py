@@ -15,7 +15,7 @@ from kmsd.envelope.worker import run_worker
 from kmsd.hsm.pkcs11 import JOB_ENTRY, run_job
 from kmsd.identity.lookups import LOOKUPS_ENTRY, PROGRAMS_ENTRY, run_lookups
 from kmsd.memory.mapping import MemoryKind
-from kmsd.processes.confinement import Confinement, ConfinementError, Finding, Protection, State
+from kmsd.processes.confinement import Confinement, ConfinementError, Finding, Protection, State, missing
 from kmsd.processes.landlock import Reach
 from kmsd.processes.profiles import (
     daemon_calls,
@@ -82,6 +82,7 @@ class Confinements:
     def __init__(self, deployment: Deployment) -> None:
         config = deployment.config
         required = config.hardening == "require"
+        self._deployment = deployment
         self._required = required
         network = config.hsm.connect == "network"
         local = config.hsm.connect != "nothing"
@@ -109,8 +110,9 @@ class Confinements:
         # Landlock would keep it from looking at processes that are not under the same restriction, which is its work.
         self.programs = Confinement(PROGRAMS_ENTRY, program_calls, reach=None, required=required)
 
-    def daemon(self, deployment: Deployment) -> Confinement:
+    def daemon(self) -> Confinement:
         """Return the confinement of the daemon itself."""
+        deployment = self._deployment
         return Confinement(
             "daemon",
             daemon_calls,
@@ -123,8 +125,9 @@ class Confinements:
             hidden=("io_uring_setup",),
         )
 
-    def entries(self, deployment: Deployment) -> Mapping[str, Entry]:
+    def entries(self) -> Mapping[str, Entry]:
         """Return what the zygote's children run, each confined before it meets anything from outside."""
+        deployment = self._deployment
         return {
             JOB_ENTRY: partial(
                 _confined,
@@ -147,9 +150,8 @@ class Confinements:
 
 def check_required(findings: Iterable[Finding], *, required: bool) -> None:
     """Raise ConfinementError, which names all that is missing, when everything is required and something is missing."""
-    missing = [finding for finding in findings if finding.state is not State.ON]
-    if required and missing:
-        told = "; ".join(describe(finding) for finding in missing)
+    if required and (absent := missing(findings)):
+        told = "; ".join(map(describe, absent))
         raise ConfinementError(f'hardening = "require", but not everything can be had: {told}')
 
 

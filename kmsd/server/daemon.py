@@ -19,7 +19,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from kmsd.memory.arena import Arena, default_limit_bytes
-from kmsd.processes.confinement import Confinement, Finding, State
+from kmsd.processes.confinement import Confinement, Finding, missing
 from kmsd.processes.sandbox import harden_process
 from kmsd.processes.selfcheck import inspect_children
 from kmsd.processes.zygote import Zygote
@@ -39,8 +39,8 @@ def run_daemon(deployment: Deployment) -> None:
     harden_process()
     _raise_descriptor_limit()
     confinements = Confinements(deployment)
-    zygote = Zygote.start(confinements.entries(deployment), confinements.zygote.enter)
-    confinement = confinements.daemon(deployment)
+    zygote = Zygote.start(confinements.entries(), confinements.zygote.enter)
+    confinement = confinements.daemon()
     confinement.restrict_process()
     memory = deployment.config.memory
     arena = Arena(memory.limit_bytes or default_limit_bytes(), allow_fallback=memory.allow_fallback)
@@ -119,7 +119,7 @@ async def _serve(deployment: Deployment, zygote: Zygote, arena: Arena, confineme
         sock = deployment.open_socket() if deployment.open_socket is not None else None
         confinement.restrict_calls()
         findings += await _inspect(confinement, arena, zygote)
-        logger.info("hardening", missing=[describe(one) for one in findings if one.state is not State.ON])
+        logger.info("hardening", missing=[describe(one) for one in missing(findings)])
         check_required(findings, required=config.hardening == "require")
         await service.unseal(serves_sealed=deployment.serves_sealed)
         if sock is not None:
