@@ -64,6 +64,7 @@ CLIENT_MAY_IMPORT = (
     "kmsd.envelope.frames",
     "kmsd.envelope.conversation",  # the datagrams between client and worker
     "kmsd.audit.chain",
+    "kmsd.audit.checkpoint",
     "kmsd.audit.verify",
     "kmsd.access.policy",
     "kmsd.identity.peer",  # the same kernel facts, asked about the other end: is this server one that may hold keys?
@@ -93,6 +94,7 @@ PURE = (
     "kmsd.envelope.frames",
     "kmsd.envelope.conversation",
     "kmsd.audit.chain",
+    "kmsd.audit.checkpoint",
     "kmsd.audit.verify",
     "kmsd.access.decision",
 )

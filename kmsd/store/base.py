@@ -58,20 +58,25 @@ class AliasRow(Row, frozen=True, kw_only=True):
 
 
 class DomainKeyRow(Row, frozen=True, kw_only=True):
-    """A domain key, wrapped by the token's root key; the highest generation wraps what is new."""
+    """A domain key, wrapped by the token's root key; the highest generation wraps what is new.
+
+    `recovery_wrapped` is the same key wrapped by the recovery key, empty on a host without one.
+    """
 
     domain_key_id: str
     generation: int
     wrapped: bytes
     creation_ms: int
+    recovery_wrapped: bytes = b""
 
 
 class SecretRow(Row, frozen=True, kw_only=True):
-    """A secret of the service itself, wrapped like material."""
+    """A secret of the service itself, wrapped like material; `public` is the public half of a pair."""
 
     name: str
     domain_key_id: str
     wrapped: bytes
+    public: bytes = b""
 
 
 class SettingsRow(Row, frozen=True, kw_only=True):
