@@ -10,9 +10,11 @@ import platform
 import tempfile
 from pathlib import Path
 
+from tests.benchmarks.audit_modes import audit_rows
 from tests.benchmarks.daemon import RAISED_LIMITS, running_daemon
 from tests.benchmarks.files import make_source, missing_peers, race
 from tests.benchmarks.load import depth_one_rows, pipelined_rows
+from tests.benchmarks.many_keys import many_keys_rows
 from tests.benchmarks.report import print_table
 from tests.benchmarks.startup import startup_rows
 
@@ -28,6 +30,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--requests", type=int, default=20_000, help="requests at depth 1 (default: 20000)")
     parser.add_argument("--seconds", type=float, default=3.0, help="duration of each pipelined run (default: 3)")
     parser.add_argument("--streams", type=int, default=2, help="file streams beside the pipelined run (default: 2)")
+    parser.add_argument("--keys", type=int, default=100_000, help="keys of the large store (default: 100000)")
     parser.add_argument("--commands", type=int, default=15, help="runs of each command (default: 15)")
     return parser.parse_args()
 
@@ -52,7 +55,11 @@ def main() -> None:
             rows = pipelined_rows(daemon, cores, seconds=chosen.seconds, source=source, streams=chosen.streams)
             print_table("Requests, pipelined, the daemon on one core", rows)
             daemon.pin(set(cores))
-            print_table("Processes", startup_rows(daemon, folder, count=chosen.commands))
+            rows = startup_rows(daemon, folder, count=chosen.commands)
+            print_table("Processes", [*rows, *many_keys_rows(daemon, folder / "kmsd", count=chosen.keys)])
+            print_table(
+                "The audit trail", audit_rows(folder, cores, count=chosen.requests // 10, seconds=chosen.seconds)
+            )
             rows = race(daemon, folder, source, rounds=chosen.rounds)
             notes = [f"{peer} is not installed" for peer in missing_peers()]
             print_table(

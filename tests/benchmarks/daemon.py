@@ -29,14 +29,15 @@ START_DEADLINE_SECONDS = 60
 
 
 class Daemon:
-    """A running `kmsd dev FOLDER`; what it says goes to FOLDER.log."""
+    """A running `kmsd dev FOLDER`, with raised limits and `settings` (TOML); what it says goes to FOLDER.log."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, settings: str = "") -> None:
         self.socket = folder / "kmsd.sock"
         self._log = folder.with_suffix(".log")
         self._folder = folder
         self._config = folder.with_suffix(".toml")
-        self._config.write_text("[limits]\n" + "".join(f"{name} = {value}\n" for name, value in RAISED_LIMITS.items()))
+        limits = "".join(f"{name} = {value}\n" for name, value in RAISED_LIMITS.items())
+        self._config.write_text(f"{settings}\n[limits]\n{limits}")
         self.seconds_to_ready = self._start()
         with Client(str(self.socket)) as client:
             self.key = client.call(CREATE_KEY, CreateKeyRequest()).key_metadata.arn
@@ -98,9 +99,9 @@ class Daemon:
 
 
 @contextlib.contextmanager
-def running_daemon(folder: Path) -> Iterator[Daemon]:
+def running_daemon(folder: Path, settings: str = "") -> Iterator[Daemon]:
     """Run a daemon as long as the block lasts."""
-    daemon = Daemon(folder)
+    daemon = Daemon(folder, settings)
     try:
         yield daemon
     finally:
