@@ -14,9 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kmsd.access.decision import Authorizer, HostPolicy
-from kmsd.api import BY_NAME, OPERATIONS
-from kmsd.api.errors import KMSInternalError
-from kmsd.audit.record import Kind, Record
+from kmsd.api import OPERATIONS
 from kmsd.audit.writer import SyncMode, Trail
 from kmsd.config import Config, digest
 from kmsd.envelope.pool import WorkerPool
@@ -40,6 +38,7 @@ from kmsd.service.pipeline import Pipeline
 from kmsd.service.records import KeyRecords
 from kmsd.service.scratch import Scratch
 from kmsd.service.seal import Seal
+from kmsd.service.settling import Settling
 from kmsd.service.table import bind
 from kmsd.service.token_watch import TokenWatch
 from kmsd.service.unsealing import Unsealing, system_record
@@ -83,7 +82,6 @@ class Service:
         self._store = store
         self._trail = trail
         self._settings = settings
-        self._settled = False
         self._names = foundation.names
         arena = foundation.arena
         arns = Arns(settings.account, settings.region)
@@ -104,7 +102,7 @@ class Service:
             is_new=is_new,
             root=foundation.root,
             gate=gate,
-            settle=self._settle,
+            settle=Settling(store, trail).settle,
             trail=trail,
             logger=foundation.logger,
             configured=foundation.pin_configured,
@@ -234,30 +232,6 @@ class Service:
         With `serves_sealed` a failure is on record and does not prevent the start; else a KmsError is raised.
         """
         await self._unsealing.start(serves_sealed=serves_sealed)
-
-    async def _settle(self) -> None:
-        """Write the missing counterpart of each intent and begin record that an earlier run left open, once."""
-        intents = () if self._settled else self._trail.open_intents()
-        committed = await self._store.committed([intent.request_id for intent in intents])
-        for intent in intents:
-            happened = intent.request_id in committed
-            error = None if happened else KMSInternalError("the daemon stopped before this was done")
-            self._trail.append(
-                [
-                    Record(
-                        kind=Kind.OUTCOME if intent.kind is Kind.INTENT else Kind.END,
-                        event_name=intent.event_name,
-                        actor=intent.actor,
-                        request_id=intent.request_id,
-                        read_only=intent.event_name in BY_NAME and BY_NAME[intent.event_name].read_only,
-                        resources=intent.resources,
-                        error_code=error.code if error else None,
-                        error_message=error.message if error else None,
-                        details={"settledAtStart": True},
-                    )
-                ]
-            )
-        self._settled = True
 
     async def listen(self, sock: socket.socket) -> None:
         """Begin to serve on a listening socket."""
