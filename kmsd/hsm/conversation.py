@@ -53,11 +53,24 @@ class MakeDomainKey(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag
 
 
 class Unwrap(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag=True):
-    """Unwrap domain keys. Pages: PIN, then one for each record. `attended` as above."""
+    """Unwrap domain keys, and read the anchor of the store that `anchor` names. Pages: PIN, then one for each record.
+
+    `attended` as above.
+    """
 
     config: TokenConfig
     attended: bool
     records: tuple[WrappedDomainKey, ...]
+    anchor: str | None = None
+
+
+class KeepAnchor(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag=True):
+    """Write the anchor of a store. Pages: PIN. `attended` as above."""
+
+    config: TokenConfig
+    attended: bool
+    store_id: str
+    sequence: int
 
 
 class MakeToken(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag=True):
@@ -86,9 +99,16 @@ class Wrapped(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag=True)
 
 
 class Unwrapped(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag=True):
-    """The answer to `Unwrap`; the keys are in their pages."""
+    """The answer to `Unwrap`; the keys are in their pages. `anchor` is None when there is none."""
 
     info: TokenInfo
+    anchor: int | None
+
+
+class AnchorKept(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag=True):
+    """The answer to `KeepAnchor`: whether the token holds that number now, or a higher one."""
+
+    kept: bool
 
 
 class Done(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag=True):
@@ -117,7 +137,7 @@ class Failed(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag=True):
         return ERRORS.get(self.error, TokenCrashedError)(self.message)
 
 
-Request = Look | MakeDomainKey | Unwrap | MakeToken | MakeRootKey
-Reply = Looked | Wrapped | Unwrapped | Done | RootKeyReady | Failed
+Request = Look | MakeDomainKey | Unwrap | KeepAnchor | MakeToken | MakeRootKey
+Reply = Looked | Wrapped | Unwrapped | AnchorKept | Done | RootKeyReady | Failed
 
 ERRORS: dict[str, type[RootError]] = {error.__name__: error for error in RootError.__subclasses__()}

@@ -249,13 +249,13 @@ def _gcm(iv: bytes, aad: bytes) -> dict[str, object]:
 
 
 @contextmanager
-def root_key(config: TokenConfig, pin: str, random: Callable[[int], bytes], *, attended: bool) -> Iterator[RootKey]:
-    """Log in, once, and give the root key. `random` gives that many random bytes; `attended` as for `check`."""
+def logged_in(config: TokenConfig, pin: str, *, attended: bool) -> Iterator[pkcs11.Session]:
+    """Log in, once, and give a session that reads and uses objects; `attended` as for `check`."""
     token = find_token(config)
     check(config, token, attended=attended)
     with mapped(config):
         session = token.open(user_pin=pin)
-    yield RootKey(config, session, random)
+    yield session
     # Logging out is a courtesy to the token: the work is done, and the session ends with the process anyway.
     with suppress(exceptions.PKCS11Error):
         session.close()

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pkcs11 import Attribute, KeyType, MechanismFlag, SecretKey, Session, Slot, TokenFlag
 
 from kmsd.hsm.conversation import TokenConfig
-from kmsd.hsm.cryptoki import RootKey, check, find_slots, find_token, mapped, root_key
+from kmsd.hsm.cryptoki import RootKey, check, find_slots, find_token, logged_in, mapped
 from kmsd.hsm.root import DOMAIN_KEY_BYTES, RootError, TokenFailedError
 
 # CK_TOKEN_INFO.label (PKCS#11 3.1, 3.2): 32 characters, padded with blanks, no terminator.
@@ -37,8 +37,8 @@ def make_token(config: TokenConfig, pin: str, officer_pin: str, random: Callable
             session.init_pin(pin)
         with token.open(rw=True, user_pin=pin) as session:
             _generate(config, session)
-    with root_key(config, pin, random, attended=False) as key:
-        key.wrap(memoryview(bytes(DOMAIN_KEY_BYTES)), "trial", 0)
+    with logged_in(config, pin, attended=False) as session:
+        RootKey(config, session, random).wrap(memoryview(bytes(DOMAIN_KEY_BYTES)), "trial", 0)
 
 
 def make_root_key(config: TokenConfig, pin: str, random: Callable[[int], bytes]) -> bool:

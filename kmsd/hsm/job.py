@@ -16,8 +16,10 @@ import msgspec
 from kmsd.hsm.conversation import (
     MAX_DATAGRAM_BYTES,
     PIN_LENGTH_BYTES,
+    AnchorKept,
     Done,
     Failed,
+    KeepAnchor,
     Look,
     Looked,
     MakeDomainKey,
@@ -71,7 +73,7 @@ def _check(config: TokenConfig, module: str | None, variables: Collection[str] |
 
 def _perform(request: Request, pages: Sequence[memoryview]) -> Reply:
     # Imported here and nowhere else: these load python-pkcs11, which the daemon must not.
-    from kmsd.hsm import cryptoki, initialization  # noqa: PLC0415 - see above
+    from kmsd.hsm import anchor, cryptoki, initialization  # noqa: PLC0415 - see above
 
     match request:
         case Look(config):
@@ -86,14 +88,18 @@ def _perform(request: Request, pages: Sequence[memoryview]) -> Reply:
             key = pages[1][:DOMAIN_KEY_BYTES]
             key[:] = os.urandom(DOMAIN_KEY_BYTES)
             info = cryptoki.describe(config)
-            with cryptoki.root_key(config, _pin(pages[0]), os.urandom, attended=attended) as root_key:
+            with cryptoki.logged_in(config, _pin(pages[0]), attended=attended) as session:
+                root_key = cryptoki.RootKey(config, session, os.urandom)
                 return Wrapped(root_key.wrap(key, domain_key_id, generation), info)
-        case Unwrap(config, attended, records):
+        case Unwrap(config, attended, records, store_id):
             info = cryptoki.describe(config)
-            with cryptoki.root_key(config, _pin(pages[0]), os.urandom, attended=attended) as root_key:
+            with cryptoki.logged_in(config, _pin(pages[0]), attended=attended) as session:
+                root_key = cryptoki.RootKey(config, session, os.urandom)
                 for record, page in zip(records, pages[1:], strict=True):
                     root_key.unwrap(record, page[:DOMAIN_KEY_BYTES])
-            return Unwrapped(info)
+                return Unwrapped(info, None if store_id is None else anchor.read(config, session, store_id))
+        case KeepAnchor(config, attended, store_id, sequence):
+            return AnchorKept(anchor.keep(config, _pin(pages[0]), store_id, sequence, attended=attended))
 
 
 def _pin(page: memoryview) -> str:

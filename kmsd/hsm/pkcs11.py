@@ -7,6 +7,7 @@ one request and at most for the deadline.
 from __future__ import annotations
 
 import asyncio
+import re
 import socket
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
@@ -19,8 +20,10 @@ from kmsd.hsm.conversation import (
     KEYS_IN_A_JOB,
     MAX_DATAGRAM_BYTES,
     PIN_LENGTH_BYTES,
+    AnchorKept,
     Done,
     Failed,
+    KeepAnchor,
     Look,
     Looked,
     MakeDomainKey,
@@ -36,6 +39,7 @@ from kmsd.hsm.job import JOB_ENTRY, run_job
 from kmsd.hsm.pin import FilePin, PinSource
 from kmsd.hsm.root import (
     DOMAIN_KEY_BYTES,
+    AnchorInvalidError,
     PinUnavailableError,
     TokenCrashedError,
     TokenFailedError,
@@ -52,8 +56,10 @@ __all__ = ["JOB_ENTRY", "FilePin", "PinSource", "Pkcs11Root", "TokenConfig", "To
 
 # Long enough for a network HSM that reconnects, short enough for someone who waits for `kms unseal`.
 DEADLINE_SECONDS = 30.0
+# A UUID in its usual form. A store's id is read before its row can be verified, and may be anything.
+_STORE_ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.ASCII)
 
-_Answer = TypeVar("_Answer", Looked, Wrapped, Unwrapped, Done, RootKeyReady)
+_Answer = TypeVar("_Answer", Looked, Wrapped, Unwrapped, AnchorKept, Done, RootKeyReady)
 
 
 class TokenJobs:
@@ -174,23 +180,41 @@ class Pkcs11Root:
         return record
 
     async def unwrap(
-        self, records: Sequence[WrappedDomainKey], into: Sequence[memoryview], pin: PinSource | None = None
-    ) -> None:
+        self,
+        records: Sequence[WrappedDomainKey],
+        into: Sequence[memoryview],
+        pin: PinSource | None = None,
+        *,
+        anchor: str | None = None,
+    ) -> int | None:
         """Write each record's domain key into the buffer at the same place of `into`.
 
+        With the id of a store as `anchor`, return the number that `keep_anchor` left for it; None when there is none.
         When this raises, some buffers may already hold their key: the caller wipes them all.
         """
+        if anchor is not None:
+            _check_store_id(anchor)
         for record in records:
             _check(record)
         pairs = zip(records, into, strict=True)
+        sequence = None
         while batch := list(islice(pairs, KEYS_IN_A_JOB)):
             with ExitStack() as stack:
                 login = stack.enter_context(self._login(pin))
                 pages = [stack.enter_context(Page.create()) for _ in batch]
-                request = Unwrap(self._config, pin is not None, tuple(record for record, _ in batch))
-                self.seen = (await self._jobs.run(request, [login, *pages], Unwrapped)).info
+                request = Unwrap(self._config, pin is not None, tuple(record for record, _ in batch), anchor)
+                reply = await self._jobs.run(request, [login, *pages], Unwrapped)
+                self.seen, sequence = reply.info, reply.anchor
                 for (_, buffer), page in zip(batch, pages, strict=True):
                     buffer[:] = page.view[:DOMAIN_KEY_BYTES]
+        return sequence
+
+    async def keep_anchor(self, store_id: str, sequence: int, pin: PinSource | None = None) -> bool:
+        """Have the token hold `sequence` for the store, unless it holds a higher one; return whether it can."""
+        _check_store_id(store_id)
+        with self._login(pin) as login:
+            request = KeepAnchor(self._config, pin is not None, store_id, sequence)
+            return (await self._jobs.run(request, [login], AnchorKept)).kept
 
     def _login(self, pin: PinSource | None) -> Page:
         source = pin or self._pin
@@ -210,6 +234,11 @@ def pin_page(source: PinSource) -> Page:
         page.close()
         raise
     return page
+
+
+def _check_store_id(store_id: str) -> None:
+    if not _STORE_ID.fullmatch(store_id):
+        raise AnchorInvalidError("the store's id is damaged: restore the store from a backup")
 
 
 def _check(record: WrappedDomainKey) -> None:

@@ -75,6 +75,10 @@ class PinNearlyLockedError(RootError):
     """The token reports failed logins, or is locked: an administrator has to look, kmsd does not try the PIN."""
 
 
+class AnchorInvalidError(RootError):
+    """The token's anchor of a store holds something else than a number, or the store's id is none."""
+
+
 class WrappedKeyInvalidError(RootError):
     """A wrapped domain key was changed, moved to another id or generation, or wrapped by another root key."""
 
@@ -108,9 +112,21 @@ class Root(Protocol):
         """Write a new random domain key into `into` (`DOMAIN_KEY_BYTES` long) and return it wrapped."""
 
     async def unwrap(
-        self, records: Sequence[WrappedDomainKey], into: Sequence[memoryview], pin: PinSource | None = None
-    ) -> None:
+        self,
+        records: Sequence[WrappedDomainKey],
+        into: Sequence[memoryview],
+        pin: PinSource | None = None,
+        *,
+        anchor: str | None = None,
+    ) -> int | None:
         """Write each record's domain key into the buffer at the same place of `into`.
 
+        With the id of a store as `anchor`, return the number that `keep_anchor` left for it; None when there is none.
         When this raises, some buffers may already hold their key: the caller wipes them all.
+        """
+
+    async def keep_anchor(self, store_id: str, sequence: int, pin: PinSource | None = None) -> bool:
+        """Have the token hold `sequence` for the store, unless it holds a higher one; return whether it can.
+
+        That is a login of its own.
         """

@@ -62,16 +62,22 @@ class Hierarchy:
         self._keep([(record, slot)])
         return record
 
-    async def unseal(self, records: Sequence[WrappedDomainKey], pin: PinSource | None = None) -> None:
-        """Unwrap all domain keys through the token in one job; the highest generation wraps from now on."""
+    async def unseal(
+        self, records: Sequence[WrappedDomainKey], pin: PinSource | None = None, *, anchor: str | None = None
+    ) -> int | None:
+        """Unwrap all domain keys through the token in one job; the highest generation wraps from now on.
+
+        Return the sequence that the token holds for the store whose id is `anchor`, None when it holds none.
+        """
         slots = [self._arena.lease(DOMAIN_KEY_BYTES) for _ in records]
         try:
-            await self._root.unwrap(records, [slot.view for slot in slots], pin)
+            sequence = await self._root.unwrap(records, [slot.view for slot in slots], pin, anchor=anchor)
         except BaseException:
             for slot in slots:
                 slot.release()
             raise
         self._keep(list(zip(records, slots, strict=True)))
+        return sequence
 
     def _keep(self, domain_keys: list[tuple[WrappedDomainKey, Slot]]) -> None:
         for record, slot in domain_keys:

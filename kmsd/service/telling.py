@@ -23,6 +23,7 @@ _TOLD: dict[type[Exception], type[errors.KmsError]] = {
     root.PinIncorrectError: errors.TokenPinIncorrectError,
     root.PinNearlyLockedError: errors.TokenPinBlockedError,
     root.WrappedKeyInvalidError: errors.IntegrityError,
+    root.AnchorInvalidError: errors.IntegrityError,
     StoreUnavailableError: errors.StorageError,
     SecretMemoryUnavailableError: errors.KeyUnavailableError,
     ArenaFullError: errors.KeyUnavailableError,

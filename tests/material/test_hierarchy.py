@@ -23,6 +23,7 @@ class PlainRoot:
 
     def __init__(self) -> None:
         self.pins: list[PinSource | None] = []
+        self.anchors: dict[str, int] = {}
 
     async def look(self) -> TokenInfo:
         raise NotImplementedError
@@ -35,11 +36,20 @@ class PlainRoot:
         return WrappedDomainKey(domain_key_id, generation, bytes(into))
 
     async def unwrap(
-        self, records: Sequence[WrappedDomainKey], into: Sequence[memoryview], pin: PinSource | None = None
-    ) -> None:
+        self,
+        records: Sequence[WrappedDomainKey],
+        into: Sequence[memoryview],
+        pin: PinSource | None = None,
+        *,
+        anchor: str | None = None,
+    ) -> int | None:
         self.pins.append(pin)
         for record, view in zip(records, into, strict=True):
             view[:] = record.wrapped
+        return None if anchor is None else self.anchors.get(anchor)
+
+    async def keep_anchor(self, store_id: str, sequence: int, pin: PinSource | None = None) -> bool:
+        raise NotImplementedError
 
 
 class Rows:
@@ -118,6 +128,18 @@ async def test_the_newest_domain_key_wraps_and_all_unwrap(arena: Arena) -> None:
 
     assert again.current_domain_key == "domain-2"
     again.unwrap(PLACE, "domain-1", wrapped).release()
+
+
+async def test_the_tokens_anchor_comes_with_the_keys(arena: Arena) -> None:
+    """The number that the token holds for the store; None for one that it does not know, and when nobody asks."""
+    root = PlainRoot()
+    root.anchors["store-1"] = 7
+    hierarchy = Hierarchy(arena, root, os.urandom)
+    record = await hierarchy.create("domain-1", 1)
+
+    assert await hierarchy.unseal([record], anchor="store-1") == 7
+    assert await hierarchy.unseal([record], anchor="store-2") is None
+    assert await hierarchy.unseal([record]) is None
 
 
 async def test_sealed_there_is_nothing(arena: Arena, hierarchy: Hierarchy) -> None:

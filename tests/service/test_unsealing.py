@@ -30,6 +30,7 @@ LASTING = [
     hsm.UnsupportedTokenError,
     hsm.RootKeyMissingError,
     hsm.WrappedKeyInvalidError,
+    hsm.AnchorInvalidError,
 ]
 
 

@@ -63,6 +63,9 @@ class MemoryRoot:
         self.fault: Exception | None = None
         self.gate: Gate | None = None
         self.seen: TokenInfo | None = None
+        # What it holds for each store.
+        self.anchors: dict[str, int] = {}
+        self.can_anchor = True
         # What each login was tried with; None stands for the configured source.
         self.pins: list[bytes | None] = []
 
@@ -90,11 +93,23 @@ class MemoryRoot:
         return WrappedDomainKey(domain_key_id, generation, bytes(into))
 
     async def unwrap(
-        self, records: Sequence[WrappedDomainKey], into: Sequence[memoryview], pin: PinSource | None = None
-    ) -> None:
+        self,
+        records: Sequence[WrappedDomainKey],
+        into: Sequence[memoryview],
+        pin: PinSource | None = None,
+        *,
+        anchor: str | None = None,
+    ) -> int | None:
         await self._login(pin)
         for record, view in zip(records, into, strict=True):
             view[:] = record.wrapped
+        return None if anchor is None else self.anchors.get(anchor)
+
+    async def keep_anchor(self, store_id: str, sequence: int, pin: PinSource | None = None) -> bool:
+        await self._login(pin)
+        if self.can_anchor:
+            self.anchors[store_id] = max(sequence, self.anchors.get(store_id, 0))
+        return self.can_anchor
 
 
 class HostNames:
