@@ -38,6 +38,7 @@ LEVELS = {
     "kmsd.identity": 1.0,
     "kmsd.access": 1.0,
     "kmsd.hsm": 1.0,
+    "kmsd.recovery": 1.0,
     "kmsd.material": 1.0,
     "kmsd.store": 1.0,
     "kmsd.audit": 1.0,
@@ -51,6 +52,7 @@ LEVELS = {
 CROSSINGS = (
     ("kmsd", "kmsd.memory"),
     ("kmsd.hsm", "kmsd.processes"),
+    ("kmsd.recovery", "kmsd.processes"),
     ("kmsd.envelope.pool", "kmsd.processes"),
     ("kmsd.access", "kmsd.identity.principals"),
     ("kmsd.material.hierarchy", "kmsd.hsm.root"),
@@ -67,6 +69,7 @@ CLIENT_MAY_IMPORT = (
     "kmsd.audit.checkpoint",
     "kmsd.audit.verify",
     "kmsd.access.policy",
+    "kmsd.recovery.shares",  # a share is checked where it is typed
     "kmsd.identity.peer",  # the same kernel facts, asked about the other end: is this server one that may hold keys?
 )
 
@@ -76,6 +79,7 @@ OWNERS = {
     "cryptography": ("kmsd", "kmsd_client"),
     "msgpack": ("kmsd.wire.codec",),
     "pkcs11": ("kmsd.hsm",),
+    "shamir_mnemonic": ("kmsd.recovery.shares",),
     "sqlalchemy": ("kmsd.store",),
     "alembic": ("kmsd.store",),
     "structlog": ("kmsd.logs",),
@@ -97,6 +101,7 @@ PURE = (
     "kmsd.audit.checkpoint",
     "kmsd.audit.verify",
     "kmsd.access.decision",
+    "kmsd.recovery.shares",
 )
 IMPURE = {"asyncio", "multiprocessing", "select", "selectors", "socket", "subprocess", "threading"}
 

@@ -238,6 +238,18 @@ class TokenPinUnavailableError(DaemonError):
     code = "TokenPinUnavailableException"
 
 
+class RecoverySharesError(CallerError):
+    """Ours: recovery shares are not valid, too few, or not of this store; says which, and no word of them."""
+
+    code = "RecoverySharesException"
+
+
+class RecoveryUnavailableError(DaemonError):
+    """Ours: this host has no recovery key, or the process that puts one together failed."""
+
+    code = "RecoveryUnavailableException"
+
+
 class StorageError(DaemonError):
     """Ours: the store cannot be read or written; names it and the reason."""
 

@@ -25,6 +25,7 @@ class Label(bytes, enum.Enum):
 
     ENCRYPT = b"kmsd/encrypt/1"  # message key, IV and commitment of a ciphertext blob
     WRAP = b"kmsd/wrap/1"  # the same three for wrapped material, derived from a domain key
+    RECOVERY = b"kmsd/recovery/1"  # the same three for a domain key, derived from the recovery key
     MATERIAL_ID = b"kmsd/material-id/1"  # the public name of key material
 
 

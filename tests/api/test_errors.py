@@ -25,7 +25,8 @@ DAEMONS = "DependencyTimeout KMSInternal KeyUnavailable"
 COMMON = "AccessDenied Validation UnknownOperation Throttling"
 OURS = (
     "Protocol MessageFormat FileAccess Sealed Storage AuditUnavailable Integrity ShuttingDown ConnectionLost "
-    "UntrustedServer Token TokenUnsuitable TokenPinIncorrect TokenPinBlocked TokenPinUnavailable"
+    "UntrustedServer Token TokenUnsuitable TokenPinIncorrect TokenPinBlocked TokenPinUnavailable "
+    "RecoveryShares RecoveryUnavailable"
 )
 RETRYABLE = "Throttling KMSInternal DependencyTimeout KeyUnavailable Sealed Storage AuditUnavailable ShuttingDown Token"
 

@@ -2,13 +2,13 @@
 
 import os
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import pytest
 
-from kmsd.api.errors import IntegrityError, KeyUnavailableError, SealedError
+from kmsd.api.errors import IntegrityError, KeyUnavailableError, RecoverySharesError, SealedError
 from kmsd.hsm.root import PinSource, TokenInfo, WrappedDomainKey
-from kmsd.material.hierarchy import Hierarchy, Place
+from kmsd.material.hierarchy import Hierarchy, Place, RecoveryWrapped
 from kmsd.material.versions import MaterialNotLoadedError, Versions, material_id_of
 from kmsd.memory.arena import Arena
 from kmsd.store.base import MaterialRow
@@ -140,6 +140,78 @@ async def test_the_tokens_anchor_comes_with_the_keys(arena: Arena) -> None:
     assert await hierarchy.unseal([record], anchor="store-1") == 7
     assert await hierarchy.unseal([record], anchor="store-2") is None
     assert await hierarchy.unseal([record]) is None
+
+
+async def recoverable(arena: Arena, recovery_key: memoryview) -> tuple[Hierarchy, list[RecoveryWrapped]]:
+    """Two domain keys, wrapped for recovery as well."""
+    hierarchy = Hierarchy(arena, PlainRoot(), os.urandom)
+    records = []
+    for generation in (1, 2):
+        name = f"domain-{generation}"
+        await hierarchy.create(name, generation)
+        records.append(RecoveryWrapped(name, generation, hierarchy.wrap_for_recovery(name, generation, recovery_key)))
+    return hierarchy, records
+
+
+async def test_the_recovery_key_opens_what_the_token_would(arena: Arena) -> None:
+    """All domain keys come back without the root; the newest wraps from then on, and nobody was asked for a PIN."""
+    recovery_key = arena.random(32).view
+    hierarchy, records = await recoverable(arena, recovery_key)
+    secret = arena.random(32)
+    wrapped = hierarchy.wrap(PLACE, secret.view)
+    root = PlainRoot()
+    again = Hierarchy(arena, root, os.urandom)
+
+    again.unseal_by_recovery(records, recovery_key)
+
+    assert again.current_domain_key == "domain-2"
+    with again.unwrap(PLACE, "domain-2", wrapped) as found:
+        assert found.view == secret.view
+    assert root.pins == []
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda first, second: [first._replace(domain_key_id="domain-3"), second],
+        lambda first, second: [first, second._replace(generation=3)],
+        lambda first, second: [first, second._replace(wrapped=first.wrapped)],
+        lambda first, second: [first._replace(wrapped=b""), second],
+        lambda first, second: [first, second._replace(wrapped=second.wrapped[:-1])],
+        lambda first, second: [first._replace(wrapped=b"\x02" + first.wrapped[1:]), second],
+        lambda first, second: [first._replace(wrapped=first.wrapped[:-1] + bytes([first.wrapped[-1] ^ 1])), second],
+    ],
+    ids=["id", "generation", "another's", "none", "cut", "version", "changed"],
+)
+async def test_a_changed_recovery_wrap_opens_nothing(
+    arena: Arena, change: Callable[[RecoveryWrapped, RecoveryWrapped], list[RecoveryWrapped]]
+) -> None:
+    """One that does not open is one too many: no domain key is kept, and no memory."""
+    recovery_key = arena.random(32).view
+    _, (first, second) = await recoverable(arena, recovery_key)
+    again = Hierarchy(arena, PlainRoot(), os.urandom)
+    used = arena.used_bytes
+
+    with pytest.raises(RecoverySharesError, match="are not of this store, or its domain keys were changed"):
+        again.unseal_by_recovery(change(first, second), recovery_key)
+
+    assert arena.used_bytes == used
+    with pytest.raises(SealedError):
+        _ = again.current_domain_key
+
+
+async def test_another_recovery_key_opens_nothing(arena: Arena) -> None:
+    """Nor does what wraps material stand for a recovery wrap, or the other way round."""
+    recovery_key, other = arena.random(32).view, arena.random(32).view
+    _, records = await recoverable(arena, recovery_key)
+    again = Hierarchy(arena, PlainRoot(), os.urandom)
+
+    with pytest.raises(RecoverySharesError):
+        again.unseal_by_recovery(records, other)
+
+    again.unseal_by_recovery(records, recovery_key)
+    with pytest.raises(IntegrityError):
+        again.unwrap(PLACE, "domain-1", records[0].wrapped)
 
 
 async def test_sealed_there_is_nothing(arena: Arena, hierarchy: Hierarchy) -> None:
