@@ -6,6 +6,7 @@ the file, line feed included: `head -n N FILE | tail -n 1 | sha256sum` prints th
 
 from __future__ import annotations
 
+import datetime as dt
 import functools
 import hashlib
 import re
@@ -109,6 +110,11 @@ def format_time(seconds: float) -> str:
     """Return seconds since 1970 as CloudTrail writes them (ISO 8601, UTC), with milliseconds."""
     milliseconds = int(seconds * 1000)
     return f"{_format_second(milliseconds // 1000)}.{milliseconds % 1000:03d}Z"
+
+
+def parse_time(text: str) -> float:
+    """Return the seconds since 1970 of an `eventTime`; raises ValueError."""
+    return dt.datetime.fromisoformat(text).timestamp()
 
 
 @functools.lru_cache(maxsize=1)  # strftime costs more than the rest of the line, and a second has many records

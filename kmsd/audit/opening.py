@@ -9,18 +9,27 @@ the trail is not opened, and an administrator has to look.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import itertools
 import os
 import re
-import stat
 from dataclasses import dataclass
 from pathlib import Path
 
-from kmsd.audit.chain import GENESIS, Head
+from kmsd.audit.active import ActiveFile, End
+from kmsd.audit.chain import GENESIS, Head, Line, MalformedLineError, parse, parse_time
+from kmsd.audit.files import open_for_writing, rotated_files
 from kmsd.audit.reading import CHUNK_BYTES, last_line_end, lines_between
 from kmsd.audit.record import Intent
+from kmsd.audit.succession import (
+    AuditBrokenError,
+    begins_chain,
+    broken,
+    check_start,
+    drop_unused_next,
+    finish_rotation,
+    first_line,
+)
 from kmsd.audit.system import System, unavailable
 from kmsd.audit.verify import MARK, ChainBrokenError, Report, verify
 
@@ -40,10 +49,6 @@ _FIRST_LINE = b'{"seq":1,"prev":"' + GENESIS.digest.encode("ascii") + b'",'
 _PAGE_BYTES = 4096
 
 
-class AuditBrokenError(RuntimeError):
-    """The file is not a trail, or was changed; it must not be continued until an administrator has looked at it."""
-
-
 @dataclass(frozen=True)
 class Torn:
     """What a crash left behind the last whole line, and where it was put."""
@@ -57,83 +62,92 @@ class Torn:
 class Opened:
     """An open trail.
 
-    `append_fd` is in append mode and holds the lock; `fd` reads, and writes in place. `identity` is the file's device
-    and inode number, `checked_from` is the offset of
-    the mark that checking started at.
+    `checked_from` is the offset of the mark that checking started at; `open_intents` and `store_sequence` are what the
+    trail tells from there on.
     """
 
-    append_fd: int
-    fd: int
-    identity: tuple[int, int]
-    size: int
-    head: Head
+    file: ActiveFile
     checked_from: int
     open_intents: tuple[Intent, ...]
+    store_sequence: int
     torn: Torn | None
 
 
-def open_file(path: Path, system: System) -> Opened:
-    """Open or create the file at `path` (mode 0600) and return where its chain goes on.
+def open_trail(path: Path, system: System, now: float) -> Opened:
+    """Open or create the active file of the trail at `path` (mode 0600) and return where its chain goes on.
 
-    Raises AuditUnavailableError when it cannot be used now, AuditBrokenError when it is no whole trail.
+    `now` is when a file that is new, or empty, begins. Raises AuditUnavailableError when it cannot be used now,
+    AuditBrokenError when it is no whole trail.
     """
     try:
         with contextlib.ExitStack() as stack:
-            append_fd = _open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, stack)
-            fd = _open(path, os.O_RDWR, stack)
-            identity = _lock(path, append_fd, fd, system)
-            start, whole, report = _check(path, fd, system.fstat(fd).st_size)
+            finish_rotation(path, system)
+            files = open_for_writing(path, os.O_CREAT, system, stack)
+            drop_unused_next(path, system)
+            start, whole, report = _check(path, files.fd, system)
+            first = _check_first(path, files.fd, whole, system)
             head = Head(report.last_seq, report.last_hash)
-            torn = _cut_torn_end(path, append_fd, whole, head, system)
+            torn = _cut_torn_end(path, files.append, whole, head, system)
             # An earlier process may have left its last lines in the page cache, and its open intents are acted upon.
-            system.fdatasync(append_fd)
-            opened = Opened(append_fd, fd, identity, whole, head, start, report.open_intents, torn)
+            system.fdatasync(files.append)
+            first_seq, began = _beginning(first, head, now)
+            file = ActiveFile(path, files, End(whole, head), system, first_seq=first_seq, began=began)
             stack.pop_all()
-            return opened
+            return Opened(file, start, report.open_intents, report.store_sequence, torn)
     except OSError as exc:
         raise unavailable(path, exc) from exc
 
 
-def _open(path: Path, flags: int, stack: contextlib.ExitStack) -> int:
-    # O_NONBLOCK: to open a FIFO must not hang; it means nothing for a regular file.
-    fd = os.open(path, flags | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, 0o600)
-    stack.callback(os.close, fd)
-    return fd
-
-
-def _lock(path: Path, append_fd: int, fd: int, system: System) -> tuple[int, int]:
-    """Make this the only writer; return the file's identity."""
-    try:
-        fcntl.flock(append_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise unavailable(path, "another process writes it") from None
-    ours = system.fstat(append_fd)
-    if not stat.S_ISREG(ours.st_mode):
-        raise unavailable(path, "not a regular file")
-    identity = (ours.st_dev, ours.st_ino)
-    # Somebody may have put another file here between the calls.
-    if any((other.st_dev, other.st_ino) != identity for other in (system.fstat(fd), system.lstat(path))):
-        raise unavailable(path, "was replaced while it was opened")
-    return identity
-
-
-def _check(path: Path, fd: int, size: int) -> tuple[int, int, Report]:
+def _check(path: Path, fd: int, system: System) -> tuple[int, int, Report]:
     """Return the offset of the last mark, the one behind the last whole line, and what lies between."""
+    size = system.fstat(fd).st_size
     if size == 0:
-        _sync_directory(path)  # the new name has to survive a power cut as well
-    start = _last_mark(fd, size)
+        system.sync_directory(path.parent)  # the new name has to survive a power cut as well
+    mark = _last_mark(fd, size)
+    start = mark or 0
     whole = _whole_until(fd, start, size)
     if whole == 0 and size > 0:
         _refuse_foreign(path, fd)
     try:
-        return start, whole, verify(lines_between(fd, start, whole), start=None if start else GENESIS)
+        return start, whole, verify(lines_between(fd, start, whole), start=_start(fd, whole) if mark is None else None)
     except ChainBrokenError as exc:
         where = f" (lines counted from offset {start})" if start else ""
         raise AuditBrokenError(f"audit trail {path}{where}: {exc}") from exc
 
 
-def _last_mark(fd: int, size: int) -> int:
-    """Return the offset of the last mark, 0 if there is none."""
+def _start(fd: int, whole: int) -> Head:
+    """Return what the first line of a file has to continue that no mark begins."""
+    with contextlib.suppress(MalformedLineError):  # which is found again, and told better, when the lines are verified
+        line = parse(next(lines_between(fd, 0, whole), b""))
+        if begins_chain(line):
+            return Head(line.seq - 1, line.prev)
+    return GENESIS
+
+
+def _check_first(path: Path, fd: int, whole: int, system: System) -> Line | None:
+    """Return the first line of the file, None if there is none, when it continues what is beside the file."""
+    if whole == 0:
+        # No crash empties a file that a rotation has made: its first line was on the disk before it got its name.
+        rotated = rotated_files(path)
+        if rotated:
+            raise broken(path, f"the file is empty, and {rotated[-1].path.name} is not all of the trail")
+        return None
+    first = first_line(path, next(lines_between(fd, 0, whole)))
+    check_start(path, first, system)
+    return first
+
+
+def _beginning(first: Line | None, head: Head, now: float) -> tuple[int, float]:
+    """Return number and time of a file's first record, which comes now if there is none yet."""
+    if first is None:
+        return head.seq + 1, now
+    with contextlib.suppress(ValueError):
+        return first.seq, parse_time(first.event_time)
+    return first.seq, now  # the age of the file is not worth refusing it
+
+
+def _last_mark(fd: int, size: int) -> int | None:
+    """Return the offset of the last mark, None if there is none."""
     stop = size
     while stop > 0:
         start = max(0, stop - CHUNK_BYTES)
@@ -144,7 +158,7 @@ def _last_mark(fd: int, size: int) -> int:
         if found:
             return start - before + found[-1]
         stop = start
-    return 0
+    return None
 
 
 def _whole_until(fd: int, start: int, size: int) -> int:
@@ -164,7 +178,7 @@ def _refuse_foreign(path: Path, fd: int) -> None:
     found = os.pread(fd, _PAGE_BYTES, 0)
     text = found.split(b"\0", 1)[0][: len(_FIRST_LINE)]
     if text != _FIRST_LINE[: len(text)] or (not text and found.strip(b"\0")):
-        raise AuditBrokenError(f"audit trail {path}: the file is not an audit trail")
+        raise broken(path, "the file is not an audit trail")
 
 
 def _cut_torn_end(path: Path, fd: int, start: int, head: Head, system: System) -> Torn | None:
@@ -181,7 +195,7 @@ def _cut_torn_end(path: Path, fd: int, start: int, head: Head, system: System) -
             kept.write(chunk)
         kept.flush()
         os.fsync(kept.fileno())
-    _sync_directory(path)
+    system.sync_directory(path.parent)
     system.ftruncate(fd, start)
     return Torn(stop - start, digest.hexdigest(), kept_as)
 
@@ -191,11 +205,3 @@ def _unused(path: Path, head: Head) -> Path:
     first = path.with_name(f"{path.name}.torn-{head.seq + 1}")
     others = (first.with_name(f"{first.name}-{number}") for number in itertools.count(2))
     return next(name for name in itertools.chain([first], others) if not name.exists())
-
-
-def _sync_directory(path: Path) -> None:
-    directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)

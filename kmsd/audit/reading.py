@@ -6,8 +6,10 @@ reading and appending do not meet.
 
 from __future__ import annotations
 
+import itertools
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple
 
 from kmsd.api.errors import IntegrityError, LimitExceededError
 from kmsd.audit.chain import MAX_READ_LINE_BYTES, seq_of
@@ -17,6 +19,14 @@ CHUNK_BYTES = 256 * 1024
 
 # Enough of a line to see its number: `{"seq":`, at most 19 digits and a comma.
 _START_BYTES = 40
+
+
+class Part(NamedTuple):
+    """The lines of one file: from offset `start`, where one begins, to `stop`, where one ends."""
+
+    fd: int
+    start: int
+    stop: int
 
 
 def lines_between(fd: int, start: int, stop: int) -> Iterator[bytes]:
@@ -51,14 +61,14 @@ def last_line_end(fd: int, stop: int, pread: Callable[[int, int, int], bytes] = 
     return 0
 
 
-def read_after(fd: int, size: int, *, after_seq: int, limit: int, max_bytes: int) -> list[str]:
+def read_after(parts: Iterable[Part], *, after_seq: int, limit: int, max_bytes: int) -> list[str]:
     """Return at most `limit` lines behind number `after_seq`, of `max_bytes` together, oldest first, no line feeds.
 
-    Raises LimitExceededError when the first of them alone is longer than `max_bytes`, and IntegrityError where the file
-    holds something that is no record.
+    `parts` are files in the order of their records. Raises LimitExceededError when the first line alone is longer than
+    `max_bytes`, and IntegrityError where a file holds something that is no record.
     """
     found: list[str] = []
-    for line in lines_between(fd, _offset_near(fd, size, after_seq), size):
+    for line in _lines_after(parts, after_seq):
         if len(found) == limit:
             break
         seq = seq_of(line[:_START_BYTES])
@@ -74,10 +84,10 @@ def read_after(fd: int, size: int, *, after_seq: int, limit: int, max_bytes: int
     return found
 
 
-def read_last(fd: int, size: int, *, limit: int, max_bytes: int) -> list[str]:
-    """Return the last lines, oldest first; bounds and errors as in `read_after`."""
+def read_last(parts: Iterable[Part], *, limit: int, max_bytes: int) -> list[str]:
+    """Return the last lines, oldest first; `parts` has the newest file first, bounds and errors as in `read_after`."""
     found: list[str] = []
-    for line in _lines_before(fd, size):
+    for line in itertools.chain.from_iterable(map(_lines_before, parts)):
         if len(found) == limit:
             break
         max_bytes -= len(line) + 1
@@ -88,15 +98,21 @@ def read_last(fd: int, size: int, *, limit: int, max_bytes: int) -> list[str]:
     return found[::-1]
 
 
-def _lines_before(fd: int, stop: int) -> Iterator[bytes]:
-    """Yield the lines before offset `stop`, where one ends, from the last to the first, without line feeds.
+def _lines_after(parts: Iterable[Part], after_seq: int) -> Iterator[bytes]:
+    for part in parts:
+        yield from lines_between(part.fd, _offset_near(part, after_seq), part.stop)
+
+
+def _lines_before(part: Part) -> Iterator[bytes]:
+    """Yield the lines of a file from the last to the first, without line feeds.
 
     A line longer than `MAX_READ_LINE_BYTES` comes in pieces.
     """
+    fd, first, stop = part
     stop -= 1  # the line feed of the last one
     pending = b""
-    while stop > 0:
-        start = max(0, stop - CHUNK_BYTES)
+    while stop > first:
+        start = max(first, stop - CHUNK_BYTES)
         chunk = os.pread(fd, stop - start, start)
         if len(chunk) < stop - start:
             raise IntegrityError("the audit trail is shorter than what was written to it")
@@ -117,9 +133,12 @@ def _need_one(found: list[str], length: int, seq: int | None) -> None:
         raise LimitExceededError(f"{name} of the audit trail has {length} bytes, more than were asked for")
 
 
-def _offset_near(fd: int, size: int, after_seq: int) -> int:
-    """Return the offset of a line at or before number `after_seq`, at most about a chunk before it, by bisection."""
-    low, high = 0, size
+def _offset_near(part: Part, after_seq: int) -> int:
+    """Return the offset of a line at or before number `after_seq`, at most about a chunk before it, by bisection.
+
+    The start of the part when all its lines are behind that number.
+    """
+    fd, low, high = part
     while high - low > CHUNK_BYTES:
         middle = (low + high) // 2
         start = _next_line(fd, middle, high)

@@ -19,12 +19,10 @@ import asyncio
 import os
 import threading
 from collections import deque
-from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path
-from typing import NamedTuple
 
-from kmsd.audit.chain import Head
+from kmsd.audit.active import ActiveFile, End
 from kmsd.audit.reading import lines_between
 from kmsd.audit.system import System, unavailable
 from kmsd.audit.verify import ChainBrokenError, verify
@@ -41,27 +39,17 @@ DEADLINE_SECONDS = 5.0
 REFUSE_AFTER_SECONDS = 1.0
 
 
-class End(NamedTuple):
-    """Where the trail ends: the file's size and the chain's head."""
-
-    size: int
-    head: Head
-
-
 class Syncer:
-    """The thread that syncs one file.
+    """The thread that syncs the trail's file, and the one that follows it.
 
-    `append_fd` is what is synced; `fd` is a second descriptor of the same file, not in append mode, for writing lines
-    once more where they were. `end` returns where the trail ends now; it is called in the thread.
+    A file's `append_fd` is what is synced; its `fd` is not in append mode, for writing lines once more where they were.
     """
 
-    def __init__(self, path: Path, append_fd: int, fd: int, end: Callable[[], End], system: System) -> None:
+    def __init__(self, path: Path, file: ActiveFile, system: System) -> None:
         self._path = path
-        self._append_fd = append_fd
-        self._fd = fd
-        self._end = end
+        self._file = file
+        self._left: deque[ActiveFile] = deque()
         self._system = system
-        self._synced = end()  # what was read back at opening is taken as it is
         self._waiters: deque[Future[None]] = deque()
         self._pending = False
         self._parked = False
@@ -96,6 +84,15 @@ class Syncer:
         except TimeoutError:
             raise unavailable(self._path, f"a sync has not returned for {DEADLINE_SECONDS:.0f} s") from None
 
+    def switch(self, file: ActiveFile) -> None:
+        """Sync `file` from now on, and close the one before when no call uses it any more.
+
+        All lines of the one before must be on the disk, so whoever waits for some of them is not kept waiting long.
+        """
+        left, self._file = self._file, file
+        self._left.append(left)
+        self.schedule()
+
     def close(self) -> bool:
         """Sync what is left and end the thread; False if it hangs in the kernel, and then keeps its descriptors."""
         self._closing = True
@@ -117,6 +114,8 @@ class Syncer:
             self._pending = False
             started = self._system.monotonic()
             self._sync_once()
+            while self._left:
+                self._left.popleft().close()
             if closing:
                 return
             # A waiter sets _wake, and ends the pause.
@@ -128,18 +127,19 @@ class Syncer:
             waiter = self._waiters.popleft()
             if waiter.set_running_or_notify_cancel():
                 waiters.append(waiter)
-        end = self._end()
+        file = self._file
+        end = file.end
         self._syncing_since = self._system.monotonic()
         try:
             if self._failure is not None:
-                self._write_again(end)
-            self._system.fdatasync(self._append_fd)
+                self._write_again(file, end)
+            self._system.fdatasync(file.append_fd)
         except OSError as exc:
             self._fail(f"sync failed: {exc.strerror or exc}", waiters)
         except ChainBrokenError as exc:
             self._fail(f"lines that could not be synced were lost: {exc}", waiters)
         else:
-            self._synced = end
+            file.synced = end
             self._failure = None
             for waiter in waiters:
                 waiter.set_result(None)
@@ -152,12 +152,13 @@ class Syncer:
         for waiter in waiters:
             waiter.set_exception(unavailable(self._path, reason))
 
-    def _write_again(self, end: End) -> None:
-        lines = list(lines_between(self._fd, self._synced.size, end.size))
-        report = verify(lines, start=self._synced.head)
+    def _write_again(self, file: ActiveFile, end: End) -> None:
+        synced = file.synced
+        lines = list(lines_between(file.fd, synced.size, end.size))
+        report = verify(lines, start=synced.head)
         if (report.last_seq, report.last_hash) != end.head:
             raise OSError(None, "the lines to be synced are not in the file any more")
-        data, offset = memoryview(b"".join(lines)), self._synced.size
+        data, offset = memoryview(b"".join(lines)), synced.size
         while data:
-            written = os.pwrite(self._fd, data, offset)
+            written = os.pwrite(file.fd, data, offset)
             data, offset = data[written:], offset + written

@@ -13,7 +13,7 @@ from kmsd.api.errors import AuditUnavailableError
 
 @dataclass(frozen=True, slots=True)
 class System:
-    """What appending and syncing ask of the kernel; the defaults are the calls themselves."""
+    """What appending, syncing and rotating ask of the kernel; the defaults are the calls themselves."""
 
     write: Callable[[int, bytes], int] = os.write
     fdatasync: Callable[[int], None] = os.fdatasync
@@ -22,6 +22,18 @@ class System:
     fstat: Callable[[int], os.stat_result] = os.fstat
     lstat: Callable[[Path], os.stat_result] = os.lstat
     monotonic: Callable[[], float] = time.monotonic
+    open: Callable[[Path, int, int], int] = os.open
+    fsync: Callable[[int], None] = os.fsync
+    rename: Callable[[Path, Path], None] = os.rename
+    unlink: Callable[[Path], None] = os.unlink
+
+    def sync_directory(self, path: Path) -> None:
+        """Make the names in a folder durable."""
+        directory = self.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, 0)
+        try:
+            self.fsync(directory)
+        finally:
+            os.close(directory)
 
 
 def unavailable(path: Path, reason: str | OSError) -> AuditUnavailableError:

@@ -11,7 +11,7 @@ import enum
 import itertools
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import msgspec
 
@@ -52,13 +52,17 @@ class ChainBrokenError(Exception):
 
 @dataclass(frozen=True)
 class Report:
-    """A whole trail: its length, where it starts (0 if empty) and ends, and the intents that nothing settles."""
+    """A whole trail: its length, where it starts (0 if empty) and ends, and the intents that nothing settles.
+
+    `store_sequence` is the highest number of commits of the store that it tells of, 0 if it tells none.
+    """
 
     lines: int
     first_seq: int
     last_seq: int
     last_hash: str
     open_intents: tuple[Intent, ...]
+    store_sequence: int
 
 
 class _Seen(NamedTuple):
@@ -85,7 +89,7 @@ def verify(lines: Iterable[bytes], *, start: Head | None = GENESIS) -> Report:
     word for it (a part of a trail). Raises ChainBrokenError at the first line that does not fit.
     """
     head = start
-    first_seq = count = 0
+    first_seq = count = store_sequence = 0
     intents: dict[tuple[str, str], Intent] = {}
     rest = iter(lines)
     for count, raw in enumerate(rest, 1):
@@ -100,10 +104,18 @@ def verify(lines: Iterable[bytes], *, start: Head | None = GENESIS) -> Report:
         if count == 1:
             first_seq = line.seq
             intents.update(_marked(count, line))
-        _settle(intents, line)
+        if line.event_type != Kind.REQUEST:
+            _settle(intents, line)
+            store_sequence = max(store_sequence, told_sequence(line.additional_event_data))
         head = Head(line.seq, digest_of(raw))
     seq, digest = head or GENESIS
-    return Report(count, first_seq, seq, digest, tuple(intents.values()))
+    return Report(count, first_seq, seq, digest, tuple(intents.values()), store_sequence)
+
+
+def told_sequence(details: dict[str, Any] | None) -> int:
+    """Return the number of commits of the store that a record tells in `additionalEventData`, 0 if it tells none."""
+    told = None if details is None else details.get("storeSequence")
+    return told if type(told) is int else 0
 
 
 def _settle(intents: dict[tuple[str, str], Intent], line: Line) -> None:

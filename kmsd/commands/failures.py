@@ -25,7 +25,7 @@ def failure_of(run: Callable[[], None]) -> str | None:
     # Imported here: a command that only looks at files needs none of it.
     from kmsd.access.host import HostPolicyError  # noqa: PLC0415
     from kmsd.api.errors import KmsError  # noqa: PLC0415
-    from kmsd.audit.opening import AuditBrokenError  # noqa: PLC0415
+    from kmsd.audit.succession import AuditBrokenError  # noqa: PLC0415
     from kmsd.commands.steps import SetupError  # noqa: PLC0415
     from kmsd.config import ConfigurationError  # noqa: PLC0415
     from kmsd.hsm.root import RootError  # noqa: PLC0415

@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from kmsd.api.errors import AuditUnavailableError
+from kmsd.audit.checkpoint import key_id_of
 from kmsd.audit.record import Actor, Kind, Record
 from kmsd.audit.system import System
 from kmsd.audit.writer import SyncMode, Trail
@@ -25,16 +27,29 @@ class FaultySystem:
     """The real system calls, counted, each failing with what stands in `faults` under its name.
 
     A fault is an OSError to raise, or, for write, how many bytes it takes. `hang` holds fdatasync until it is set.
+    `at_call` is told the name of each call before it is made, and may raise as well.
     """
 
     def __init__(self) -> None:
         self.faults: dict[str, OSError | int] = {}
-        self.counts = dict.fromkeys(("write", "fdatasync", "ftruncate", "pread", "fstat", "lstat"), 0)
+        names = ("write", "fdatasync", "ftruncate", "pread", "fstat", "lstat", "open", "fsync", "rename", "unlink")
+        self.counts = dict.fromkeys(names, 0)
+        self.at_call: Callable[[str], None] | None = None
         self.hang: threading.Event | None = None
         self.synced = threading.Condition()
         self.late = 0.0  # seconds that the monotonic clock runs ahead
         self.calls = System(
-            self.write, self.fdatasync, self.ftruncate, self.pread, self.fstat, self.lstat, self.monotonic
+            self.write,
+            self.fdatasync,
+            self.ftruncate,
+            self.pread,
+            self.fstat,
+            self.lstat,
+            self.monotonic,
+            self.open,
+            self.fsync,
+            self.rename,
+            self.unlink,
         )
 
     def write(self, fd: int, data: bytes) -> int:
@@ -70,16 +85,51 @@ class FaultySystem:
     def monotonic(self) -> float:
         return time.monotonic() + self.late
 
+    def open(self, path: Path, flags: int, mode: int) -> int:
+        self._count("open")
+        return os.open(path, flags, mode)
+
+    def fsync(self, fd: int) -> None:
+        self._count("fsync")
+        os.fsync(fd)
+
+    def rename(self, source: Path, target: Path) -> None:
+        self._count("rename")
+        source.rename(target)
+
+    def unlink(self, path: Path) -> None:
+        self._count("unlink")
+        path.unlink()
+
     def wait_for_syncs(self, count: int) -> None:
         with self.synced:
             assert self.synced.wait_for(lambda: self.counts["fdatasync"] >= count, timeout=10)
 
     def _count(self, call: str) -> int | None:
         self.counts[call] += 1
+        if self.at_call is not None:
+            self.at_call(call)
         fault = self.faults.get(call)
         if isinstance(fault, OSError):
             raise fault
         return fault
+
+
+class AuditKey:
+    """An audit key in use, and its public half."""
+
+    def __init__(self) -> None:
+        self._key = Ed25519PrivateKey.generate()
+        self.public = self._key.public_key().public_bytes_raw()
+        self.key_id = key_id_of(self.public)
+
+    def sign(self, message: bytes) -> bytes:
+        return self._key.sign(message)
+
+
+@pytest.fixture
+def audit_key() -> AuditKey:
+    return AuditKey()
 
 
 @pytest.fixture
@@ -111,10 +161,12 @@ def path(tmp_path: Path) -> Path:
 def open_trail(path: Path) -> Iterator[OpenTrail]:
     trails = []
 
-    def open_(where: Path = path, sync: SyncMode = SyncMode.OS, system: FaultySystem | None = None) -> Trail:
-        trail = Trail.open(
-            where, sync=sync, clock=lambda: 1790000000.125, system=None if system is None else system.calls
-        )
+    def open_(
+        where: Path = path, sync: SyncMode = SyncMode.OS, system: FaultySystem | None = None, **settings: Any
+    ) -> Trail:
+        clock = settings.pop("clock", lambda: 1790000000.125)
+        calls = None if system is None else system.calls
+        trail = Trail.open(where, sync=sync, clock=clock, system=calls, **settings)
         trails.append(trail)
         return trail
 

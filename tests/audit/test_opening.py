@@ -17,8 +17,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kmsd.api.errors import AuditUnavailableError
-from kmsd.audit.opening import AuditBrokenError
 from kmsd.audit.record import Kind, Record
+from kmsd.audit.succession import AuditBrokenError
 from kmsd.audit.verify import Report, read_lines, verify
 from kmsd.audit.writer import SyncMode, Trail
 

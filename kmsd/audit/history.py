@@ -1,0 +1,108 @@
+"""Read a trail across its files, and see whether a checkpoint stands in it."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Generator
+from pathlib import Path
+
+from kmsd.api.errors import IntegrityError
+from kmsd.audit.active import ActiveFile
+from kmsd.audit.chain import MAX_READ_LINE_BYTES, MalformedLineError, parse
+from kmsd.audit.checkpoint import CHECKPOINT, Checkpoint, Signer, sign
+from kmsd.audit.files import RotatedFile, open_part, rotated_files
+from kmsd.audit.reading import Part, lines_between, read_after, read_last
+from kmsd.audit.record import Kind
+from kmsd.audit.system import System, unavailable
+
+# What every checkpoint has near its start; a line that has it elsewhere is told apart when it is parsed.
+_IN_CHECKPOINT = f'"{CHECKPOINT}"'.encode("ascii")
+_NAME_WITHIN_BYTES = 256
+
+
+class History:
+    """The lines of all files of a trail; `active` returns the file that is being written."""
+
+    def __init__(self, path: Path, active: Callable[[], ActiveFile], system: System) -> None:
+        self._path = path
+        self._active = active
+        self._system = system
+
+    def read(self, *, after_seq: int, limit: int, max_bytes: int) -> list[str]:
+        """Return lines behind a number, as `kmsd.audit.reading.read_after` does; raises AuditUnavailableError too.
+
+        Of a file that retention has reduced come the lines that were kept.
+        """
+        try:
+            with contextlib.closing(self._parts(after_seq)) as parts:
+                return read_after(parts, after_seq=after_seq, limit=limit, max_bytes=max_bytes)
+        except OSError as exc:
+            raise unavailable(self._path, exc) from exc
+
+    def read_tail(self, *, limit: int, max_bytes: int) -> list[str]:
+        """Return the last lines, oldest first; bounds and errors as in `read`."""
+        try:
+            with contextlib.closing(self._parts_backwards()) as parts:
+                return read_last(parts, limit=limit, max_bytes=max_bytes)
+        except OSError as exc:
+            raise unavailable(self._path, exc) from exc
+
+    def holds(self, checkpoint: Checkpoint, signer: Signer | None) -> bool:
+        """Return whether exactly this checkpoint stands in the trail; raises AuditUnavailableError when it cannot tell.
+
+        One older than all files that are still here cannot be looked up. It is vouched for by the next checkpoint that
+        is here, if `signer` signed that one: whoever has cut off or rewritten the trail cannot make it.
+        """
+        try:
+            found = self.read(after_seq=checkpoint.seq - 1, limit=1, max_bytes=MAX_READ_LINE_BYTES)
+            if found and _as_checkpoint(found[0].encode("ascii") + b"\n") == checkpoint:
+                return True
+            oldest = next((rotated.first for rotated in self._rotated()), self._active().first_seq)
+            return 0 < checkpoint.seq < oldest and signer is not None and self._vouched(signer)
+        except IntegrityError:
+            return False
+        except OSError as exc:
+            raise unavailable(self._path, exc) from exc
+
+    def _vouched(self, signer: Signer) -> bool:
+        # Ed25519 is deterministic (RFC 8032, 5.1.6): signing again is checking.
+        for part in self._parts(0):
+            for line in lines_between(*part):
+                if _IN_CHECKPOINT in line[:_NAME_WITHIN_BYTES]:
+                    found = _as_checkpoint(line)
+                    if found is not None:
+                        return sign(signer, found.seq, found.prev, found.event_time) == found
+        return False
+
+    def _parts(self, after_seq: int) -> Generator[Part, None, None]:
+        active = self._active()
+        if after_seq + 1 < active.first_seq:
+            for rotated in self._rotated():
+                if rotated.last > after_seq:
+                    with open_part(rotated, self._system) as part:
+                        yield part
+        yield active.part
+
+    def _parts_backwards(self) -> Generator[Part, None, None]:
+        yield self._active().part
+        for rotated in reversed(self._rotated()):
+            with open_part(rotated, self._system) as part:
+                yield part
+
+    def _rotated(self) -> list[RotatedFile]:
+        return rotated_files(self._path)
+
+
+def _as_checkpoint(line: bytes) -> Checkpoint | None:
+    """Return the checkpoint that a line is, None for any other line."""
+    try:
+        record = parse(line)
+    except MalformedLineError:
+        return None
+    details = record.additional_event_data or {}
+    key_id, signature = details.get("keyId"), details.get("signature")
+    if record.event_type != Kind.SYSTEM or record.event_name != CHECKPOINT:
+        return None
+    if not isinstance(key_id, str) or not isinstance(signature, str):
+        return None
+    return Checkpoint(record.seq, record.prev, record.event_time, key_id, signature)
