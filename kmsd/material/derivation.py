@@ -26,6 +26,7 @@ class Label(bytes, enum.Enum):
     ENCRYPT = b"kmsd/encrypt/1"  # message key, IV and commitment of a ciphertext blob
     WRAP = b"kmsd/wrap/1"  # the same three for wrapped material, derived from a domain key
     RECOVERY = b"kmsd/recovery/1"  # the same three for a domain key, derived from the recovery key
+    STORE_SET = b"kmsd/store-set/1"  # the key of the multiset hashes of the store, derived from the row-MAC key
     MATERIAL_ID = b"kmsd/material-id/1"  # the public name of key material
 
 

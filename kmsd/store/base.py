@@ -7,6 +7,7 @@ Optional members have defaults, so that rows written before a member existed sti
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import msgspec
@@ -87,6 +88,42 @@ class SettingsRow(Row, frozen=True, kw_only=True):
     name: str = "settings"
 
 
+class AnchorRow(Row, frozen=True, kw_only=True):
+    """The last checkpoint of the audit trail (`kmsd.audit.checkpoint`): whoever cuts the trail has to come here too."""
+
+    seq: int
+    prev: str
+    event_time: str
+    key_id: str
+    signature: str
+    name: str = "audit"
+
+
+class BackupRow(Row, frozen=True, kw_only=True):
+    """The last backup: when, of which state of the store, and what was written."""
+
+    creation_ms: int
+    store_sequence: int
+    sha256: str
+    length: int
+    name: str = "last"
+
+
+class StateRow(Row, frozen=True, kw_only=True):
+    """What rows there are in all other tables, as of commit number `sequence` (`kmsd.store.state`).
+
+    `multisets` has for each table the masked multiset hash of its rows, `nonce` what the masks are made of. A table
+    without rows may be missing. `store_id` is drawn with the first commit.
+    """
+
+    store_id: str
+    sequence: int
+    counts: dict[str, int]
+    nonce: bytes
+    multisets: dict[str, bytes]
+    name: str = "state"
+
+
 class Insert(msgspec.Struct, frozen=True):
     """Make a row that does not exist."""
 
@@ -106,6 +143,21 @@ class Delete(msgspec.Struct, frozen=True):
 
 
 Change = Insert | Replace | Delete
+
+
+@dataclass(frozen=True)
+class StateReport:
+    """Whether the rows are those that the last commit left.
+
+    `findings` say in words what differs, without what rows hold; none: all is well. `adopted`: the rows were brought
+    here by an upgrade from a kmsd that kept no state row, so that nothing is known of them yet. `store_id` and
+    `sequence` are those of a state row that authenticates, else None and 0; so they are for a new store.
+    """
+
+    findings: tuple[str, ...]
+    store_id: str | None
+    sequence: int
+    adopted: bool
 
 
 class StoreError(RuntimeError):
@@ -171,12 +223,19 @@ class Store(Protocol):
     async def settings(self) -> SettingsRow | None:
         """Return the settings; an early row."""
 
+    async def anchor(self) -> AnchorRow | None:
+        """Return the anchor of the audit trail."""
+
+    async def last_backup(self) -> BackupRow | None:
+        """Return what is known of the last backup."""
+
     async def commit(self, mutation_id: str, changes: Sequence[Change]) -> None:
         """Make all changes in one transaction that is durable on return, and remember `mutation_id` with them.
 
         Raises RowExistsError (also for a mutation id used before), RowChangedError or StoreUnavailableError; nothing
         was written then, unless the message says that the disk failed to sync. A task that is cancelled while it waits
-        leaves the commit done or not done; `committed` tells which.
+        leaves the commit done or not done; `committed` tells which. Raises IntegrityError unless `check_state` found
+        nothing since the store was unsealed, or what it found was accepted.
         """
 
     async def committed(self, mutation_ids: Sequence[str]) -> set[str]:
@@ -185,14 +244,33 @@ class Store(Protocol):
     async def forget(self, mutation_ids: Sequence[str]) -> None:
         """Remember these mutations no longer; unknown ones are ignored."""
 
-    def unseal(self, mac_key: memoryview) -> None:
-        """Verify and write rows with this MAC key (32 bytes, borrowed) from now on."""
+    def unseal(self, mac_key: memoryview, set_key: memoryview) -> None:
+        """Verify and write rows with these keys (32 bytes each, borrowed) from now on: MACs, and multiset hashes."""
 
     async def verify_early_rows(self) -> None:
         """Verify the MACs of the early rows; raises IntegrityError."""
 
+    @property
+    def sequence(self) -> int:
+        """The number of the last commit that is known; 0 before any is."""
+
+    async def check_state(self) -> StateReport:
+        """Compare all rows' places, versions and MACs with the state row; only if nothing is found, commits may follow.
+
+        What rows hold is not read: each row's MAC vouches for that when it is.
+        """
+
+    async def accept_state(self, minimum_sequence: int) -> None:
+        """Make the state row anew from the rows as they are; commits may follow.
+
+        Its sequence is above `minimum_sequence` and every one that the store has told.
+        """
+
+    async def verify_all(self) -> int:
+        """Verify every row there is, and return how many; raises IntegrityError naming one that does not verify."""
+
     def seal(self) -> None:
-        """Forget the MAC key."""
+        """Forget the keys."""
 
     async def close(self) -> None:
         """Close the store."""

@@ -8,7 +8,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Generic, TypeAlias, TypeVar
 
-from kmsd.store.base import AliasRow, DomainKeyRow, KeyRow, MaterialRow, Row, SecretRow, SettingsRow
+from kmsd.store.base import (
+    AliasRow,
+    AnchorRow,
+    BackupRow,
+    DomainKeyRow,
+    KeyRow,
+    MaterialRow,
+    Row,
+    SecretRow,
+    SettingsRow,
+    StateRow,
+)
 
 RowT = TypeVar("RowT", bound=Row)
 
@@ -23,12 +34,16 @@ class MutationRow(Row, frozen=True, kw_only=True):
 
 @dataclass(frozen=True, eq=False)
 class Kind(Generic[RowT]):
-    """One kind of row. `key` and `lookup` name the members that have columns: those it is found by."""
+    """One kind of row. `key` and `lookup` name the members that have columns: those it is found by.
+
+    `numbered`: its table counts the rows in the order they came; the number is no part of the row.
+    """
 
     table: str
     row_type: type[RowT]
     key: tuple[str, ...]
     lookup: tuple[str, ...] = ()
+    numbered: bool = False
 
     def key_of(self, row: RowT) -> KeyValues:
         """Return the row's primary key."""
@@ -45,9 +60,25 @@ ALIASES = Kind("aliases", AliasRow, ("name",), ("key_id",))
 DOMAIN_KEYS = Kind("domain_keys", DomainKeyRow, ("domain_key_id",))
 SECRETS = Kind("secrets", SecretRow, ("name",))
 SETTINGS = Kind("settings", SettingsRow, ("name",))
-MUTATIONS = Kind("mutations", MutationRow, ("mutation_id",))
+ANCHORS = Kind("anchors", AnchorRow, ("name",))
+BACKUPS = Kind("backups", BackupRow, ("name",))
+# Numbered, as mutations are forgotten oldest first.
+MUTATIONS = Kind("mutations", MutationRow, ("mutation_id",), numbered=True)
+STATE = Kind("state", StateRow, ("name",))
 
-KINDS: tuple[Kind[Any], ...] = (KEYS, MATERIAL, ALIASES, DOMAIN_KEYS, SECRETS, SETTINGS, MUTATIONS)
+# What the state row tells of: every kind but itself.
+COUNTED: tuple[Kind[Any], ...] = (
+    KEYS,
+    MATERIAL,
+    ALIASES,
+    DOMAIN_KEYS,
+    SECRETS,
+    SETTINGS,
+    ANCHORS,
+    BACKUPS,
+    MUTATIONS,
+)
+KINDS: tuple[Kind[Any], ...] = (*COUNTED, STATE)
 
 _KIND_OF = {kind.row_type: kind for kind in KINDS}
 

@@ -11,12 +11,15 @@ from typing import Any, Generic, get_type_hints
 import sqlalchemy as sa
 from sqlalchemy.types import UserDefinedType
 
-from kmsd.store.kinds import ALIASES, KEYS, KINDS, MUTATIONS, Kind, RowT
+from kmsd.store.kinds import ALIASES, KEYS, KINDS, MUTATIONS, STATE, Kind, RowT
 from kmsd.store.sealing import Record
 
 # What a writer remembers of its own commits: more than can be open at once (256 requests in flight for each of some
 # tens of busy users, DESIGN 13), and some 3 MB.
 REMEMBERED_MUTATIONS = 10_000
+
+# The column of a numbered kind that the rows' order stands in.
+NUMBER = "sequence"
 
 METADATA = sa.MetaData()
 
@@ -41,8 +44,7 @@ def _table(kind: Kind[Any]) -> sa.Table:
     def column(name: str, **options: Any) -> sa.Column[Any]:
         return sa.Column(name, sa.BigInteger() if types[name] is int else sa.Text(), nullable=False, **options)
 
-    # Mutations are forgotten oldest first, so these are numbered; the number is no part of the record.
-    numbered = [sa.Column("sequence", sa.Integer, primary_key=True)] if kind is MUTATIONS else []
+    numbered = [sa.Column(NUMBER, sa.Integer, primary_key=True)] if kind.numbered else []
     keys = [column(name, unique=True) if numbered else column(name, primary_key=True) for name in kind.key]
     return sa.Table(
         kind.table,
@@ -60,7 +62,10 @@ TABLES = {kind.table: _table(kind) for kind in KINDS}
 
 
 class Statements(Generic[RowT]):
-    """The statements that work on single rows of one kind, and all its rows' columns in the order of a `Record`."""
+    """The statements that work on single rows of one kind.
+
+    `all` and `one` select columns in the order of a `Record`, `places` and `place` those of `Record.place`.
+    """
 
     def __init__(self, kind: Kind[RowT]) -> None:
         self.kind = kind
@@ -70,7 +75,11 @@ class Statements(Generic[RowT]):
         has_version = table.c.version == sa.bindparam("this_version", type_=sa.BigInteger())
         self.all = sa.select(*(table.c[name] for name in names)).order_by(*(table.c[name] for name in kind.key))
         self.one = self.all.where(is_this)
-        self.insert = table.insert().values({name: sa.bindparam(name) for name in names})
+        number = (NUMBER,) if kind.numbered else ()
+        places = (*number, *kind.key, *kind.lookup, "version", "mac")
+        self.places = sa.select(*(table.c[name] for name in places))
+        self.place = self.places.where(is_this)
+        self.insert = table.insert().values({name: sa.bindparam(name) for name in (*number, *names)})
         self.replace = table.update().where(is_this, has_version).values({name: sa.bindparam(name) for name in names})
         self.delete = table.delete().where(is_this, has_version)
         self.forget = table.delete().where(is_this)
@@ -82,7 +91,8 @@ class Statements(Generic[RowT]):
     def values(self, record: Record[RowT]) -> dict[str, Any]:
         """Return the parameters that write a record."""
         found = zip((*self.kind.key, *self.kind.lookup), (*record.key, *record.lookup), strict=True)
-        return {**dict(found), "version": record.version, "content": record.content, "mac": record.mac}
+        number = {} if record.number is None else {NUMBER: record.number}
+        return {**number, **dict(found), "version": record.version, "content": record.content, "mac": record.mac}
 
 
 STATEMENTS: dict[str, Statements[Any]] = {kind.table: Statements(kind) for kind in KINDS}
@@ -94,7 +104,8 @@ KEYS_AFTER = STATEMENTS[KEYS.table].all.where(_keys.c.key_id > _after).limit(_li
 ALIASES_AFTER = STATEMENTS[ALIASES.table].all.where(_aliases.c.name > _after).limit(_limit)
 ALIASES_OF_KEY_AFTER = ALIASES_AFTER.where(_aliases.c.key_id == sa.bindparam("key_id"))
 COUNT_KEYS = sa.select(sa.func.count()).select_from(_keys).where(_keys.c.creator_uid == sa.bindparam("creator_uid"))
-FORGET_OLD_MUTATIONS = _mutations.delete().where(
-    _mutations.c.sequence
-    <= sa.select(sa.func.max(_mutations.c.sequence)).scalar_subquery() - sa.literal(REMEMBERED_MUTATIONS)
-)
+# The number of the last mutation, and which ones are too old once there is another.
+LAST_MUTATION = sa.select(sa.func.max(_mutations.c[NUMBER]))
+_is_old = _mutations.c[NUMBER] <= LAST_MUTATION.scalar_subquery() - sa.literal(REMEMBERED_MUTATIONS - 1)
+OLD_MUTATIONS = STATEMENTS[MUTATIONS.table].places.where(_is_old)
+FORGET_STATE = TABLES[STATE.table].delete()

@@ -36,6 +36,8 @@ class Record(Generic[RowT]):
     version: Any
     content: Any
     mac: Any
+    # Of a numbered kind, once it has one.
+    number: int | None = None
 
     @classmethod
     def from_columns(cls, kind: Kind[RowT], columns: tuple[Any, ...]) -> Record[RowT]:
@@ -43,6 +45,12 @@ class Record(Generic[RowT]):
         *found, version, content, mac = columns
         split = len(kind.key)
         return cls(kind, tuple(found[:split]), tuple(found[split:]), version, content, mac)
+
+    @property
+    def place(self) -> tuple[Any, ...]:
+        """Everything but the content, which the MAC stands for."""
+        number = () if self.number is None else (self.number,)
+        return (*number, *self.key, *self.lookup, self.version, self.mac)
 
     def refusal(self, reason: str) -> IntegrityError:
         """Return the error that reports this record; primary keys are public, contents are not shown."""
@@ -72,11 +80,11 @@ class Sealer:
         """Whether there is no key."""
         return self._mac_key is None
 
-    def record(self, row: RowT, kind: Kind[RowT]) -> Record[RowT]:
-        """Return a row as it is stored; raises SealedError."""
+    def record(self, row: RowT, kind: Kind[RowT], number: int | None = None) -> Record[RowT]:
+        """Return a row as it is stored, with a number if it is new and its kind has them; raises SealedError."""
         key, content = kind.key_of(row), msgspec.msgpack.encode(row)
         mac = self._mac(kind.table, key, row.version, content).finalize()
-        return Record(kind, key, kind.lookup_of(row), row.version, content, mac)
+        return Record(kind, key, kind.lookup_of(row), row.version, content, mac, number)
 
     def row(self, record: Record[RowT]) -> RowT:
         """Return the row of a record that authenticates; raises IntegrityError, SealedError."""

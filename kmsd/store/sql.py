@@ -7,6 +7,7 @@ is also the one that seals: so no other thread can be reading the MAC key while 
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -17,20 +18,23 @@ import sqlalchemy as sa
 from kmsd.api.errors import SealedError
 from kmsd.store.base import (
     AliasRow,
+    AnchorRow,
+    BackupRow,
     Change,
-    Delete,
     DomainKeyRow,
-    Insert,
     KeyRow,
     MaterialRow,
-    Replace,
     SecretRow,
     SettingsRow,
+    StateReport,
     StoreUnavailableError,
 )
-from kmsd.store.database import Database, Step
+from kmsd.store.database import Database
+from kmsd.store.inspection import Inspection
 from kmsd.store.kinds import (
     ALIASES,
+    ANCHORS,
+    BACKUPS,
     DOMAIN_KEYS,
     KEYS,
     MATERIAL,
@@ -38,20 +42,19 @@ from kmsd.store.kinds import (
     SECRETS,
     SETTINGS,
     Kind,
-    MutationRow,
     RowT,
-    kind_of,
     written,
 )
+from kmsd.store.multiset import MultisetHasher
 from kmsd.store.schema import (
     ALIASES_AFTER,
     ALIASES_OF_KEY_AFTER,
     COUNT_KEYS,
-    FORGET_OLD_MUTATIONS,
     KEYS_AFTER,
     STATEMENTS,
 )
 from kmsd.store.sealing import Record, Sealer, unverified_row
+from kmsd.store.writing import Writer
 
 _T = TypeVar("_T")
 
@@ -67,24 +70,29 @@ def _close_if_open(opening: Future[Database]) -> None:
 class SqlStore:
     """A `kmsd.store.base.Store` in an SQLite file."""
 
-    def __init__(self, database: Database, executor: ThreadPoolExecutor) -> None:
+    def __init__(self, database: Database, executor: ThreadPoolExecutor, random: Callable[[int], bytes]) -> None:
         self._database = database
         self._executor = executor
         self._sealer = Sealer()
+        self._hasher = MultisetHasher()
+        self._inspection = Inspection(database, self._run, self._sealer, self._hasher)
+        self._writer = Writer(database, self._run, self._sealer, self._hasher, self._inspection, random)
         # Records that were handed out unverified, in the order they were read.
         self._early: dict[Record[Any], None] = {}
         self._closing: asyncio.Future[None] | None = None
+        self._closed = False
 
     @classmethod
-    async def open(cls, path: Path) -> SqlStore:
+    async def open(cls, path: Path, *, random: Callable[[int], bytes] = os.urandom) -> SqlStore:
         """Open the store at `path`, sealed; creates the file (mode 0600) and its tables if there is none.
 
+        `random` returns as many random bytes as it is asked for.
         Raises StoreUnavailableError, also while another process has it open, and StoreFormatError.
         """
         executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="kmsd-store")
         opening = executor.submit(Database, path)
         try:
-            return cls(await asyncio.wrap_future(opening), executor)
+            return cls(await asyncio.wrap_future(opening), executor, random)
         except BaseException:
             # Not cancelled by the cancellation of this task, if its thread had begun.
             executor.submit(_close_if_open, opening)
@@ -132,37 +140,40 @@ class SqlStore:
         """Return the settings; an early row."""
         return await self._one(SETTINGS, "settings", early=True)
 
+    async def anchor(self) -> AnchorRow | None:
+        """Return the anchor of the audit trail."""
+        return await self._one(ANCHORS, "audit")
+
+    async def last_backup(self) -> BackupRow | None:
+        """Return what is known of the last backup."""
+        return await self._one(BACKUPS, "last")
+
     async def commit(self, mutation_id: str, changes: Sequence[Change]) -> None:
         """Make all changes in one transaction that is durable on return, and remember `mutation_id` with them."""
-        mutation = Insert(MutationRow(mutation_id=mutation_id, version=1))
-        # The mutation comes first: a commit that is repeated fails because of itself, not of what it did before.
-        steps = [self._step(change) for change in (mutation, *changes)]
-        steps.append(Step(FORGET_OLD_MUTATIONS, {}, MUTATIONS.table, mutation_id))
-        await self._run(self._database.apply, steps)
+        await self._writer.commit(mutation_id, changes)
 
     async def committed(self, mutation_ids: Sequence[str]) -> set[str]:
         """Return those of the mutation ids whose commits happened, among the newest 10,000 commits."""
         self._require_key()
         mutations = STATEMENTS[MUTATIONS.table]
         each = [mutations.this(mutation_id) for mutation_id in mutation_ids]
-        found = await self._run(self._database.rows_of_each, mutations.one, each)
-        rows = await self._rows([Record.from_columns(MUTATIONS, columns) for columns in found])
+        found = await self._run(self._database.rows_of_each, [(mutations.one, this) for this in each])
+        rows = await self._rows([Record.from_columns(MUTATIONS, columns) for [columns] in filter(None, found)])
         return {row.mutation_id for row in rows}
 
     async def forget(self, mutation_ids: Sequence[str]) -> None:
         """Remember these mutations no longer; unknown ones are ignored."""
-        self._require_key()
-        mutations = STATEMENTS[MUTATIONS.table]
-        steps = [Step(mutations.forget, mutations.this(one), MUTATIONS.table, one) for one in mutation_ids]
-        await self._run(self._database.apply, steps)
+        await self._writer.forget(mutation_ids)
 
     async def ping(self) -> None:
         """Return when the store's thread has answered a query that reads nothing; raises a StoreError."""
         await self._run(self._database.rows, sa.select(sa.literal(1)), {})
 
-    def unseal(self, mac_key: memoryview) -> None:
-        """Verify and write rows with this MAC key (32 bytes, borrowed) from now on."""
+    def unseal(self, mac_key: memoryview, set_key: memoryview) -> None:
+        """Verify and write rows with these keys (32 bytes each, borrowed) from now on: MACs, and multiset hashes."""
         self._sealer.unseal(mac_key)
+        self._hasher.unseal(set_key)
+        self._writer.seal()
 
     async def verify_early_rows(self) -> None:
         """Verify the MACs of the early rows; raises IntegrityError."""
@@ -171,31 +182,44 @@ class SqlStore:
         # Only now: while one of them fails, each attempt to unseal has to fail.
         self._early.clear()
 
+    @property
+    def sequence(self) -> int:
+        """The number of the last commit that is known; 0 before any is."""
+        return self._writer.sequence
+
+    async def check_state(self) -> StateReport:
+        """Compare all rows' places, versions and MACs with the state row; only if nothing is found, commits may follow.
+
+        What rows hold is not read: each row's MAC vouches for that when it is.
+        """
+        return await self._writer.check()
+
+    async def accept_state(self, minimum_sequence: int) -> None:
+        """Make the state row anew from the rows as they are; commits may follow."""
+        await self._writer.accept(minimum_sequence)
+
+    async def verify_all(self) -> int:
+        """Verify every row there is, and return how many; raises IntegrityError naming one that does not verify."""
+        return await self._inspection.verify_all()
+
     def seal(self) -> None:
-        """Forget the MAC key."""
+        """Forget the keys."""
         self._sealer.seal()
+        self._hasher.seal()
+        self._writer.seal()
 
     async def close(self) -> None:
         """Finish what was begun and close the store; a second call waits for the first."""
         if self._closing is None:
-            self._closing = asyncio.get_running_loop().run_in_executor(self._executor, self._database.close)
-            self._executor.shutdown(wait=False)
+            self._closing = asyncio.ensure_future(self._close())
         await asyncio.shield(self._closing)
 
-    def _step(self, change: Change) -> Step:
-        row = change.row
-        kind: Kind[Any] = kind_of(row)
-        statements, record = STATEMENTS[kind.table], self._sealer.record(row, kind)
-        place = kind.table, written(record.key)
-        match change:
-            case Insert():
-                return Step(statements.insert, statements.values(record), *place)
-            case Replace():
-                this = {**statements.this(*record.key), "this_version": row.version - 1}
-                return Step(statements.replace, {**this, **statements.values(record)}, *place, must_match=True)
-            case Delete():
-                this = {**statements.this(*record.key), "this_version": row.version}
-                return Step(statements.delete, this, *place, must_match=True)
+    async def _close(self) -> None:
+        async with self._writer.idle():
+            self._closed = True
+        closing = asyncio.get_running_loop().run_in_executor(self._executor, self._database.close)
+        self._executor.shutdown(wait=False)
+        await closing
 
     async def _one(self, kind: Kind[RowT], *key: str | int, early: bool = False) -> RowT | None:
         if not early:
@@ -234,7 +258,7 @@ class SqlStore:
         if self._sealer.sealed:
             raise SealedError("the store is sealed; an administrator has to unseal it")
 
-    async def _run(self, function: Callable[..., _T], *arguments: Any) -> _T:
-        if self._closing is not None:
+    def _run(self, function: Callable[..., _T], *arguments: Any) -> asyncio.Future[_T]:
+        if self._closed:
             raise StoreUnavailableError(f"{self._database.name} is closed")
-        return await asyncio.get_running_loop().run_in_executor(self._executor, function, *arguments)
+        return asyncio.get_running_loop().run_in_executor(self._executor, function, *arguments)

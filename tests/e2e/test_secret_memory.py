@@ -22,6 +22,7 @@ from kmsd.hsm.pkcs11 import JOB_ENTRY, FilePin, Pkcs11Root, run_job
 from kmsd.hsm.root import WrappedDomainKey
 from kmsd.hsm.softhsm import PIN_NAME, make_token
 from kmsd.material.ciphertext import BlobCipher
+from kmsd.material.derivation import Label, derive_into
 from kmsd.material.hierarchy import Hierarchy, Place
 from kmsd.memory.arena import Arena
 from kmsd.memory.mapping import MemoryKind
@@ -89,7 +90,9 @@ async def unwrapped(directory: Path, key_id: str, message: bytes, zygote: Zygote
         secret = await store.secret("row-mac")
         assert secret is not None
         mac_key = hierarchy.unwrap(Place("secrets", "row-mac", 0, "HMAC_256"), row.domain_key_id, secret.wrapped)
-        store.unseal(mac_key.view)
+        set_key = arena.lease(32)
+        derive_into(mac_key.view, Label.STORE_SET, b"", set_key.view)
+        store.unseal(mac_key.view, set_key.view)
         stored = await store.material(key_id, 1)
         assert stored is not None
         place = Place("material", key_id, 1, "SYMMETRIC_DEFAULT")
@@ -102,6 +105,7 @@ async def unwrapped(directory: Path, key_id: str, message: bytes, zygote: Zygote
         return {
             "domain key": bytes(hierarchy._domain_key(row.domain_key_id)),
             "row-MAC key": bytes(mac_key.view),
+            "set key": bytes(set_key.view),
             "key material": bytes(material.view),
             "data key of a file": bytes(data_key),
             "message key of a file": bytes(message_key),

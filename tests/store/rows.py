@@ -14,6 +14,7 @@ from kmsd.store.base import AliasRow, DomainKeyRow, KeyRow, MaterialRow, SecretR
 from kmsd.store.sql import SqlStore
 
 MAC_KEY = bytes(range(32))
+SET_KEY = bytes(range(32, 64))
 KEY_IDS = [str(uuid.UUID(int=number << 96 | 0x4000_8000 << 48)) for number in range(1, 5)]
 
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=30)
@@ -109,13 +110,19 @@ def settings_row(version: int = 1) -> SettingsRow:
     return SettingsRow(account="123456789012", region="local", version=version)
 
 
+def unseal(store: SqlStore, mac_key: bytes = MAC_KEY, set_key: bytes = SET_KEY) -> None:
+    """Give the store its keys."""
+    store.unseal(memoryview(bytearray(mac_key)), memoryview(bytearray(set_key)))
+
+
 @contextlib.asynccontextmanager
 async def opened(path: Path, *, mac_key: bytes | None = MAC_KEY) -> AsyncIterator[SqlStore]:
-    """The store at `path`, unsealed unless there is no key for it."""
+    """The store at `path`, unsealed and checked unless there is no key for it."""
     store = await SqlStore.open(path)
     try:
         if mac_key is not None:
-            store.unseal(memoryview(bytearray(mac_key)))
+            unseal(store, mac_key)
+            await store.check_state()
         yield store
     finally:
         await store.close()

@@ -17,7 +17,7 @@ import sqlalchemy as sa
 from kmsd.store.base import Insert, StoreError, StoreFormatError, StoreUnavailableError
 from kmsd.store.migrations.stamp import SCHEMA_VERSION
 from kmsd.store.sql import SqlStore
-from tests.store.rows import KEY_IDS, edited, key_row, opened
+from tests.store.rows import KEY_IDS, edited, key_row, opened, unseal
 
 
 async def refusal(path: Path) -> StoreError:
@@ -169,9 +169,11 @@ async def test_a_missing_column_is_damage(path: Path) -> None:
     with edited(path) as connection:
         connection.execute("ALTER TABLE aliases RENAME COLUMN mac TO other")
 
-    async with opened(path) as store:
-        with pytest.raises(StoreFormatError, match="mac"):
-            await store.alias("alias/a")
+    async with opened(path, mac_key=None) as store:
+        unseal(store)
+        for attempt in (store.check_state(), store.alias("alias/a")):
+            with pytest.raises(StoreFormatError, match="mac"):
+                await attempt
 
 
 async def test_damaged_pages_are_reported(path: Path) -> None:
@@ -182,9 +184,11 @@ async def test_damaged_pages_are_reported(path: Path) -> None:
     content[4096:] = b"\xff" * (len(content) - 4096)
     path.write_bytes(content)
 
-    async with opened(path) as store:
-        with pytest.raises(StoreFormatError, match="damaged"):
-            await store.keys(after=None, limit=9)
+    async with opened(path, mac_key=None) as store:
+        unseal(store)
+        for attempt in (store.check_state(), store.keys(after=None, limit=9)):
+            with pytest.raises(StoreFormatError, match="damaged"):
+                await attempt
 
 
 async def test_only_a_regular_file_is_opened(path: Path) -> None:

@@ -31,7 +31,6 @@ from kmsd.store.schema import REMEMBERED_MUTATIONS
 from kmsd.store.sql import SqlStore
 from tests.store.rows import (
     KEY_IDS,
-    MAC_KEY,
     ROWS,
     alias_row,
     domain_key_row,
@@ -41,6 +40,7 @@ from tests.store.rows import (
     opened,
     secret_row,
     settings_row,
+    unseal,
 )
 
 EVERY_KIND: list[Row] = [key_row(), material_row(), alias_row(), domain_key_row(), secret_row(), settings_row()]
@@ -69,7 +69,8 @@ def held(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[asyncio.Run
     """One open store for many examples."""
     with asyncio.Runner() as runner:
         store = runner.run(SqlStore.open(tmp_path_factory.mktemp("held") / "store.sqlite"))
-        store.unseal(memoryview(bytearray(MAC_KEY)))
+        unseal(store)
+        runner.run(store.check_state())
         yield runner, store
         runner.run(store.close())
 
@@ -235,6 +236,7 @@ async def test_the_oldest_mutations_are_forgotten(path: Path) -> None:
         connection.execute("INSERT INTO mutations VALUES (?, 'filler', 1, x'', x'')", [REMEMBERED_MUTATIONS])
 
     async with opened(path) as store:
+        await store.accept_state(0)
         await store.commit("new", [])
 
         assert await store.committed(["first", "second", "new"]) == {"second", "new"}
@@ -264,7 +266,7 @@ async def test_a_sealed_store_shows_early_rows_only(path: Path) -> None:
             with pytest.raises(SealedError):
                 await attempt
 
-        store.unseal(memoryview(bytearray(MAC_KEY)))
+        unseal(store)
         await store.verify_early_rows()
 
         assert await store.key(KEY_IDS[0]) == key_row()
@@ -287,7 +289,7 @@ async def test_early_rows_are_verified_later(path: Path, table: str) -> None:
         await store.secret("row-mac")
         await store.domain_keys()
         for _ in range(2):
-            store.unseal(memoryview(bytearray(MAC_KEY)))
+            unseal(store)
             with pytest.raises(IntegrityError, match=table):
                 await store.verify_early_rows()
             store.seal()

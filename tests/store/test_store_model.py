@@ -26,7 +26,7 @@ from kmsd.store.base import (
 )
 from kmsd.store.kinds import kind_of, written
 from kmsd.store.sql import SqlStore
-from tests.store.rows import KEY_IDS, MAC_KEY, alias_row, key_row, material_row
+from tests.store.rows import KEY_IDS, alias_row, key_row, material_row, unseal
 
 NAMES = ["alias/a", "alias/b", "alias/\N{GREEK SMALL LETTER BETA}"]
 
@@ -70,7 +70,8 @@ class StoreMachine(RuleBasedStateMachine):
         self.folder.cleanup()
 
     def unseal(self) -> None:
-        self.store.unseal(memoryview(bytearray(MAC_KEY)))
+        unseal(self.store)
+        assert self.runner.run(self.store.check_state()).findings == ()
         self.sealed = False
 
     def made(self, action: type[Change], row: Row, ahead: int, rows: dict[Place, Row]) -> Change:

@@ -14,8 +14,8 @@ from kmsd.store.schema import METADATA
 # "kmsd" in ASCII; the header has room for 4 bytes.
 APPLICATION_ID = int.from_bytes(b"kmsd", "big")
 
-# 1: the first schema.
-SCHEMA_VERSION = 1
+# 1: the first schema. 2: the state row, anchors and backups.
+SCHEMA_VERSION = 2
 
 
 def create_or_check(connection: sa.Connection, name: str) -> None:
