@@ -98,14 +98,14 @@ class Trail:
         """The number of the last record and the SHA-256 of its line in hex."""
         return self._end.head
 
-    def append(self, records: Sequence[Record]) -> None:
-        """Write the records as one batch: all of them or none.
+    def append(self, records: Sequence[Record]) -> int:
+        """Write the records as one batch, all of them or none, and return how many bytes they took.
 
         Raises AuditUnavailableError, naming the file and the reason, when the trail cannot be written; nothing may
         then be done or answered on the strength of these records. Returns before they are durable: see `SyncMode`.
         """
         if not records:
-            return
+            return 0
         self._refuse_if(self._syncer.trouble())
         end = self._end
         if self._residue is not None:
@@ -128,6 +128,7 @@ class Trail:
                 self._note(seq, record, end.size)
         if self.mode is SyncMode.INTERVAL:
             self._syncer.schedule()
+        return len(data)
 
     async def sync(self) -> None:
         """Return when all that was appended is durable; raises AuditUnavailableError. Many callers share one sync."""
