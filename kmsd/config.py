@@ -46,6 +46,10 @@ class Limits(Section, frozen=True, kw_only=True):
     # How many files at once, of which one uid may have a quarter; 0: as many as there are cores, and four uids' streams
     # at least.
     file_workers: NotNegative = 0
+    # What one uid may have written into the audit trail. A record has some 600 bytes, so this is 430 requests a second
+    # for ever, and 1.7 million at once: 85 seconds at the rate above.
+    audit_bytes_per_second_per_uid: Positive = 256 * 1024
+    audit_burst_bytes_per_uid: Positive = 1024 * 1024 * 1024
     keys_in_memory: Positive = 10_000
     send_buffer_bytes_per_connection: Positive = 1024 * 1024
 

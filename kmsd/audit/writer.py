@@ -142,14 +142,14 @@ class Trail:
         self._signer = signer
         self._sign_at = sys.maxsize if signer is None else self._file.end.head.seq + self._checkpoint_records
 
-    def append(self, records: Sequence[Record]) -> None:
-        """Write the records as one batch: all of them or none.
+    def append(self, records: Sequence[Record]) -> int:
+        """Write the records as one batch, all of them or none, and return how many bytes they took.
 
         Raises AuditUnavailableError, naming the file and the reason, when the trail cannot be written; nothing may
         then be done or answered on the strength of these records. Returns before they are durable: see `SyncMode`.
         """
         if not records:
-            return
+            return 0
         file = self._ready()
         end = file.end
         if end.size > self._mark_behind:
@@ -164,6 +164,7 @@ class Trail:
         if head.seq >= self._sign_at:
             with contextlib.suppress(AuditUnavailableError):  # the batch stands; the next one tries again
                 self.checkpoint()
+        return len(data)
 
     def checkpoint(self) -> Checkpoint | None:
         """Sign the trail as it is now and write that down; None without a signer, or when there is nothing new.

@@ -31,6 +31,7 @@ from kmsd.processes.zygote import Zygote
 from kmsd.server.limits import Shares
 from kmsd.server.listener import Listener
 from kmsd.service import administration, aliases, files, keys, seal_requests, symmetric
+from kmsd.service.audit_accounts import AuditAccounts
 from kmsd.service.gate import Gate
 from kmsd.service.identifiers import Arns
 from kmsd.service.key_cipher import KeyCipher
@@ -158,6 +159,14 @@ class Service:
             connections=lambda: self._shares.connections,
             streams=lambda: self._files.streams,
         )
+        self._accounts = AuditAccounts(
+            bytes_per_second=config.limits.audit_bytes_per_second_per_uid,
+            burst_bytes=config.limits.audit_burst_bytes_per_uid,
+            trail=trail,
+            logger=foundation.logger,
+            clock=time.monotonic,
+            wall_clock=time.time,
+        )
         self._pipeline = Pipeline(
             OPERATIONS,
             {
@@ -171,6 +180,7 @@ class Service:
             authorizer=self._authorizer,
             records=records,
             trail=trail,
+            accounts=self._accounts,
             scratch=scratch,
             gate=gate,
             mutations=store,
@@ -253,6 +263,7 @@ class Service:
         await self._pool.fill()
         self._listener.start()
         self._watch.start()
+        self._accounts.start()
 
     async def close(self) -> None:
         """Finish what is under way within the configured grace, record the stop, wipe the keys."""
@@ -271,6 +282,7 @@ class Service:
         await self._pool.close()
         await self._files.drain(grace)
         try:
+            self._accounts.close()
             self._trail.append([system_record("Stop")])
         finally:
             # Whatever becomes of the record, no key outlives the service.

@@ -7,25 +7,7 @@ from collections.abc import Callable
 from kmsd.api.errors import LimitExceededError
 from kmsd.config import Limits
 from kmsd.service.call import UNKNOWN_UIDS
-
-
-class TokenBucket:
-    """`rate` charges a second, and as many at once after a quiet second."""
-
-    __slots__ = ("_clock", "_rate", "_tokens", "_updated")
-
-    def __init__(self, rate: float, clock: Callable[[], float]) -> None:
-        self._rate = rate
-        self._tokens = rate
-        self._clock = clock
-        self._updated = clock()
-
-    def charge(self, amount: float) -> float:
-        """Take `amount`, and return for how many seconds the payer has to wait before its next request (0.0: none)."""
-        now = self._clock()
-        self._tokens = min(self._rate, self._tokens + (now - self._updated) * self._rate) - amount
-        self._updated = now
-        return -self._tokens / self._rate if self._tokens < 0 else 0.0
+from kmsd.service.token_bucket import TokenBucket
 
 
 class Share:
@@ -35,7 +17,8 @@ class Share:
 
     def __init__(self, limits: Limits, clock: Callable[[], float]) -> None:
         self.limits = limits
-        self.bucket = TokenBucket(limits.requests_per_second_per_uid, clock)
+        rate = limits.requests_per_second_per_uid
+        self.bucket = TokenBucket(rate, rate, clock)
         self.connections = 0
         self.in_flight = 0
 

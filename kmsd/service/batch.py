@@ -5,14 +5,19 @@ from __future__ import annotations
 import os
 
 from kmsd.audit.record import Record
+from kmsd.service.audit_budget import AuditBudget
 
 
 class Batch:
-    """Replies that leave together, and the records that must be written before they do."""
+    """Replies that leave together, and the records that must be written before they do, at the expense of `budget`.
 
-    __slots__ = ("descriptors", "identifiers", "out", "records")
+    They are one peer's.
+    """
+
+    __slots__ = ("budget", "descriptors", "identifiers", "out", "records")
 
     def __init__(self) -> None:
+        self.budget: AuditBudget | None = None
         self.out = bytearray()
         self.records: list[Record] = []
         self.identifiers: list[int] = []

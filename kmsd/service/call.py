@@ -11,6 +11,7 @@ from kmsd.api.errors import DisabledError, DryRunOperationError, InvalidKeyUsage
 from kmsd.api.operation import KeyState, Operation
 from kmsd.audit.record import Actor, Kind, Record
 from kmsd.identity.principals import Caller
+from kmsd.service.audit_budget import AuditBudget
 from kmsd.service.records import KeyRecord
 
 # How AWS words each state in which a key cannot be used; the rest are told by the state's own name.
@@ -42,10 +43,25 @@ class Session:
 class Call:
     """One request being served; made by the pipeline, used by the handlers."""
 
-    __slots__ = ("_authorizer", "began", "caller", "decision", "operation", "request_id", "resources", "session")
+    __slots__ = (
+        "_authorizer",
+        "began",
+        "budget",
+        "caller",
+        "decision",
+        "operation",
+        "request_id",
+        "resources",
+        "session",
+    )
 
     def __init__(
-        self, session: Session, operation: Operation[Any, Any], request_id: str, authorizer: Authorizer
+        self,
+        session: Session,
+        operation: Operation[Any, Any],
+        request_id: str,
+        authorizer: Authorizer,
+        budget: AuditBudget,
     ) -> None:
         self.session = session
         self.caller = session.caller
@@ -55,6 +71,8 @@ class Call:
         self.decision: str | None = None
         # Whether a `begin` or `intent` record stands in the trail, so that the last record is its counterpart.
         self.began = False
+        # What its records are charged to.
+        self.budget = budget
         self._authorizer = authorizer
 
     def permit(self, action: str | None = None, *, resource: str = "*") -> None:
@@ -79,6 +97,10 @@ class Call:
 
     def _authorize(self, action: str, resource: str, policy: Policy | None) -> None:
         self.decision = self._authorizer.authorize(self.caller, action, resource=resource, key_policy=policy).rule
+        # Only now: what would be refused anyway is refused, and counted, for what it is. Whatever administrators have
+        # done, they can look, seal and unseal.
+        if self.budget.exceeded and not (self.operation.works_sealed and self.caller.administrator):
+            raise self.budget.refusal()
 
     def end_dry_run(self, *, dry_run: bool) -> None:
         """Stop here if only a dry run was asked for; raises DryRunOperationError."""

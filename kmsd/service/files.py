@@ -26,7 +26,7 @@ from kmsd.api.errors import (
     MessageFormatError,
 )
 from kmsd.api.operation import KeyAccess, Operation
-from kmsd.audit.record import Kind
+from kmsd.audit.record import Kind, Record
 from kmsd.envelope.header import CHANGED, EncryptedDataKey, MessageHeader, make_header, open_header, parse_header
 from kmsd.envelope.pool import Direction, FileJob, FileStream, WorkerPool
 from kmsd.material.versions import NotLoadedError
@@ -157,33 +157,36 @@ class Files:
             return None  # a key of another account, or one that never was here
 
     async def _start(self, call: Call, job: FileJob, parameters: dict[str, Any]) -> FileStream:
-        self._trail.append([call.record(Kind.BEGIN, parameters=parameters)])
+        self._append(call, call.record(Kind.BEGIN, parameters=parameters))
         call.began = True
         try:
             stream = await self._pool.start(job, uid=call.session.place)
         except KmsError as error:
-            self._trail.append([call.record(Kind.END, parameters=parameters, error=error)])
+            self._append(call, call.record(Kind.END, parameters=parameters, error=error))
             raise
         except asyncio.CancelledError:
             gone = FileAccessError("the client went away before a worker had its file")
             with contextlib.suppress(AuditUnavailableError):  # nobody is answered; the next start settles it
-                self._trail.append([call.record(Kind.END, parameters=parameters, error=gone)])
+                self._append(call, call.record(Kind.END, parameters=parameters, error=gone))
             raise
         except BaseException:
             fault = KMSInternalError("no file worker could be given this file")
-            self._trail.append([call.record(Kind.END, parameters=parameters, error=fault)])
+            self._append(call, call.record(Kind.END, parameters=parameters, error=fault))
             raise
         task = asyncio.ensure_future(self._follow(call, stream, parameters))
         self._streams.add(task)
         task.add_done_callback(self._streams.discard)
         return stream
 
+    def _append(self, call: Call, record: Record) -> None:
+        call.budget.charge(self._trail.append([record]))
+
     async def _follow(self, call: Call, stream: FileStream, parameters: dict[str, Any]) -> None:
         outcome = await stream.outcome()
         details = {"plaintextBytes": outcome.plaintext_bytes, "messageBytes": outcome.message_bytes}
         failure: KmsError | None = KMSInternalError("kmsd failed to record the end of this file")
         try:
-            self._trail.append([call.record(Kind.END, parameters=parameters, error=outcome.error, details=details)])
+            self._append(call, call.record(Kind.END, parameters=parameters, error=outcome.error, details=details))
             if self._settles:
                 await self._trail.sync()
             failure = None

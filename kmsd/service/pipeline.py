@@ -4,10 +4,10 @@
 2. Decode the parameters into the declared shape.
 3. Refuse what needs keys while the daemon is sealed.
 4. Find the key the request names, in memory or else in the store.
-5. Authorize: key policy and host policy; then the key's state and usage.
+5. Authorize: key policy and host policy; then the caller's audit budget, and the key's state and usage.
 6. Call the handler. A mutation first writes an `intent` record that is synced, and an `outcome` record after it,
    shielded from cancellation; a file operation writes `begin` itself.
-7. Put the reply into the batch, and the audit record beside it.
+7. Put the reply into the batch, and the audit record beside it; above its audit budget a uid's refusals are counted.
 8. `finish` writes all records of a batch with one write. Only if that succeeded may the caller of the pipeline
    send the batch; if it failed, every reply in it has become an error that names the trail.
 
@@ -40,6 +40,7 @@ from kmsd.api.operation import Operation
 from kmsd.audit.record import Kind, Record
 from kmsd.logs import Logger
 from kmsd.material.versions import NotLoadedError
+from kmsd.service.audit_accounts import AuditAccounts
 from kmsd.service.batch import Batch
 from kmsd.service.call import Call, Session
 from kmsd.service.gate import Gate
@@ -64,8 +65,8 @@ _REQUEST = Kind.REQUEST
 class Trail(Protocol):
     """What the pipeline needs of `kmsd.audit.writer.Trail`."""
 
-    def append(self, records: Sequence[Record]) -> None:
-        """Write records, all or none; raises AuditUnavailableError."""
+    def append(self, records: Sequence[Record]) -> int:
+        """Write records, all or none, and return how many bytes they took; raises AuditUnavailableError."""
 
     async def sync(self) -> None:
         """Wait until everything written is on the disk; raises AuditUnavailableError."""
@@ -116,6 +117,7 @@ class Pipeline:
         authorizer: Authorizer,
         records: KeyRecords,
         trail: Trail,
+        accounts: AuditAccounts,
         scratch: Scratch,
         gate: Gate,
         mutations: Mutations,
@@ -126,6 +128,7 @@ class Pipeline:
         self._authorizer = authorizer
         self._records = records
         self._trail = trail
+        self._accounts = accounts
         self._scratch = scratch
         self._gate = gate
         self._committed = mutations.committed
@@ -148,9 +151,11 @@ class Pipeline:
             name = request.op[:_NAME_CHARACTERS]
             self.refuse(session, request, batch, UnknownOperationError(f"no operation has the name '{name}'"))
             return None
+        budget = self._accounts.of(session)
+        call = Call(session, entry.operation, self._next_request_id(), self._authorizer, budget)
         if not entry.synchronous:
-            return self._serve_later(session, request.id, entry, bytearray(request.params))
-        call = Call(session, entry.operation, self._next_request_id(), self._authorizer)
+            return self._serve_later(call, request.id, entry, bytearray(request.params))
+        batch.budget = budget
         try:
             self._serve_now(call, request.id, entry, request.params, batch, failure=None)
         except NotLoadedError as missing:
@@ -160,9 +165,12 @@ class Pipeline:
     def finish(self, batch: Batch) -> None:
         """Write the batch's records; if they cannot be written, turn each of its replies into that error."""
         try:
-            self._trail.append(batch.records)
+            size = self._trail.append(batch.records)
         except AuditUnavailableError as error:
             self._withdraw(batch, error)
+        else:
+            if batch.budget is not None:
+                batch.budget.charge(size)
 
     async def settle(self, batch: Batch) -> None:
         """Wait until a finished batch's records are on the disk, for `audit.sync = always`."""
@@ -192,17 +200,22 @@ class Pipeline:
     def refuse(self, session: Session, request: Request, batch: Batch, error: KmsError) -> None:
         """Answer a request with an error before anything else is looked at, and record that."""
         error.request_id = self._next_request_id()
-        record = Record(
-            kind=_REQUEST,
-            # The name is the peer's own text: the record keeps a bounded piece of it.
-            event_name=request.op[:_NAME_CHARACTERS],
-            actor=session.actor,
-            request_id=error.request_id,
-            read_only=True,
-            error_code=error.code,
-            error_message=error.message,
-        )
-        batch.records.append(record)
+        # The name is the peer's own text: the record keeps a bounded piece of it.
+        name = request.op[:_NAME_CHARACTERS]
+        batch.budget = self._accounts.of(session)
+        if batch.budget.exceeded:
+            batch.budget.count(session.actor, name, error.code)
+        else:
+            record = Record(
+                kind=_REQUEST,
+                event_name=name,
+                actor=session.actor,
+                request_id=error.request_id,
+                read_only=True,
+                error_code=error.code,
+                error_message=error.message,
+            )
+            batch.records.append(record)
         batch.identifiers.append(request.id)
         self._encoder.append_error(batch.out, request.id, error)
 
@@ -255,6 +268,7 @@ class Pipeline:
         self, call: Call, identifier: int, entry: Entry, params: bytearray, missing: NotLoadedError
     ) -> Batch:
         batch = Batch()
+        batch.budget = call.budget
         failure: KmsError | None = None
         try:
             for round_number in range(_LOADS + 1):
@@ -274,9 +288,9 @@ class Pipeline:
             params[:] = bytes(len(params))  # it may hold a plaintext, also when the peer hangs up meanwhile
         return await self._finish_later(batch)
 
-    async def _serve_later(self, session: Session, identifier: int, entry: Entry, params: bytearray) -> Batch:
+    async def _serve_later(self, call: Call, identifier: int, entry: Entry, params: bytearray) -> Batch:
         batch = Batch()
-        call = Call(session, entry.operation, self._next_request_id(), self._authorizer)
+        batch.budget = call.budget
         request: msgspec.Struct | None = None
         try:
             with _Foreseen(self, call):
@@ -320,7 +334,7 @@ class Pipeline:
 
     async def _mutate(self, call: Call, entry: Entry, arguments: tuple[Any, ...]) -> msgspec.Struct:
         parameters = entry.parameters(arguments[1])
-        self._trail.append([call.record(Kind.INTENT, parameters=parameters)])
+        call.budget.charge(self._trail.append([call.record(Kind.INTENT, parameters=parameters)]))
         call.began = True
         try:
             with _Foreseen(self, call):
@@ -334,9 +348,11 @@ class Pipeline:
                 # stays open until the next start can tell.
                 with _Foreseen(self, call):
                     details = {"committed": call.request_id in await self._committed([call.request_id])}
-            self._trail.append([call.record(Kind.OUTCOME, parameters=parameters, error=error, details=details)])
+            outcome = call.record(Kind.OUTCOME, parameters=parameters, error=error, details=details)
+            call.budget.charge(self._trail.append([outcome]))
             raise
-        self._trail.append([call.record(Kind.OUTCOME, parameters=parameters, response=elements)])
+        outcome = call.record(Kind.OUTCOME, parameters=parameters, response=elements)
+        call.budget.charge(self._trail.append([outcome]))
         return response
 
     def _decode(self, entry: Entry, params: memoryview) -> msgspec.Struct:
@@ -366,7 +382,11 @@ class Pipeline:
         rule = getattr(error, "rule", None)
         if rule is not None:
             call.decision = rule
-        if not call.began:
+        if call.began:
+            return
+        if call.budget.exceeded:
+            call.budget.count(call.session.actor, call.operation.name, error.code)
+        else:
             batch.records.append(call.record(_REQUEST, parameters=parameters, error=error))
 
     async def drain(self) -> None:

@@ -66,7 +66,7 @@ class SealRequests:
             unless_begun.enter_context(ours)
             unless_begun.enter_context(theirs)
             ours.setblocking(False)
-            self._trail.append([call.record(Kind.INTENT, parameters=_parameters(request))])
+            call.budget.charge(self._trail.append([call.record(Kind.INTENT, parameters=_parameters(request))]))
             call.began = True
             unless_begun.pop_all()
         task = asyncio.ensure_future(self._converse(call, request, ours))
@@ -79,7 +79,8 @@ class SealRequests:
 
     async def _converse(self, call: Call, request: api.UnsealRequest, channel: socket.socket) -> None:
         def record(error: KmsError | None = None) -> None:
-            self._trail.append([call.record(Kind.OUTCOME, parameters=_parameters(request), error=error)])
+            outcome = call.record(Kind.OUTCOME, parameters=_parameters(request), error=error)
+            call.budget.charge(self._trail.append([outcome]))
 
         with channel:
             try:

@@ -22,6 +22,8 @@ RAISED_LIMITS = {
     "requests_in_flight_per_uid": 4096,
     "file_streams_per_uid": 16,
     "file_workers": 8,
+    "audit_bytes_per_second_per_uid": 1 << 40,
+    "audit_burst_bytes_per_uid": 1 << 50,
 }
 
 # A start that takes longer than this has failed (DESIGN 14 allows 0.8 s, making a token a few seconds more).

@@ -9,7 +9,8 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from kmsd.api.errors import LimitExceededError
 from kmsd.config import Limits
-from kmsd.server.limits import Share, Shares, TokenBucket
+from kmsd.server.limits import Share, Shares
+from kmsd.service.token_bucket import TokenBucket
 
 
 class Clock:
@@ -23,7 +24,7 @@ class Clock:
 def test_a_full_bucket_lets_a_second_s_worth_through_at_once() -> None:
     """Beyond that the payer waits as long as its debt takes to be paid."""
     clock = Clock()
-    bucket = TokenBucket(100, clock)
+    bucket = TokenBucket(100, 100, clock)
 
     assert bucket.charge(100) == 0.0
     assert bucket.charge(50) == pytest.approx(0.5)
@@ -38,7 +39,7 @@ def test_a_full_bucket_lets_a_second_s_worth_through_at_once() -> None:
 def test_who_waits_as_told_never_exceeds_the_rate(steps: list[tuple[float, float]], rate: float) -> None:
     """Over any time, at most one second's worth more than the rate, and the last charge, is let through."""
     clock = Clock()
-    bucket = TokenBucket(rate, clock)
+    bucket = TokenBucket(rate, rate, clock)
     start, spent = clock.now, 0.0
     for pause, amount in steps:
         clock.now += pause

@@ -18,6 +18,7 @@ from kmsd.api.errors import (
 )
 from kmsd.api.operation import ALL_STATES, KeyState, KeyUsage
 from kmsd.audit.record import Kind
+from kmsd.service.audit_budget import AuditBudget
 from kmsd.service.call import Call, Session
 from kmsd.service.records import KeyRecord
 from kmsd.store.base import KeyRow
@@ -50,7 +51,8 @@ def key(state: KeyState = KeyState.ENABLED, usage: KeyUsage = KeyUsage.ENCRYPT_D
 
 
 def call(operation: str = "Encrypt", session: Session = ALICE) -> Call:
-    return Call(session, BY_NAME[operation], "request-1", AUTHORIZER)
+    budget = AuditBudget(1000, bytes_per_second=1, burst_bytes=1, clock=lambda: 0.0, wall_clock=lambda: 0.0)
+    return Call(session, BY_NAME[operation], "request-1", AUTHORIZER, budget)
 
 
 @pytest.mark.parametrize("state", ALL_STATES)

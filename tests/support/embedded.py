@@ -24,6 +24,7 @@ from kmsd.api.keys import CREATE_KEY, CreateKeyRequest
 from kmsd.api.operation import Operation
 from kmsd.audit.record import Actor, Kind, Record
 from kmsd.audit.writer import SyncMode, Trail
+from kmsd.config import Limits
 from kmsd.envelope.pool import FileJob, FileOutcome, FileStream, WorkerPool
 from kmsd.hsm.root import PinSource, TokenInfo, WrappedDomainKey
 from kmsd.identity.principals import Caller
@@ -33,6 +34,7 @@ from kmsd.material.hierarchy import Hierarchy
 from kmsd.material.versions import Versions
 from kmsd.memory.arena import Arena
 from kmsd.service import administration, aliases, files, keys, seal_requests, symmetric
+from kmsd.service.audit_accounts import AuditAccounts
 from kmsd.service.batch import Batch
 from kmsd.service.call import Session
 from kmsd.service.gate import Gate as KeyGate
@@ -151,10 +153,10 @@ class SwitchedTrail(Trail):
     unsyncable = False
     sync_gate: Gate | None = None
 
-    def append(self, records: Sequence[Record]) -> None:
+    def append(self, records: Sequence[Record]) -> int:
         if self.refuses is not None and any(map(self.refuses, records)):
             raise AuditUnavailableError("audit trail: No space left on device")
-        super().append(records)
+        return super().append(records)
 
     async def sync(self) -> None:
         if self.sync_gate is not None:
@@ -354,6 +356,7 @@ class Embedded:
         arena_bytes: int,
         configured: bool,
         handlers: dict[Operation[Any, Any], Handler],
+        limits: Limits,
     ) -> None:
         self.directory = directory
         self.store = store
@@ -377,6 +380,7 @@ class Embedded:
         )
         self.gate = KeyGate()
         self.sleeps = Sleeps()
+        self.summary_sleeps = Sleeps()
         self.unsealing = Unsealing(
             seal=self.seal,
             store=store,
@@ -392,6 +396,15 @@ class Embedded:
         )
         self.seal_requests = seal_requests.SealRequests(
             unsealing=self.unsealing, trail=trail, logger=StructuredLogger(self.log), pin_seconds=0.3
+        )
+        self.accounts = AuditAccounts(
+            bytes_per_second=limits.audit_bytes_per_second_per_uid,
+            burst_bytes=limits.audit_burst_bytes_per_uid,
+            trail=trail,
+            logger=StructuredLogger(self.log),
+            clock=lambda: self.now,
+            wall_clock=time.time,
+            sleep=self.summary_sleeps,
         )
         self.scratch = Scratch(self.arena)
         cipher = KeyCipher(self.versions, BlobCipher(self.arena, os.urandom))
@@ -440,6 +453,7 @@ class Embedded:
             authorizer=Authorizer(HostPolicy.load(None, account=ACCOUNT, names=self.names)),
             records=self.records,
             trail=trail,
+            accounts=self.accounts,
             scratch=self.scratch,
             gate=self.gate,
             mutations=store,
@@ -459,6 +473,7 @@ class Embedded:
         configured: bool = True,
         handlers: dict[Operation[Any, Any], Handler] | None = None,
         initialize: bool = True,
+        limits: Limits | None = None,
     ) -> Embedded:
         """A new service under `directory`; `handlers` take the place of some of its own.
 
@@ -475,6 +490,7 @@ class Embedded:
             arena_bytes=arena_bytes,
             configured=configured,
             handlers=handlers or {},
+            limits=limits or Limits(),
         )
         if initialize:
             await service.seal.initialize(SettingsRow(account=ACCOUNT, region=REGION, version=1))
