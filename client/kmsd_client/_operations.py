@@ -386,8 +386,9 @@ class Operations(ABC):
         self,
         *,
         configured: bool = False,
+        shares: bool = False,
     ) -> tuple[UnsealResponse, list[int]]:
-        """Bring the keys into memory with the token's PIN, which is sent over the descriptor.
+        """Bring the keys into memory with the token's PIN, or recovery shares, which is sent over the descriptor.
 
         The descriptors that come with the response are the caller's to close.
         """
@@ -395,6 +396,7 @@ class Operations(ABC):
             UNSEAL,
             UnsealRequest(
                 configured=configured,
+                shares=shares,
             ),
         )
 
@@ -706,8 +708,9 @@ class AsyncOperations(ABC):
         self,
         *,
         configured: bool = False,
+        shares: bool = False,
     ) -> tuple[UnsealResponse, list[int]]:
-        """Bring the keys into memory with the token's PIN, which is sent over the descriptor.
+        """Bring the keys into memory with the token's PIN, or recovery shares, which is sent over the descriptor.
 
         The descriptors that come with the response are the caller's to close.
         """
@@ -715,5 +718,6 @@ class AsyncOperations(ABC):
             UNSEAL,
             UnsealRequest(
                 configured=configured,
+                shares=shares,
             ),
         )

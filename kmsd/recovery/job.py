@@ -14,6 +14,7 @@ import socket
 from collections.abc import Callable
 
 from kmsd.memory.page import PAGE_BYTES, Page
+from kmsd.recovery import RECOVERY_KEY_BYTES
 
 # The name under which the daemon gives `run_recovery_job` to the zygote.
 RECOVERY_ENTRY = "recovery-job"
@@ -29,7 +30,7 @@ DONE = b"done"
 def run_recovery_job(descriptors: list[int], *, ready: Callable[[], None] = lambda: None) -> None:
     """Serve one request. `ready` is called when all code is loaded, and before a share is met: the time to restrict."""
     # Imported here and nowhere else: the daemon must not have shares in its heap.
-    from kmsd.recovery.shares import RECOVERY_KEY_BYTES, SharesError, read_shares  # noqa: PLC0415 - see above
+    from kmsd.recovery.shares import SharesError, read_shares  # noqa: PLC0415 - see above
 
     channel_fd, *page_fds = descriptors
     ready()

@@ -28,6 +28,7 @@ from kmsd.material.versions import Versions
 from kmsd.memory.arena import Arena
 from kmsd.processes.confinement import Finding, missing
 from kmsd.processes.zygote import Zygote
+from kmsd.recovery.jobs import RecoveryJobs
 from kmsd.server.limits import Shares
 from kmsd.server.listener import Listener
 from kmsd.service import administration, aliases, files, keys, seal_requests, symmetric
@@ -68,6 +69,8 @@ class Foundation:
     host_policy: Path | None
     store_path: Path
     audit_path: Path
+    # Of a store that is yet to be made.
+    recovery_key: memoryview | None = None
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
 
 
@@ -106,6 +109,7 @@ class Service:
             trail=trail,
             logger=foundation.logger,
             configured=foundation.pin_configured,
+            recovery_key=foundation.recovery_key,
             sleep=foundation.sleep,
         )
         self._watch = TokenWatch(
@@ -117,7 +121,10 @@ class Service:
             sleep=foundation.sleep,
         )
         self._seal_requests = seal_requests.SealRequests(
-            unsealing=self._unsealing, trail=trail, logger=foundation.logger
+            unsealing=self._unsealing,
+            combine=RecoveryJobs(foundation.zygote).combine,
+            trail=trail,
+            logger=foundation.logger,
         )
         cipher = KeyCipher(versions, BlobCipher(arena, os.urandom))
         scratch = Scratch(arena)

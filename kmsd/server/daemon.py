@@ -114,6 +114,7 @@ async def _serve(deployment: Deployment, zygote: Zygote, arena: Arena, confineme
                 host_policy=deployment.host_policy,
                 store_path=deployment.store_path,
                 audit_path=deployment.audit_path,
+                recovery_key=deployment.recovery_key() if deployment.recovery_key is not None else None,
             )
         )
         sock = deployment.open_socket() if deployment.open_socket is not None else None

@@ -11,6 +11,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -58,7 +59,8 @@ def system_record(event: str, error: KmsError | None = None, /, **details: Any) 
 class Unsealing:
     """Brings the keys into memory and takes them away.
 
-    An empty `store` is begun with `settings` if it `is_new`, found so when it was opened. `settle` is awaited once the
+    An empty `store` is begun with `settings` if it `is_new`, found so when it was opened, and with a `recovery_key` if
+    the host is to have one. `settle` is awaited once the
     keys are there. `configured`: the root has a source of the PIN. `sleep` waits for so many seconds.
     """
 
@@ -75,12 +77,14 @@ class Unsealing:
         trail: Trail,
         logger: Logger,
         configured: bool,
+        recovery_key: memoryview | None = None,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         self._seal = seal
         self._store = store
         self._settings = settings
         self._is_new = is_new
+        self._recovery_key = recovery_key
         self._root = root
         self._gate = gate
         self._settle = settle
@@ -102,6 +106,11 @@ class Unsealing:
         """Whether the daemon holds no keys."""
         return self._seal.sealed
 
+    @property
+    def has_recovery(self) -> bool | None:
+        """Whether shares can unseal it without the token; None as long as nobody has looked."""
+        return self._seal.has_recovery
+
     async def start(self, *, serves_sealed: bool) -> None:
         """Unseal with the configured PIN; with `serves_sealed` a failure is recorded, and perhaps tried again later.
 
@@ -115,7 +124,9 @@ class Unsealing:
             await self._look()
 
     async def _look(self) -> None:
-        # Nothing depends on it, but whoever is to unseal sees whether the token is there.
+        # Nothing depends on it, but whoever is to unseal sees whether the token is there, or shares would do.
+        with contextlib.suppress(KmsError), told():
+            await self._seal.look_for_recovery()
         try:
             with told():
                 await self._root.look()
@@ -129,11 +140,14 @@ class Unsealing:
             self._retrying = asyncio.ensure_future(self._retry())
             self._retrying.add_done_callback(self._tell_fault)
 
-    async def unseal(self, pin: PinSource | None, record: Callable[[], None]) -> bool:
+    async def unseal(
+        self, pin: PinSource | None, record: Callable[[], None], recovery_key: memoryview | None = None
+    ) -> bool:
         """Bring the keys into memory, unless they are there; return whether this call did.
 
-        Without `pin` the configured one is used. `record` is called when the keys are there, before they are of use to
-        anybody; what it raises leaves the daemon sealed. Raises a KmsError.
+        Without `pin` the configured one is used; with a `recovery_key` the token is not asked at all. `record` is
+        called when the keys are there, before they are of use to anybody; what it raises leaves the daemon sealed.
+        Raises a KmsError.
         """
         sealings = self._sealings
         async with self._turn:
@@ -141,7 +155,7 @@ class Unsealing:
                 raise _sealed_meanwhile()
             if not self._seal.sealed:
                 return False
-            self._attempt = asyncio.ensure_future(self._bring_keys(pin, record))
+            self._attempt = asyncio.ensure_future(self._bring_keys(pin, record, recovery_key))
             try:
                 await self._attempt
             except asyncio.CancelledError:
@@ -175,13 +189,15 @@ class Unsealing:
             self._attempt.cancel()
             await asyncio.wait({self._attempt})
 
-    async def _bring_keys(self, pin: PinSource | None, record: Callable[[], None]) -> None:
+    async def _bring_keys(
+        self, pin: PinSource | None, record: Callable[[], None], recovery_key: memoryview | None
+    ) -> None:
         with told():
-            # An earlier attempt may have been ended just when it had committed.
-            if self._is_new and await self._store.settings() is None:
-                await self._seal.initialize(self._settings, pin)
+            # An earlier attempt may have been ended just when it had committed. Shares begin no store.
+            if recovery_key is None and self._is_new and await self._store.settings() is None:
+                await self._seal.initialize(self._settings, pin, self._recovery_key)
             else:
-                await self._seal.unseal(pin)
+                await self._seal.unseal(pin, recovery_key)
             self._is_new = False
             try:
                 await self._settle()

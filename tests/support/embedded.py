@@ -19,7 +19,7 @@ import msgspec
 
 from kmsd.access.decision import Authorizer, HostPolicy
 from kmsd.api import OPERATIONS
-from kmsd.api.errors import AuditUnavailableError, KmsError
+from kmsd.api.errors import AuditUnavailableError, KmsError, RecoverySharesError
 from kmsd.api.keys import CREATE_KEY, CreateKeyRequest
 from kmsd.api.operation import Operation
 from kmsd.audit.record import Actor, Kind, Record
@@ -32,6 +32,9 @@ from kmsd.material.ciphertext import BlobCipher
 from kmsd.material.hierarchy import Hierarchy
 from kmsd.material.versions import Versions
 from kmsd.memory.arena import Arena
+from kmsd.memory.page import Page
+from kmsd.recovery.job import LENGTH_BYTES as LENGTH
+from kmsd.recovery.shares import SharesError, read_shares
 from kmsd.service import administration, aliases, files, keys, seal_requests, symmetric
 from kmsd.service.batch import Batch
 from kmsd.service.call import Session
@@ -391,7 +394,11 @@ class Embedded:
             sleep=self.sleeps,
         )
         self.seal_requests = seal_requests.SealRequests(
-            unsealing=self.unsealing, trail=trail, logger=StructuredLogger(self.log), pin_seconds=0.3
+            unsealing=self.unsealing,
+            combine=self._combine,
+            trail=trail,
+            logger=StructuredLogger(self.log),
+            pin_seconds=0.3,
         )
         self.scratch = Scratch(self.arena)
         cipher = KeyCipher(self.versions, BlobCipher(self.arena, os.urandom))
@@ -459,10 +466,11 @@ class Embedded:
         configured: bool = True,
         handlers: dict[Operation[Any, Any], Handler] | None = None,
         initialize: bool = True,
+        recovery_key: bytes | None = None,
     ) -> Embedded:
         """A new service under `directory`; `handlers` take the place of some of its own.
 
-        Without `initialize` its store is empty.
+        Without `initialize` its store is empty; with a `recovery_key` it can be unsealed by that as well.
         """
         trail = SwitchedTrail.open(directory / "audit.log", sync=sync, clock=time.time)
         store = cast("SwitchedStore", await SwitchedStore.open(directory / "store.sqlite"))
@@ -477,7 +485,10 @@ class Embedded:
             handlers=handlers or {},
         )
         if initialize:
-            await service.seal.initialize(SettingsRow(account=ACCOUNT, region=REGION, version=1))
+            await service.seal.initialize(
+                SettingsRow(account=ACCOUNT, region=REGION, version=1),
+                recovery_key=None if recovery_key is None else memoryview(recovery_key),
+            )
             service.gate.open()
         store.calls.clear()
         return service
@@ -495,6 +506,17 @@ class Embedded:
         self.seal.seal()
         self.trail.close()
         await self.store.close()
+
+    async def _combine(self, shares: Page) -> Page:
+        """What a recovery job does, without a process."""
+        length = int.from_bytes(shares.view[:LENGTH], "big")
+        try:
+            made = read_shares(str(shares.view[LENGTH : LENGTH + length], "utf-8")).combine()
+        except SharesError as error:
+            raise RecoverySharesError(str(error)) from None
+        key = Page.create()
+        key.view[: len(made)] = made
+        return key
 
     def serve(self, session: Session, frame: bytes | bytearray, batch: Batch) -> Awaitable[Batch] | None:
         """Hand a whole frame to the pipeline."""
