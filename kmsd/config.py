@@ -13,6 +13,8 @@ from msgspec import Meta
 
 Positive = Annotated[int, Meta(ge=1)]
 NotNegative = Annotated[int, Meta(ge=0)]
+# A century is more than anybody means.
+Days = Annotated[float, Meta(ge=0, le=36_525)]
 # The daemon leaves the directory it was started in.
 AbsolutePath = Annotated[str, Meta(pattern=r"^/[^\0]*\Z")]
 # The longest path that fits into sockaddr_un (unix(7): 108 bytes with the zero at the end).
@@ -46,9 +48,9 @@ class Limits(Section, frozen=True, kw_only=True):
     # How many files at once, of which one uid may have a quarter; 0: as many as there are cores, and four uids' streams
     # at least.
     file_workers: NotNegative = 0
-    # What one uid may have written into the audit trail. A record has some 600 bytes, so this is 430 requests a second
-    # for ever, and 1.7 million at once: 85 seconds at the rate above.
-    audit_bytes_per_second_per_uid: Positive = 256 * 1024
+    # What one uid may have written into the audit trail. A record has some 600 bytes, so this is 1,700 requests a
+    # second for ever, and 1.7 million at once: 95 seconds at the rate above.
+    audit_bytes_per_second_per_uid: Positive = 1024 * 1024
     audit_burst_bytes_per_uid: Positive = 1024 * 1024 * 1024
     keys_in_memory: Positive = 10_000
     send_buffer_bytes_per_connection: Positive = 1024 * 1024
@@ -62,9 +64,19 @@ class Memory(Section, frozen=True, kw_only=True):
 
 
 class Audit(Section, frozen=True, kw_only=True):
-    """The audit trail; `sync` is interval, always or os."""
+    """The audit trail; `sync` is interval, always or os, and 0 stands for never."""
 
     sync: Literal["interval", "always", "os"] = "interval"
+    # After how many records the audit key signs.
+    checkpoint_records: Positive = 10_000
+    # And at most so long after a record.
+    checkpoint_seconds: Annotated[float, Meta(gt=0, le=_LONGEST_SECONDS)] = 60.0
+    # When a new file is begun.
+    rotate_bytes: NotNegative = 64 * 1024 * 1024
+    rotate_days: Days = 30.0
+    # When an old file loses the records of uses of keys: by its age, or when all files have more bytes.
+    keep_days: Days = 0.0
+    keep_bytes: NotNegative = 0
 
 
 class Hsm(Section, frozen=True, kw_only=True):

@@ -386,8 +386,10 @@ class Operations(ABC):
         self,
         *,
         configured: bool = False,
+        shares: bool = False,
+        accept_changes: bool = False,
     ) -> tuple[UnsealResponse, list[int]]:
-        """Bring the keys into memory with the token's PIN, which is sent over the descriptor.
+        """Bring the keys into memory with the token's PIN, or recovery shares, which is sent over the descriptor.
 
         The descriptors that come with the response are the caller's to close.
         """
@@ -395,6 +397,8 @@ class Operations(ABC):
             UNSEAL,
             UnsealRequest(
                 configured=configured,
+                shares=shares,
+                accept_changes=accept_changes,
             ),
         )
 
@@ -706,8 +710,10 @@ class AsyncOperations(ABC):
         self,
         *,
         configured: bool = False,
+        shares: bool = False,
+        accept_changes: bool = False,
     ) -> tuple[UnsealResponse, list[int]]:
-        """Bring the keys into memory with the token's PIN, which is sent over the descriptor.
+        """Bring the keys into memory with the token's PIN, or recovery shares, which is sent over the descriptor.
 
         The descriptors that come with the response are the caller's to close.
         """
@@ -715,5 +721,7 @@ class AsyncOperations(ABC):
             UNSEAL,
             UnsealRequest(
                 configured=configured,
+                shares=shares,
+                accept_changes=accept_changes,
             ),
         )

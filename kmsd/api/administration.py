@@ -26,6 +26,13 @@ class PinSetting(enum.StrEnum):
     CONFIGURED = "configured"
 
 
+class RecoverySetting(enum.StrEnum):
+    """What opens the keys when the token is lost."""
+
+    NONE = "none"
+    SHARES = "shares"
+
+
 class TokenStatus(Structure, frozen=True, kw_only=True):
     """The token as it was seen at the last job; `mechanisms` are PKCS#11's names without CKM_."""
 
@@ -54,7 +61,8 @@ class StatusResponse(Response, frozen=True, kw_only=True):
     """What Status answers; `started` is when the daemon began to serve.
 
     `unseal_failure` tells why the daemon is sealed: what came of the last attempt, or that the token was lost; nothing
-    when it was sealed on request, or nobody has tried. `pin` tells whether it can unseal itself.
+    when it was sealed on request, or nobody has tried. `pin` tells whether it can unseal itself, `recovery` whether
+    shares can unseal it without the token; that is not known before the store was looked at.
     """
 
     state: SealState
@@ -73,6 +81,7 @@ class StatusResponse(Response, frozen=True, kw_only=True):
     hardening: list[ProtectionStatus] = []
     unseal_failure: str | None = None
     pin: PinSetting = PinSetting.NONE
+    recovery: RecoverySetting | None = None
 
 
 class GetAuditRecordsRequest(Request, frozen=True, kw_only=True):
@@ -100,9 +109,16 @@ class SealResponse(Response, frozen=True, kw_only=True):
 
 
 class UnsealRequest(Request, frozen=True, kw_only=True):
-    """Members of Unseal: with `configured` the daemon takes the PIN from its own source, and the caller sends none."""
+    """Members of Unseal: with `configured` the daemon takes the PIN from its own source, and the caller sends none.
+
+    With `shares` the caller sends recovery shares instead of a PIN, and the token is not needed. With `accept_changes`
+    records that are not as kmsd left them are accepted as they are: store, audit trail and token may tell of different
+    histories after one of them was put back.
+    """
 
     configured: bool = False
+    shares: bool = False
+    accept_changes: bool = False
 
 
 class UnsealResponse(Response, frozen=True, kw_only=True):
@@ -143,14 +159,14 @@ SEAL = Operation(
 )
 UNSEAL = Operation(
     name="Unseal",
-    summary="Bring the keys into memory with the token's PIN, which is sent over the descriptor.",
+    summary="Bring the keys into memory with the token's PIN, or recovery shares, which is sent over the descriptor.",
     request=UnsealRequest,
     response=UnsealResponse,
     cost=Cost.TOKEN,
     read_only=False,
     works_sealed=True,
     descriptors=1,
-    audit_fields=("configured",),
+    audit_fields=("configured", "shares", "accept_changes"),
 )
 
 OPERATIONS = (STATUS, GET_AUDIT_RECORDS, SEAL, UNSEAL)

@@ -1,7 +1,7 @@
 """What is said over the descriptor that Unseal answers with; `kmsd/wire/PROTOCOL.md` specifies it.
 
-The client sends the PIN as it is, one datagram of UTF-8 text, unless it asked for the configured source. The daemon
-sends one `Outcome`, and closes its end.
+The client sends the PIN as it is, one datagram of UTF-8 text, unless it asked for the configured source; or, as it
+asked, all recovery shares in one datagram, one a line. The daemon sends one `Outcome`, and closes its end.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ from kmsd.api.failure import Failure
 
 # PKCS#11 sets no bound; SoftHSM2 takes at most this many characters, and the vendors' tokens fewer.
 MAX_PIN_BYTES = 255
+# What fits a page of secret memory with its length: 13 shares, where the most that are ever needed are 8.
+MAX_SHARES_BYTES = 4094
 # The largest outcome is an error with its text.
 MAX_DATAGRAM_BYTES = 4096
 

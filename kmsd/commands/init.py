@@ -315,5 +315,5 @@ def _other_pin(stored: str) -> SetupError:
 
 
 def _run(config: Config, pin: HeldPin) -> bool:
-    run_daemon(founding(config, pin))
+    run_daemon(founding(config, pin, None))
     return True

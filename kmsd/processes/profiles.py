@@ -91,18 +91,21 @@ _FILES_WRITTEN = {
 }
 
 
+# Of who has loaded all its code, and may be handed a file full of another.
+_NO_MORE_CODE = dict.fromkeys(("mmap", "mprotect"), (Check(2, _PROT_EXEC, 0),))
+
+
 def worker_calls() -> Calls:
     """Return the calls of a file worker whose threads exist.
 
     It opens nothing, and reads and writes the descriptors that it was given.
     """
-    return {
-        **_base(),
-        **_any("pread64 pwrite64 fstatfs"),
-        # All its code is loaded, and a client may hand it a file full of another.
-        "mmap": (Check(2, _PROT_EXEC, 0),),
-        "mprotect": (Check(2, _PROT_EXEC, 0),),
-    }
+    return {**_base(), **_any("pread64 pwrite64 fstatfs"), **_NO_MORE_CODE}
+
+
+def recovery_calls() -> Calls:
+    """Return the calls of who puts a recovery key together: it opens nothing, and computes."""
+    return {**_base(), **_NO_MORE_CODE}
 
 
 def daemon_calls() -> Calls:

@@ -11,8 +11,8 @@ from shamir_mnemonic import MnemonicError, Share, combine_mnemonics, generate_mn
 from shamir_mnemonic.constants import MAX_SHARE_COUNT
 from shamir_mnemonic.wordlist import WORD_INDEX_MAP
 
-# AES-256's strength, which is also that of what the key wraps.
-RECOVERY_KEY_BYTES = 32
+from kmsd.recovery import RECOVERY_KEY_BYTES
+
 # SLIP-0039, section "Format of the share mnemonic", for a secret of 256 bits.
 SHARE_WORDS = 33
 MAX_SHARES = MAX_SHARE_COUNT

@@ -9,67 +9,34 @@ import os
 import random
 import socket
 import time
-from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
 
 from kmsd.access.decision import Authorizer, HostPolicy
 from kmsd.api import OPERATIONS
+from kmsd.audit.rotation import Rotation
 from kmsd.audit.writer import SyncMode, Trail
-from kmsd.config import Config, digest
+from kmsd.config import digest
 from kmsd.envelope.pool import WorkerPool
-from kmsd.hsm.root import Root
-from kmsd.identity.peer import Peer
-from kmsd.identity.principals import Administrators, Names
-from kmsd.logs import Logger
 from kmsd.material.ciphertext import BlobCipher
-from kmsd.material.hierarchy import Hierarchy
-from kmsd.material.versions import Versions
-from kmsd.memory.arena import Arena
-from kmsd.processes.confinement import Finding, missing
-from kmsd.processes.zygote import Zygote
+from kmsd.processes.confinement import missing
+from kmsd.server.custody import Custody
+from kmsd.server.foundation import Foundation
 from kmsd.server.limits import Shares
 from kmsd.server.listener import Listener
 from kmsd.service import administration, aliases, files, keys, seal_requests, symmetric
 from kmsd.service.audit_accounts import AuditAccounts
-from kmsd.service.gate import Gate
 from kmsd.service.identifiers import Arns
 from kmsd.service.key_cipher import KeyCipher
 from kmsd.service.pipeline import Pipeline
-from kmsd.service.records import KeyRecords
 from kmsd.service.scratch import Scratch
-from kmsd.service.seal import Seal
-from kmsd.service.settling import Settling
+from kmsd.service.seal import CONFIGURED, Means
 from kmsd.service.table import bind
-from kmsd.service.token_watch import TokenWatch
-from kmsd.service.unsealing import Unsealing, system_record
+from kmsd.service.unsealing import system_record
 from kmsd.store.base import SettingsRow, StoreFormatError
 from kmsd.store.sql import SqlStore
 
 # AWS account ids have 12 digits, and the first is never 0 here so that no reader takes them for a number.
 _ACCOUNTS = (100_000_000_000, 999_999_999_999)
-
-
-@dataclass(frozen=True)
-class Foundation:
-    """What exists before the event loop does, or what the command decided."""
-
-    config: Config
-    zygote: Zygote
-    arena: Arena
-    logger: Logger
-    root: Root
-    # Whether `root` has a source of the PIN of its own.
-    pin_configured: bool
-    administrators: Administrators
-    admit: Callable[[Peer], None]
-    names: Names
-    program_of: Callable[[int], str | None]
-    findings: Sequence[Finding]
-    host_policy: Path | None
-    store_path: Path
-    audit_path: Path
-    sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
+_DAY_SECONDS = 86_400
 
 
 class Service:
@@ -89,38 +56,9 @@ class Service:
         host_policy = self._read_host_policy()
         self._authorizer = Authorizer(host_policy)
         self._digests = {"configuration": digest(config), "hostPolicy": host_policy.digest}
-        hierarchy = Hierarchy(arena, foundation.root, os.urandom)
-        versions = Versions(arena, hierarchy, store, capacity=config.limits.keys_in_memory)
-        records = KeyRecords(store, arns, self._names, capacity=config.limits.keys_in_memory, clock=time.monotonic)
-        self._seal = Seal(
-            store=store, hierarchy=hierarchy, versions=versions, records=records, arena=arena, clock=time.time
-        )
-        gate = Gate()
-        self._unsealing = Unsealing(
-            seal=self._seal,
-            store=store,
-            settings=settings,
-            is_new=is_new,
-            root=foundation.root,
-            gate=gate,
-            settle=Settling(store, trail).settle,
-            trail=trail,
-            logger=foundation.logger,
-            configured=foundation.pin_configured,
-            sleep=foundation.sleep,
-        )
-        self._watch = TokenWatch(
-            root=foundation.root,
-            unsealing=self._unsealing,
-            logger=foundation.logger,
-            check_seconds=config.hsm.check_seconds,
-            seals=config.hsm.when_lost == "seal",
-            sleep=foundation.sleep,
-        )
-        self._seal_requests = seal_requests.SealRequests(
-            unsealing=self._unsealing, trail=trail, logger=foundation.logger
-        )
-        cipher = KeyCipher(versions, BlobCipher(arena, os.urandom))
+        self._custody = Custody(foundation, store, trail, settings, is_new=is_new)
+        records = self._custody.records
+        cipher = KeyCipher(self._custody.versions, BlobCipher(arena, os.urandom))
         scratch = Scratch(arena)
         cores = os.cpu_count() or 1
         streams = config.limits.file_streams_per_uid
@@ -141,7 +79,7 @@ class Service:
         symmetric_service = symmetric.Symmetric(records=records, cipher=cipher, scratch=scratch)
         keys_service = keys.Keys(
             store=store,
-            versions=versions,
+            versions=self._custody.versions,
             arns=arns,
             names=self._names,
             clock=time.time,
@@ -154,7 +92,7 @@ class Service:
             audit_sync=config.audit.sync,
             started=dt.datetime.now(dt.UTC),
             token=lambda: foundation.root.seen,
-            unsealing=self._unsealing,
+            unsealing=self._custody.unsealing,
             findings=foundation.findings,
             connections=lambda: self._shares.connections,
             streams=lambda: self._files.streams,
@@ -175,14 +113,14 @@ class Service:
                 **bind(aliases.HANDLERS, aliases.Aliases(store=store, arns=arns, clock=time.time)),
                 **bind(files.HANDLERS, self._files),
                 **bind(administration.HANDLERS, administration_service),
-                **bind(seal_requests.HANDLERS, self._seal_requests),
+                **bind(seal_requests.HANDLERS, self._custody.requests),
             },
             authorizer=self._authorizer,
             records=records,
             trail=trail,
             accounts=self._accounts,
             scratch=scratch,
-            gate=gate,
+            gate=self._custody.gate,
             mutations=store,
             logger=foundation.logger,
             settles=trail.mode is SyncMode.ALWAYS,
@@ -194,17 +132,23 @@ class Service:
         """Open store and trail; the service is sealed and accepts nobody yet."""
         config = foundation.config
         async with contextlib.AsyncExitStack() as opened:
-            trail = Trail.open(foundation.audit_path, sync=SyncMode(config.audit.sync), clock=time.time)
+            trail = Trail.open(
+                foundation.audit_path,
+                sync=SyncMode(config.audit.sync),
+                clock=time.time,
+                rotation=Rotation(config.audit.rotate_bytes, config.audit.rotate_days * _DAY_SECONDS),
+                checkpoint_records=config.audit.checkpoint_records,
+            )
             opened.callback(trail.close)
             store = await SqlStore.open(foundation.store_path)
             opened.push_async_callback(store.close)
             settings = await store.settings()
             is_new = settings is None
             if settings is None:
-                if trail.head[0]:
+                if trail.store_sequence:
                     raise StoreFormatError(
                         f"{foundation.store_path} is empty, but {foundation.audit_path} tells of a store that was in "
-                        "use: put the store back, or move the audit trail away to begin anew"
+                        "use: put the store back (kmsd restore), or move the audit trail away to begin anew"
                     )
                 # An account id is a name and no secret, but two hosts should not draw the same one.
                 account = random.SystemRandom().randint(*_ACCOUNTS)
@@ -230,18 +174,18 @@ class Service:
     @property
     def sealed(self) -> bool:
         """Whether it serves only what needs no keys."""
-        return self._unsealing.sealed
+        return self._custody.unsealing.sealed
 
     async def ping_store(self) -> None:
         """Return when the store's thread has answered; raises a StoreError."""
         await self._store.ping()
 
-    async def unseal(self, *, serves_sealed: bool = False) -> None:
+    async def unseal(self, means: Means = CONFIGURED, *, serves_sealed: bool = False) -> None:
         """Bring the keys into memory, making the first ones in an empty store, and settle what was left open.
 
         With `serves_sealed` a failure is on record and does not prevent the start; else a KmsError is raised.
         """
-        await self._unsealing.start(serves_sealed=serves_sealed)
+        await self._custody.open(means, serves_sealed=serves_sealed)
 
     async def listen(self, sock: socket.socket) -> None:
         """Begin to serve on a listening socket."""
@@ -262,16 +206,14 @@ class Service:
         )
         await self._pool.fill()
         self._listener.start()
-        self._watch.start()
+        self._custody.watch()
         self._accounts.start()
 
     async def close(self) -> None:
         """Finish what is under way within the configured grace, record the stop, wipe the keys."""
         grace = self._foundation.config.shutdown_grace_seconds
         self._pipeline.stopping = True
-        await self._watch.close()
-        await self._seal_requests.close()
-        await self._unsealing.close()
+        await self._custody.end()
         if self._listener is not None:
             # First, so that nobody is left who asks a daemon that stops, again and again until he gives up.
             await self._listener.stop(grace)
@@ -283,9 +225,11 @@ class Service:
         await self._files.drain(grace)
         try:
             self._accounts.close()
-            self._trail.append([system_record("Stop")])
+            self._trail.append([system_record("Stop", storeSequence=self._store.sequence)])
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._custody.checkpoints.sign_if_possible(), grace)
         finally:
             # Whatever becomes of the record, no key outlives the service.
-            self._seal.seal()
+            self._custody.seal()
             await self._store.close()
             self._trail.close()

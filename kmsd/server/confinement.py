@@ -22,17 +22,21 @@ from kmsd.processes.profiles import (
     job_calls,
     lookup_calls,
     program_calls,
+    recovery_calls,
     worker_calls,
     zygote_calls,
 )
 from kmsd.processes.selfcheck import check_entry, reporting
 from kmsd.processes.spawning import Entry
+from kmsd.recovery.job import RECOVERY_ENTRY, run_recovery_job
 from kmsd.server.deployment import Deployment
 
 # The children in the order of the report; the zygote's own state is what a child that restricts nothing further sees.
-CHILDREN = ("zygote", JOB_ENTRY, WORKER_ENTRY, LOOKUPS_ENTRY, PROGRAMS_ENTRY)
+CHILDREN = ("zygote", JOB_ENTRY, WORKER_ENTRY, LOOKUPS_ENTRY, PROGRAMS_ENTRY, RECOVERY_ENTRY)
 # A worker has its control socket, the key page, the client's two files, and what Python opens.
 _WORKER_DESCRIPTORS = 64
+# A recovery job has its channel, two pages, the three standard ones, and what the restrictions themselves open.
+_RECOVERY_DESCRIPTORS = 16
 # Shared libraries, and what the loader reads to find them.
 _LIBRARIES = ("/usr/lib", "/usr/lib64", "/usr/local/lib", "/lib", "/lib64", "/etc/ld.so.cache")
 _DEVICES = ("/dev/random", "/dev/urandom")
@@ -107,6 +111,9 @@ class Confinements:
             ),
             required=required,
         )
+        self.recovery = Confinement(
+            RECOVERY_ENTRY, recovery_calls, reach=Reach, required=required, descriptors=_RECOVERY_DESCRIPTORS
+        )
         # Landlock would keep it from looking at processes that are not under the same restriction, which is its work.
         self.programs = Confinement(PROGRAMS_ENTRY, program_calls, reach=None, required=required)
 
@@ -140,11 +147,13 @@ class Confinements:
             WORKER_ENTRY: partial(
                 _confined, self.worker.restrict_process, partial(run_worker, ready=self.worker.restrict_calls)
             ),
+            RECOVERY_ENTRY: partial(run_recovery_job, ready=self.recovery.enter),
             check_entry("zygote"): reporting(self.zygote, _nothing),
             check_entry(JOB_ENTRY): reporting(self.job, self.job.enter),
             check_entry(WORKER_ENTRY): reporting(self.worker, self.worker.enter),
             check_entry(LOOKUPS_ENTRY): reporting(self.lookups, self.lookups.enter),
             check_entry(PROGRAMS_ENTRY): reporting(self.programs, self.programs.enter),
+            check_entry(RECOVERY_ENTRY): reporting(self.recovery, self.recovery.enter),
         }
 
 

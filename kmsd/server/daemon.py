@@ -77,7 +77,8 @@ async def _serve(deployment: Deployment, zygote: Zygote, arena: Arena, confineme
     from kmsd.identity.peer import Peer  # noqa: PLC0415
     from kmsd.identity.principals import SystemNames  # noqa: PLC0415
     from kmsd.logs import DroppingStream, StructuredLogger  # noqa: PLC0415
-    from kmsd.server.assembly import Foundation, Service  # noqa: PLC0415
+    from kmsd.server.assembly import Service  # noqa: PLC0415
+    from kmsd.server.foundation import Foundation  # noqa: PLC0415
     from kmsd.server.supervision import Supervision  # noqa: PLC0415
 
     def admit(peer: Peer) -> None:
@@ -114,6 +115,7 @@ async def _serve(deployment: Deployment, zygote: Zygote, arena: Arena, confineme
                 host_policy=deployment.host_policy,
                 store_path=deployment.store_path,
                 audit_path=deployment.audit_path,
+                recovery_key=deployment.recovery_key() if deployment.recovery_key is not None else None,
             )
         )
         sock = deployment.open_socket() if deployment.open_socket is not None else None

@@ -6,7 +6,7 @@ import os
 import socket
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from kmsd.config import Config
@@ -39,7 +39,8 @@ class Deployment:
     socket accepts. With `serves_sealed` it serves although it could not be unsealed at the start; else it does not
     start then. `readable` and `writable` folders are what the daemon may open, beside its own code, once it runs;
     `token_writable` is what a token job may write, and `token_variables` the variables that may be set for its module,
-    beside what the settings say. `notifier` tells the service manager.
+    beside what the settings say. `notifier` tells the service manager. `recovery_key` gives the key by which a store
+    that is yet to be made can be unsealed without the token.
     Where there is a `host_policy` directory, SIGHUP has it read anew.
     """
 
@@ -60,6 +61,7 @@ class Deployment:
     token_variables: tuple[str, ...] = ()
     ready: Callable[[], None] = _nothing
     notifier: Notifier = field(default_factory=Notifier)
+    recovery_key: Callable[[], memoryview] | None = None
 
 
 def development(
@@ -129,9 +131,9 @@ def host(
     )
 
 
-def founding(config: Config, pin: PinSource) -> Deployment:
+def founding(config: Config, pin: PinSource, recovery_key: Callable[[], memoryview] | None = None) -> Deployment:
     """Return a daemon of a host that makes its store, account, keys and audit trail, and ends (`kmsd init`)."""
-    return _of_host(
+    deployment = _of_host(
         config,
         pin,
         open_socket=None,
@@ -141,6 +143,7 @@ def founding(config: Config, pin: PinSource) -> Deployment:
         writable=(),
         notifier=Notifier(),
     )
+    return replace(deployment, recovery_key=recovery_key)
 
 
 def _of_host(

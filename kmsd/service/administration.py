@@ -93,6 +93,7 @@ class Administration:
                 mechanisms=list(token.mechanisms),
             ),
             unseal_failure=self._unsealing.failure,
+            recovery=_recovery(there=self._unsealing.has_recovery),
             pin=api.PinSetting.CONFIGURED if self._unsealing.configured else api.PinSetting.NONE,
             hardening=[
                 api.ProtectionStatus(process=one.process, protection=one.protection, state=one.state, reason=one.reason)
@@ -114,6 +115,12 @@ class Administration:
         after = request.after_sequence
         records = self._trail.read(after_seq=after, limit=request.limit, max_bytes=_MAX_RECORD_BYTES)
         return api.GetAuditRecordsResponse(records=records, truncated=after + len(records) < newest)
+
+
+def _recovery(*, there: bool | None) -> api.RecoverySetting | None:
+    if there is None:
+        return None
+    return api.RecoverySetting.SHARES if there else api.RecoverySetting.NONE
 
 
 HANDLERS: dict[Operation[Any, Any], Callable[..., Any]] = {

@@ -31,7 +31,6 @@ from kmsd.api.errors import (
     DaemonError,
     KeyUnavailableError,
     KmsError,
-    KMSInternalError,
     SealedError,
     ShuttingDownError,
     UnknownOperationError,
@@ -43,11 +42,11 @@ from kmsd.material.versions import NotLoadedError
 from kmsd.service.audit_accounts import AuditAccounts
 from kmsd.service.batch import Batch
 from kmsd.service.call import Call, Session
+from kmsd.service.foreseen import Foreseen
 from kmsd.service.gate import Gate
 from kmsd.service.records import KeyRecords
 from kmsd.service.scratch import Scratch
 from kmsd.service.table import Entry, Handler, WithDescriptors, make_table
-from kmsd.service.telling import told_as
 from kmsd.wire.codec import ReplyEncoder, Request
 
 # A cache miss is loaded and the call repeated; each round loads one thing (a key, its material, for ReEncrypt twice),
@@ -75,32 +74,12 @@ class Trail(Protocol):
 class Mutations(Protocol):
     """What the pipeline needs of `kmsd.store.base.Store`."""
 
+    @property
+    def sequence(self) -> int:
+        """How many commits the store counts."""
+
     async def committed(self, mutation_ids: Sequence[str]) -> set[str]:
         """Return which of these mutations were committed."""
-
-
-class _Foreseen:
-    """The daemon's one catch-all: what a handler did not foresee becomes KMSInternalError and an incident in the log.
-
-    `also` passes beside KmsError. A class and no generator, because every request passes through it.
-    """
-
-    __slots__ = ("_also", "_call", "_pipeline")
-
-    def __init__(self, pipeline: Pipeline, call: Call, also: type[Exception] = KmsError) -> None:
-        self._pipeline = pipeline
-        self._call = call
-        self._also = also
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: type[BaseException] | None, fault: BaseException | None, trace: object) -> None:
-        told = None if isinstance(fault, KmsError) else told_as(fault)
-        if told is not None:
-            raise told from None
-        if isinstance(fault, Exception) and not isinstance(fault, (KmsError, self._also)):
-            raise self._pipeline.incident(self._call, fault) from None
 
 
 class Pipeline:
@@ -131,7 +110,7 @@ class Pipeline:
         self._accounts = accounts
         self._scratch = scratch
         self._gate = gate
-        self._committed = mutations.committed
+        self._mutated = mutations
         self._logger = logger
         self._encoder = ReplyEncoder()
         self._mutations: set[asyncio.Task[Any]] = set()
@@ -235,7 +214,7 @@ class Pipeline:
         """
         request: msgspec.Struct | None = None
         try:
-            with _Foreseen(self, call, NotLoadedError):
+            with Foreseen(self._logger, call, NotLoadedError):
                 request = self._decode(entry, params)
                 if failure is not None:
                     raise failure
@@ -273,7 +252,7 @@ class Pipeline:
         try:
             for round_number in range(_LOADS + 1):
                 try:
-                    with _Foreseen(self, call):
+                    with Foreseen(self._logger, call):
                         await missing.load()
                 except KmsError as error:
                     failure = error
@@ -293,7 +272,7 @@ class Pipeline:
         batch.budget = call.budget
         request: msgspec.Struct | None = None
         try:
-            with _Foreseen(self, call):
+            with Foreseen(self._logger, call):
                 request = self._decode(entry, memoryview(params))
                 response = await self._answer(call, entry, request)
                 if isinstance(response, WithDescriptors):
@@ -337,21 +316,24 @@ class Pipeline:
         call.budget.charge(self._trail.append([call.record(Kind.INTENT, parameters=parameters)]))
         call.began = True
         try:
-            with _Foreseen(self, call):
+            with Foreseen(self._logger, call):
                 await self._trail.sync()
                 response: msgspec.Struct = await entry.handler(*arguments)
                 elements = entry.response_elements(response)
         except KmsError as error:
-            details = None
+            details: dict[str, Any] | None = None
             if isinstance(error, DaemonError):
                 # What failed may have done so after the commit, the commit itself included. The record tells which, or
                 # stays open until the next start can tell.
-                with _Foreseen(self, call):
-                    details = {"committed": call.request_id in await self._committed([call.request_id])}
+                with Foreseen(self._logger, call):
+                    happened = call.request_id in await self._mutated.committed([call.request_id])
+                    details = {"committed": happened, "storeSequence": self._mutated.sequence}
             outcome = call.record(Kind.OUTCOME, parameters=parameters, error=error, details=details)
             call.budget.charge(self._trail.append([outcome]))
             raise
-        outcome = call.record(Kind.OUTCOME, parameters=parameters, response=elements)
+        # By this the trail knows of each commit, and an earlier store cannot be put in this one's place unseen.
+        details = {"storeSequence": self._mutated.sequence}
+        outcome = call.record(Kind.OUTCOME, parameters=parameters, response=elements, details=details)
         call.budget.charge(self._trail.append([outcome]))
         return response
 
@@ -366,11 +348,6 @@ class Pipeline:
             # takes at most twice as many bytes serialized as on the wire.
             entry.check_sizes(request)
         return request
-
-    def incident(self, call: Call, fault: Exception) -> KMSInternalError:
-        """Log what nobody foresaw and return the error that the caller is told instead."""
-        self._logger.fault("request_failed", fault, operation=call.operation.name, request_id=call.request_id)
-        return KMSInternalError("kmsd failed to serve this request; its log tells why, under the request id")
 
     def _refuse(
         self, call: Call, identifier: int, batch: Batch, error: KmsError, parameters: dict[str, Any] | None

@@ -1,28 +1,34 @@
 """Sealing and unsealing: when the daemon holds keys.
 
-Unsealing, with N domain keys, is one job of the token:
+Unsealing, with N domain keys, is one job of the token (or of none, with the recovery key):
 
 1. Read the domain-key records, the wrapped row-MAC key and the settings, which need no MAC key to be read: the token's
    own authenticated encryption and the wrap of the hierarchy vouch for the first two.
 2. The token unwraps the domain keys into secret memory.
 3. Unwrap the row-MAC key and derive the set key from it; from now on every row is verified.
 4. Verify the rows of step 1 like all others.
-5. See that the rows are those that the last commit left.
+5. Unwrap the audit key: from now on the trail is signed.
+6. See that the rows are those that the last commit left, and that store, trail and token tell the same (`integrity`).
 """
 
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
-from kmsd.api.errors import IntegrityError
+from kmsd.api.errors import IntegrityError, RecoveryUnavailableError
+from kmsd.audit.writer import Trail
 from kmsd.hsm.root import PinSource, WrappedDomainKey
 from kmsd.material.derivation import Label, derive_into
-from kmsd.material.hierarchy import Hierarchy, Place
+from kmsd.material.hierarchy import Hierarchy, Place, RecoveryWrapped
 from kmsd.material.versions import Versions
 from kmsd.memory.arena import Arena, Slot
+from kmsd.service import audit_key
+from kmsd.service.audit_key import AuditKey
+from kmsd.service.integrity import Integrity
 from kmsd.service.records import KeyRecords
-from kmsd.store.base import DomainKeyRow, Insert, SecretRow, SettingsRow, Store
+from kmsd.store.base import Change, DomainKeyRow, Insert, SecretRow, SettingsRow, Store
 
 _ROW_MAC = "row-mac"
 # HMAC-SHA-256 takes a key of its own output's size (RFC 2104, section 3).
@@ -30,6 +36,26 @@ _ROW_MAC_BYTES = 32
 # RFC 7693 takes BLAKE2b keys of up to 64 bytes; this is as strong as the key that it is derived from.
 _SET_KEY_BYTES = 32
 _ROW_MAC_PLACE = Place("secrets", _ROW_MAC, 0, "HMAC_256")
+# The recovery key itself, so that it can wrap domain keys that are made later.
+_RECOVERY = "recovery"
+_RECOVERY_PLACE = Place("secrets", _RECOVERY, 0, "RECOVERY_256")
+
+
+@dataclass(frozen=True)
+class Means:
+    """What the keys are to be opened with.
+
+    `pin` is used instead of the configured one. With a `recovery_key`, which is borrowed, the token is not asked at
+    all. `accepts_changes`: an administrator accepts the records as they are, should they not be as kmsd left them.
+    """
+
+    pin: PinSource | None = None
+    recovery_key: memoryview | None = None
+    accepts_changes: bool = False
+
+
+# The daemon by itself, at its start or when what prevented it has passed.
+CONFIGURED = Means()
 
 
 class Seal:
@@ -39,6 +65,7 @@ class Seal:
         self,
         *,
         store: Store,
+        trail: Trail,
         hierarchy: Hierarchy,
         versions: Versions,
         records: KeyRecords,
@@ -46,6 +73,8 @@ class Seal:
         clock: Callable[[], float],
     ) -> None:
         self._store = store
+        self._trail = trail
+        self._integrity = Integrity(store, trail)
         self._hierarchy = hierarchy
         self._versions = versions
         self._records = records
@@ -53,63 +82,90 @@ class Seal:
         self._clock = clock
         # The keys of the store, also while it is not yet certain that they are of use: row-MAC key and set key.
         self._store_keys: list[Slot] = []
+        self._audit_key: AuditKey | None = None
         self._sealed = True
+        # Whether the store has a recovery key, for people who may bring shares; None before anybody looked.
+        self.has_recovery: bool | None = None
 
     @property
     def sealed(self) -> bool:
         """Whether the daemon holds no keys."""
         return self._sealed
 
-    async def initialize(self, settings: SettingsRow, pin: PinSource | None = None) -> None:
+    async def initialize(
+        self, settings: SettingsRow, pin: PinSource | None = None, recovery_key: memoryview | None = None
+    ) -> None:
         """Make the first domain key and the service's own secrets in an empty store; leaves the daemon unsealed.
 
-        Whatever this raises leaves it sealed. `pin` is used instead of the configured one.
+        Whatever this raises leaves it sealed. `pin` is used instead of the configured one. With a `recovery_key`,
+        which is borrowed, the store can be unsealed by it as well.
         """
         now_ms = int(self._clock() * 1000)
         domain_key_id = str(uuid.uuid4())
         made = await self._hierarchy.create(domain_key_id, generation=1, pin=pin)
         try:
             mac_key = self._arena.random(_ROW_MAC_BYTES)
-            await self._open_store(mac_key)
+            self._give_keys(mac_key)
+            await self._store.check_state()
             domain_key = DomainKeyRow(
                 domain_key_id=domain_key_id,
                 generation=made.generation,
                 wrapped=made.wrapped,
                 creation_ms=now_ms,
+                recovery_wrapped=(
+                    self._hierarchy.wrap_for_recovery(domain_key_id, made.generation, recovery_key)
+                    if recovery_key is not None
+                    else b""
+                ),
                 version=1,
             )
-            secret = SecretRow(
-                name=_ROW_MAC,
-                domain_key_id=domain_key_id,
-                wrapped=self._hierarchy.wrap(_ROW_MAC_PLACE, mac_key.view),
-                version=1,
-            )
-            await self._store.commit(str(uuid.uuid4()), [Insert(settings), Insert(domain_key), Insert(secret)])
+            secrets = [self._wrapped(_ROW_MAC_PLACE, mac_key.view), self._make_audit_key()]
+            if recovery_key is not None:
+                secrets.append(self._wrapped(_RECOVERY_PLACE, recovery_key))
+            changes: list[Change] = [Insert(settings), Insert(domain_key), *map(Insert, secrets)]
+            await self._store.commit(str(uuid.uuid4()), changes)
         except BaseException:
             self.seal()
             raise
         self._sealed = False
+        self.has_recovery = recovery_key is not None
 
-    async def unseal(self, pin: PinSource | None = None) -> None:
-        """Bring the keys into memory; raises a RootError when the token refuses, IntegrityError for a changed store.
+    async def unseal(self, means: Means = CONFIGURED) -> list[str]:
+        """Bring the keys into memory, and return what was accepted of changed records, in sentences.
 
-        `pin` is used instead of the configured one.
+        Raises a RootError when the token refuses, RecoveryUnavailableError when the store has no recovery key,
+        RecoverySharesError when it is another's, IntegrityError for records that are not as kmsd left them.
         """
-        rows = await self._store.domain_keys()
-        secret = await self._store.secret(_ROW_MAC)
-        if not rows or secret is None:
+        rows = await self.look_for_recovery()
+        row_mac, audit = await self._store.secret(_ROW_MAC), await self._store.secret(audit_key.NAME)
+        if not rows or row_mac is None:
             raise IntegrityError("the store has no domain key or no row-MAC key; restore it from a backup")
-        wrapped = [WrappedDomainKey(row.domain_key_id, row.generation, row.wrapped) for row in rows]
-        await self._hierarchy.unseal(wrapped, pin)
+        token_sequence = await self._open_domain_keys(rows, means)
         try:
-            await self._open_store(self._hierarchy.unwrap(_ROW_MAC_PLACE, secret.domain_key_id, secret.wrapped))
+            self._give_keys(self._hierarchy.unwrap(_ROW_MAC_PLACE, row_mac.domain_key_id, row_mac.wrapped))
+            await self._store.verify_early_rows()
+            if audit is not None:
+                self._use_audit_key(AuditKey.unwrap(audit, self._hierarchy))
+            accepted = await self._check(token_sequence, means)
+            if audit is None:
+                # From the first kmsd, which signed nothing.
+                await self._store.commit(str(uuid.uuid4()), [Insert(self._make_audit_key())])
         except BaseException:
             self.seal()
             raise
         self._sealed = False
+        return accepted
 
-    async def _open_store(self, mac_key: Slot) -> None:
-        """Give the store its keys, and see that its rows are those that it was left with; raises IntegrityError."""
+    async def _open_domain_keys(self, rows: Sequence[DomainKeyRow], means: Means) -> int | None:
+        """Bring the domain keys into memory; return the sequence that the token remembers, if it does."""
+        if means.recovery_key is not None:
+            self._unwrap_by_recovery(rows, means.recovery_key)
+            return None
+        wrapped = [WrappedDomainKey(row.domain_key_id, row.generation, row.wrapped) for row in rows]
+        return await self._hierarchy.unseal(wrapped, means.pin, anchor=await self._store.store_id())
+
+    def _give_keys(self, mac_key: Slot) -> None:
+        """Give the store its keys, which are kept here."""
         self._store_keys.append(mac_key)
         set_key = self._arena.lease(_SET_KEY_BYTES)
         self._store_keys.append(set_key)
@@ -117,19 +173,64 @@ class Seal:
         # the fifth byte: 0x01, the version of the row format, and the first letter of the label.
         derive_into(mac_key.view, Label.STORE_SET, b"", set_key.view)
         self._store.unseal(mac_key.view, set_key.view)
-        await self._store.verify_early_rows()
+
+    async def _check(self, token_sequence: int | None, means: Means) -> list[str]:
         report = await self._store.check_state()
-        if report.findings:
-            raise IntegrityError(f"the store is not as kmsd left it: {'; '.join(report.findings)}")
-        if report.adopted:
-            await self._store.accept_state(0)
+        findings = await self._integrity.findings(report, token_sequence)
+        if findings and not means.accepts_changes:
+            raise IntegrityError(
+                f"the records are not as kmsd left them: {'; '.join(findings)}. Find out why; if an administrator "
+                "accepts them as they are: kms unseal --accept-changes"
+            )
+        if findings or report.adopted:
+            await self._store.accept_state(max(self._trail.store_sequence, token_sequence or 0))
+        return findings
+
+    def _make_audit_key(self) -> SecretRow:
+        key = AuditKey.generate(self._arena)
+        self._use_audit_key(key)
+        return key.row(self._hierarchy)
+
+    def _use_audit_key(self, key: AuditKey) -> None:
+        self._audit_key = key
+        self._trail.signer = key
+
+    def _wrapped(self, place: Place, secret: memoryview) -> SecretRow:
+        return SecretRow(
+            name=place.record,
+            domain_key_id=self._hierarchy.current_domain_key,
+            wrapped=self._hierarchy.wrap(place, secret),
+            version=1,
+        )
+
+    async def look_for_recovery(self) -> Sequence[DomainKeyRow]:
+        """See whether the store has a recovery key, and return the domain keys; neither is verified yet."""
+        rows = await self._store.domain_keys()
+        self.has_recovery = bool(rows) and all(row.recovery_wrapped for row in rows)
+        return rows
+
+    def _unwrap_by_recovery(self, rows: Sequence[DomainKeyRow], recovery_key: memoryview) -> None:
+        if not self.has_recovery:
+            raise no_recovery()
+        self._hierarchy.unseal_by_recovery(
+            [RecoveryWrapped(row.domain_key_id, row.generation, row.recovery_wrapped) for row in rows], recovery_key
+        )
 
     def seal(self) -> None:
         """Wipe every key from memory."""
         self._sealed = True
+        self._trail.signer = None
+        if self._audit_key is not None:
+            self._audit_key.release()
+            self._audit_key = None
         self._store.seal()
         self._records.forget_all()
         self._versions.seal()
         self._hierarchy.seal()
         while self._store_keys:
             self._store_keys.pop().release()
+
+
+def no_recovery() -> RecoveryUnavailableError:
+    """Return what somebody is told who brings shares to a host that has none."""
+    return RecoveryUnavailableError("this host was set up without recovery shares: only its token opens the keys")

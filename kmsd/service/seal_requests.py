@@ -1,7 +1,7 @@
 """Seal and Unseal, as administrators ask for them.
 
-The PIN never comes in a request, whose frames are ordinary memory: Unseal answers with one end of a socketpair, and
-what the client sends there is read straight into a page of secret memory. Its `intent` record stands in the trail
+PIN and shares never come in a request, whose frames are ordinary memory: Unseal answers with one end of a socketpair,
+and what the client sends there is read straight into a page of secret memory. Its `intent` record stands in the trail
 before the client gets that end, its `outcome` record before the client is told.
 """
 
@@ -10,14 +10,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Awaitable, Callable
+from typing import Any, NamedTuple
 
 from kmsd.api import administration as api
 from kmsd.api.errors import (
     AuditUnavailableError,
     KmsError,
     KMSInternalError,
+    RecoverySharesError,
     ShuttingDownError,
     ThrottlingError,
     TokenPinUnavailableError,
@@ -25,28 +26,55 @@ from kmsd.api.errors import (
 )
 from kmsd.api.failure import Failure
 from kmsd.api.operation import Operation
-from kmsd.api.unsealing import MAX_PIN_BYTES, Outcome, Unsealed, encode
+from kmsd.api.unsealing import MAX_PIN_BYTES, MAX_SHARES_BYTES, Outcome, Unsealed, encode
 from kmsd.audit.record import Kind
 from kmsd.hsm.pin import PagePin
 from kmsd.logs import Logger
 from kmsd.memory.page import Page
+from kmsd.recovery import RECOVERY_KEY_BYTES
+from kmsd.recovery.jobs import shares_page
 from kmsd.service.call import Call
 from kmsd.service.pipeline import Trail
+from kmsd.service.seal import Means, no_recovery
 from kmsd.service.table import WithDescriptors
 from kmsd.service.telling import told
 from kmsd.service.unsealing import Unsealing
 
-# A client has the PIN before it asks; this is for one that was stopped in between.
+# A client has the PIN, or the shares, before it asks; this is for one that was stopped in between.
 PIN_SECONDS = 30.0
 # Unsealing is for a few administrators; each holds a page of secret memory and a descriptor until it is told.
 _MOST_AT_ONCE = 8
 
 
-class SealRequests:
-    """Handlers of Seal and Unseal; a client has `pin_seconds` to send the PIN."""
+class _Expected(NamedTuple):
+    """What a client is to send, and what its absence is called."""
 
-    def __init__(self, *, unsealing: Unsealing, trail: Trail, logger: Logger, pin_seconds: float = PIN_SECONDS) -> None:
+    name: str
+    most_bytes: int
+    missing: type[KmsError]
+
+
+_PIN = _Expected("PIN", MAX_PIN_BYTES, TokenPinUnavailableError)
+_SHARES = _Expected("shares", MAX_SHARES_BYTES, RecoverySharesError)
+
+
+class SealRequests:
+    """Handlers of Seal and Unseal; a client has `pin_seconds` to send the PIN or the shares.
+
+    `combine` makes the recovery key of a `shares_page`.
+    """
+
+    def __init__(
+        self,
+        *,
+        unsealing: Unsealing,
+        combine: Callable[[Page], Awaitable[Page]],
+        trail: Trail,
+        logger: Logger,
+        pin_seconds: float = PIN_SECONDS,
+    ) -> None:
         self._unsealing = unsealing
+        self._combine = combine
         self._trail = trail
         self._logger = logger
         self._pin_seconds = pin_seconds
@@ -58,7 +86,11 @@ class SealRequests:
         return api.SealResponse(state=self._state())
 
     async def unseal(self, call: Call, request: api.UnsealRequest) -> WithDescriptors:
-        """Begin an attempt, and give the client the end over which it sends the PIN and is told the outcome."""
+        """Begin an attempt, and give the client the end over which it sends PIN or shares and is told the outcome."""
+        if request.configured and request.shares:
+            raise ValidationError("the PIN of the configured source and shares are two ways to unseal: choose one")
+        if request.shares and self._unsealing.has_recovery is False:
+            raise no_recovery()
         if len(self._conversations) >= _MOST_AT_ONCE:
             raise ThrottlingError(f"{_MOST_AT_ONCE} requests to unseal are under way already")
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -100,14 +132,32 @@ class SealRequests:
         with told(), Page.create() as page:
             # An open descriptor of secret memory could be taken and mapped; the mapping alone cannot.
             page.close_descriptor()
-            pin = None if request.configured else PagePin(page, await self._receive_pin(channel, page.view))
-            await self._trail.sync()
-            unsealed = await self._unsealing.unseal(pin, record)
+            if request.shares:
+                unsealed = await self._unseal_by_shares(request, channel, page, record)
+            else:
+                pin = None if request.configured else PagePin(page, await self._receive(channel, page.view, _PIN))
+                await self._trail.sync()
+                means = Means(pin=pin, accepts_changes=request.accept_changes)
+                unsealed = await self._unsealing.unseal(means, record)
             if not unsealed:
                 record()
             return unsealed
 
-    async def _receive_pin(self, channel: socket.socket, page: memoryview) -> int:
+    async def _unseal_by_shares(
+        self, request: api.UnsealRequest, channel: socket.socket, page: Page, record: Callable[[], None]
+    ) -> bool:
+        length = await self._receive(channel, page.view, _SHARES)
+        await self._trail.sync()
+        with (
+            page.view[:length] as text,
+            shares_page(text) as shares,
+            await self._combine(shares) as key,
+            key.view[:RECOVERY_KEY_BYTES] as recovery_key,
+        ):
+            means = Means(recovery_key=recovery_key, accepts_changes=request.accept_changes)
+            return await self._unsealing.unseal(means, record)
+
+    async def _receive(self, channel: socket.socket, page: memoryview, expected: _Expected) -> int:
         """Read one datagram into the page and return its length; there is no control buffer for descriptors."""
         loop = asyncio.get_running_loop()
         readable = asyncio.Event()
@@ -115,17 +165,18 @@ class SealRequests:
         try:
             async with asyncio.timeout(self._pin_seconds):
                 await readable.wait()
+            # Of a longer datagram the rest is lost, and the page is full then: that is longer than anything may be.
             length = channel.recv_into(page)
         except TimeoutError:
-            raise TokenPinUnavailableError(f"no PIN came within {self._pin_seconds:g} s") from None
+            raise expected.missing(f"no {expected.name} came within {self._pin_seconds:g} s") from None
         except ConnectionResetError:
             length = 0
         finally:
             loop.remove_reader(channel)
         if length == 0:
-            raise TokenPinUnavailableError("the client went away without a PIN, or sent an empty one")
-        if length > MAX_PIN_BYTES:
-            raise ValidationError(f"a PIN has at most {MAX_PIN_BYTES} bytes")
+            raise expected.missing(f"the client went away without the {expected.name}, or sent nothing")
+        if length > expected.most_bytes:
+            raise ValidationError(f"the {expected.name} may have at most {expected.most_bytes} bytes")
         return length
 
     def _ended(self, task: asyncio.Task[None]) -> None:
@@ -147,7 +198,8 @@ HANDLERS: dict[Operation[Any, Any], Callable[..., Any]] = {
 
 
 def _parameters(request: api.UnsealRequest) -> dict[str, Any]:
-    return {"configured": request.configured}
+    chosen = {"shares": request.shares, "acceptChanges": request.accept_changes}
+    return {"configured": request.configured, **{name: True for name, value in chosen.items() if value}}
 
 
 def _recorded(record: Callable[[KmsError], None], error: KmsError) -> KmsError:

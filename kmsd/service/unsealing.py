@@ -2,15 +2,16 @@
 
 1. There is one attempt at a time, and each attempt is one login. Further ones wait for it.
 2. Sealing ends the attempt under way and those that wait; none of them counts as a wish for keys any more.
-3. What may pass (a token that is away, slow or crashed; a trail that cannot be written) is tried again with the
-   configured PIN, in intervals that double. A PIN that was refused, or that the token's own counters forbid to try, is
-   not: tokens count and then lock. Nor is what only a person can mend.
+3. What may pass (a token that is away, slow or crashed; a trail or a store that cannot be written) is tried again with
+   the configured PIN, in intervals that double. A PIN that was refused, or that the token's own counters forbid to try,
+   is not: tokens count and then lock. Nor is what only a person can mend.
 4. After an administrator sealed it, nothing but an administrator or a restart unseals it.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -20,15 +21,18 @@ from kmsd.api.errors import (
     DependencyTimeoutError,
     KmsError,
     SealedError,
+    StorageError,
     TokenError,
 )
 from kmsd.audit.record import Kind, Record
-from kmsd.hsm.root import PinSource, Root
+from kmsd.hsm.root import Root
 from kmsd.logs import Logger
+from kmsd.service.checkpoints import Checkpoints
 from kmsd.service.gate import Gate
 from kmsd.service.pipeline import Trail
-from kmsd.service.seal import Seal
+from kmsd.service.seal import CONFIGURED, Means, Seal
 from kmsd.service.telling import told
+from kmsd.service.token_anchor import TokenAnchor
 from kmsd.store.base import SettingsRow, Store
 
 # A token that was plugged in again, or a module that restarts, is there within seconds; one that is away for long must
@@ -38,7 +42,7 @@ LONGEST_RETRY_SECONDS = 300.0
 # A change takes milliseconds; a store that hangs must not keep the keys in memory.
 _SEAL_GRACE_SECONDS = 5.0
 
-_PASSING = (TokenError, DependencyTimeoutError, AuditUnavailableError)
+_PASSING = (TokenError, DependencyTimeoutError, AuditUnavailableError, StorageError)
 
 
 def system_record(event: str, error: KmsError | None = None, /, **details: Any) -> Record:
@@ -58,8 +62,9 @@ def system_record(event: str, error: KmsError | None = None, /, **details: Any) 
 class Unsealing:
     """Brings the keys into memory and takes them away.
 
-    An empty `store` is begun with `settings` if it `is_new`, found so when it was opened. `settle` is awaited once the
-    keys are there. `configured`: the root has a source of the PIN. `sleep` waits for so many seconds.
+    An empty `store` is begun with `settings` if it `is_new`, found so when it was opened, and with a `recovery_key` if
+    the host is to have one. `settle` is awaited once the keys are there; `checkpoints` and `token_anchor` are brought
+    up to date. `configured`: the root has a source of the PIN. `sleep` waits for so many seconds.
     """
 
     def __init__(
@@ -72,18 +77,24 @@ class Unsealing:
         root: Root,
         gate: Gate,
         settle: Callable[[], Awaitable[None]],
+        checkpoints: Checkpoints,
+        token_anchor: TokenAnchor,
         trail: Trail,
         logger: Logger,
         configured: bool,
+        recovery_key: memoryview | None = None,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         self._seal = seal
         self._store = store
         self._settings = settings
         self._is_new = is_new
+        self._recovery_key = recovery_key
         self._root = root
         self._gate = gate
         self._settle = settle
+        self._checkpoints = checkpoints
+        self._token_anchor = token_anchor
         self._trail = trail
         self._logger = logger
         self._sleep = sleep
@@ -102,20 +113,32 @@ class Unsealing:
         """Whether the daemon holds no keys."""
         return self._seal.sealed
 
-    async def start(self, *, serves_sealed: bool) -> None:
+    @property
+    def sequence(self) -> int:
+        """How many changes the store counts, 0 before that is known."""
+        return self._store.sequence
+
+    @property
+    def has_recovery(self) -> bool | None:
+        """Whether shares can unseal it without the token; None as long as nobody has looked."""
+        return self._seal.has_recovery
+
+    async def start(self, means: Means = CONFIGURED, *, serves_sealed: bool) -> None:
         """Unseal with the configured PIN; with `serves_sealed` a failure is recorded, and perhaps tried again later.
 
-        Without it raises a KmsError.
+        Without it, `means` are used, and it raises a KmsError.
         """
         if not serves_sealed:
-            await self.unseal(None, self._record_success)
+            await self.unseal(means, self._record_success)
         elif self.configured:
             await self.recover()
         else:
             await self._look()
 
     async def _look(self) -> None:
-        # Nothing depends on it, but whoever is to unseal sees whether the token is there.
+        # Nothing depends on it, but whoever is to unseal sees whether the token is there, or shares would do.
+        with contextlib.suppress(KmsError), told():
+            await self._seal.look_for_recovery()
         try:
             with told():
                 await self._root.look()
@@ -129,11 +152,11 @@ class Unsealing:
             self._retrying = asyncio.ensure_future(self._retry())
             self._retrying.add_done_callback(self._tell_fault)
 
-    async def unseal(self, pin: PinSource | None, record: Callable[[], None]) -> bool:
+    async def unseal(self, means: Means, record: Callable[[], None]) -> bool:
         """Bring the keys into memory, unless they are there; return whether this call did.
 
-        Without `pin` the configured one is used. `record` is called when the keys are there, before they are of use to
-        anybody; what it raises leaves the daemon sealed. Raises a KmsError.
+        `record` is called when the keys are there, before they are of use to anybody; what it raises leaves the daemon
+        sealed. Raises a KmsError.
         """
         sealings = self._sealings
         async with self._turn:
@@ -141,7 +164,7 @@ class Unsealing:
                 raise _sealed_meanwhile()
             if not self._seal.sealed:
                 return False
-            self._attempt = asyncio.ensure_future(self._bring_keys(pin, record))
+            self._attempt = asyncio.ensure_future(self._bring_keys(means, record))
             try:
                 await self._attempt
             except asyncio.CancelledError:
@@ -153,7 +176,6 @@ class Unsealing:
                 raise
             finally:
                 self._attempt = None
-            self.failure, self.lost = None, False
             self._stop_retrying()
             return True
 
@@ -175,21 +197,30 @@ class Unsealing:
             self._attempt.cancel()
             await asyncio.wait({self._attempt})
 
-    async def _bring_keys(self, pin: PinSource | None, record: Callable[[], None]) -> None:
+    async def _bring_keys(self, means: Means, record: Callable[[], None]) -> None:
         with told():
-            # An earlier attempt may have been ended just when it had committed.
-            if self._is_new and await self._store.settings() is None:
-                await self._seal.initialize(self._settings, pin)
+            accepted: list[str] = []
+            # An earlier attempt may have been ended just when it had committed. Shares begin no store.
+            if means.recovery_key is None and self._is_new and await self._store.settings() is None:
+                await self._seal.initialize(self._settings, means.pin, self._recovery_key)
             else:
-                await self._seal.unseal(pin)
+                accepted = await self._seal.unseal(means)
             self._is_new = False
             try:
+                if accepted:
+                    self._trail.append([self._event("AcceptChanges", accepted=accepted)])
                 await self._settle()
                 record()
+                await self._checkpoints.sign_if_possible()
+                if means.pin is not None:
+                    await self._token_anchor.keep(means.pin)
             except BaseException:
                 self._seal.seal()
                 raise
+        self.failure, self.lost = None, False
         self._gate.open()
+        if means.pin is None and means.recovery_key is None:
+            self._token_anchor.keep_later()
 
     async def _take_keys(self) -> None:
         self._sealings += 1
@@ -198,12 +229,14 @@ class Unsealing:
             self._attempt.cancel()
         async with self._turn:
             await self._gate.close(_SEAL_GRACE_SECONDS)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._checkpoints.sign_if_possible(), _SEAL_GRACE_SECONDS)
             self._seal.seal()
 
     async def _try(self) -> bool:
         """Try the configured PIN once; return whether what prevented it may pass."""
         try:
-            await self.unseal(None, self._record_success)
+            await self.unseal(CONFIGURED, self._record_success)
         except SealedError:
             return False
         except KmsError as error:
@@ -232,7 +265,11 @@ class Unsealing:
             self._logger.fault("unsealing_again_failed", fault)
 
     def _record_success(self) -> None:
-        self._trail.append([system_record("Unseal")])
+        self._trail.append([self._event("Unseal")])
+
+    def _event(self, name: str, **details: Any) -> Record:
+        """Return a record that tells how many changes the store counts."""
+        return system_record(name, storeSequence=self._store.sequence, **details)
 
     def _record(self, record: Record) -> None:
         """Record what happened anyway: a trail that cannot be written does not undo it, and the log has it."""

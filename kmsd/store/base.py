@@ -223,6 +223,9 @@ class Store(Protocol):
     async def settings(self) -> SettingsRow | None:
         """Return the settings; an early row."""
 
+    async def store_id(self) -> str | None:
+        """Return the store's name; an early row, and not certain before `check_state` has found nothing."""
+
     async def anchor(self) -> AnchorRow | None:
         """Return the anchor of the audit trail."""
 
@@ -261,7 +264,7 @@ class Store(Protocol):
         """
 
     async def accept_state(self, minimum_sequence: int) -> None:
-        """Make the state row anew from the rows as they are; commits may follow.
+        """Make the state row anew from the rows as they are; commits may follow. The anchor is forgotten.
 
         Its sequence is above `minimum_sequence` and every one that the store has told.
         """

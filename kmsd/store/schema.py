@@ -11,7 +11,7 @@ from typing import Any, Generic, get_type_hints
 import sqlalchemy as sa
 from sqlalchemy.types import UserDefinedType
 
-from kmsd.store.kinds import ALIASES, KEYS, KINDS, MUTATIONS, STATE, Kind, RowT
+from kmsd.store.kinds import ALIASES, ANCHORS, KEYS, KINDS, MUTATIONS, STATE, Kind, RowT
 from kmsd.store.sealing import Record
 
 # What a writer remembers of its own commits: more than can be open at once (256 requests in flight for each of some
@@ -108,4 +108,6 @@ COUNT_KEYS = sa.select(sa.func.count()).select_from(_keys).where(_keys.c.creator
 LAST_MUTATION = sa.select(sa.func.max(_mutations.c[NUMBER]))
 _is_old = _mutations.c[NUMBER] <= LAST_MUTATION.scalar_subquery() - sa.literal(REMEMBERED_MUTATIONS - 1)
 OLD_MUTATIONS = STATEMENTS[MUTATIONS.table].places.where(_is_old)
+STATE_ROWS: tuple[sa.Select[Any], dict[str, Any]] = (STATEMENTS[STATE.table].all, {})
 FORGET_STATE = TABLES[STATE.table].delete()
+FORGET_ANCHOR = TABLES[ANCHORS.table].delete()

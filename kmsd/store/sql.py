@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 import sqlalchemy as sa
 
-from kmsd.api.errors import SealedError
+from kmsd.api.errors import IntegrityError, SealedError
 from kmsd.store.base import (
     AliasRow,
     AnchorRow,
@@ -41,6 +41,7 @@ from kmsd.store.kinds import (
     MUTATIONS,
     SECRETS,
     SETTINGS,
+    STATE,
     Kind,
     RowT,
     written,
@@ -51,6 +52,7 @@ from kmsd.store.schema import (
     ALIASES_OF_KEY_AFTER,
     COUNT_KEYS,
     KEYS_AFTER,
+    STATE_ROWS,
     STATEMENTS,
 )
 from kmsd.store.sealing import Record, Sealer, unverified_row
@@ -140,6 +142,15 @@ class SqlStore:
         """Return the settings; an early row."""
         return await self._one(SETTINGS, "settings", early=True)
 
+    async def store_id(self) -> str | None:
+        """Return the store's name; an early row, and not certain before `check_state` has found nothing."""
+        found = await self._run(self._database.rows, *STATE_ROWS)
+        try:
+            # Not remembered as an early row: `check_state` verifies it, and tells if it is damaged.
+            return next((unverified_row(Record.from_columns(STATE, columns)).store_id for columns in found), None)
+        except IntegrityError:
+            return None
+
     async def anchor(self) -> AnchorRow | None:
         """Return the anchor of the audit trail."""
         return await self._one(ANCHORS, "audit")
@@ -195,7 +206,7 @@ class SqlStore:
         return await self._writer.check()
 
     async def accept_state(self, minimum_sequence: int) -> None:
-        """Make the state row anew from the rows as they are; commits may follow."""
+        """Make the state row anew from the rows as they are, but for the anchor; commits may follow."""
         await self._writer.accept(minimum_sequence)
 
     async def verify_all(self) -> int:

@@ -58,6 +58,10 @@ class Tally:
         self.counts[table] -= len(places)
         self.sums[table] -= self._hasher.sum_of(table, places)
 
+    def clear(self, table: str) -> None:
+        """Count no row of a table any more."""
+        self.counts[table] = self.sums[table] = 0
+
     def row(self, *, store_id: str, sequence: int, version: int, random: Callable[[int], bytes]) -> StateRow:
         """Return the state row that tells this; raises SealedError."""
         nonce = random(NONCE_BYTES)

@@ -19,16 +19,14 @@ from kmsd.store.base import Change, Insert, Replace, StateReport, StateRow
 from kmsd.store.database import Database, Query, Step
 from kmsd.store.draft import Draft
 from kmsd.store.inspection import Inspection, Run
-from kmsd.store.kinds import MUTATIONS, STATE, MutationRow
+from kmsd.store.kinds import ANCHORS, MUTATIONS, STATE, MutationRow
 from kmsd.store.multiset import MultisetHasher
-from kmsd.store.schema import FORGET_STATE, LAST_MUTATION, OLD_MUTATIONS, STATEMENTS
+from kmsd.store.schema import FORGET_ANCHOR, FORGET_STATE, LAST_MUTATION, OLD_MUTATIONS, STATE_ROWS
 from kmsd.store.sealing import Record, Sealer
 from kmsd.store.state import Tally, is_unadopted, new_store_id
 
 # Whoever looks after a damaged store wants to see some rows; thousands would be a message that nobody reads.
 _ROWS_NAMED = 10
-
-_STATE: Query = (STATEMENTS[STATE.table].all, {})
 
 
 class Writer:
@@ -98,7 +96,7 @@ class Writer:
         async with self._lock:
             self._checked = False
             tally = await self._inspection.tally()
-            report = self._report(tally, await self._run(self._database.rows, *_STATE))
+            report = self._report(tally, await self._run(self._database.rows, *STATE_ROWS))
             if report.findings:
                 named = await self._inspection.refusals(_ROWS_NAMED)
                 new = (one for one in named if one not in report.findings)
@@ -112,13 +110,16 @@ class Writer:
         async with self._lock:
             self._checked = False
             tally = await self._inspection.tally()
+            tally.clear(ANCHORS.table)
             try:
-                state = self._state(await self._run(self._database.rows, *_STATE))
+                state = self._state(await self._run(self._database.rows, *STATE_ROWS))
             except IntegrityError:
                 state = None
             sequence = max(minimum_sequence, self.sequence, state.sequence if state else 0)
             draft = Draft(self._sealer, tally)
             draft.steps.append(Step(FORGET_STATE, {}, STATE.table, ""))
+            # What was accepted may be the trail as it is, without what the anchor remembers.
+            draft.steps.append(Step(FORGET_ANCHOR, {}, ANCHORS.table, ""))
             await self._write(draft, store_id=state.store_id if state else None, sequence=sequence + 1, version=1)
             self._checked = True
 
@@ -153,7 +154,7 @@ class Writer:
             raise SealedError("the store is sealed; an administrator has to unseal it")
         if not self._checked:
             raise IntegrityError("the rows of the store were not found to be those that it was left with")
-        records, *found = await self._run(self._database.rows_of_each, [_STATE, *queries])
+        records, *found = await self._run(self._database.rows_of_each, [STATE_ROWS, *queries])
         state = self._state(records)
         return state, Draft(self._sealer, Tally.of(state, self._hasher) if state else Tally(self._hasher)), found
 

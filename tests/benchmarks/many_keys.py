@@ -19,8 +19,9 @@ from kmsd.logs import StructuredLogger
 from kmsd.material.versions import Versions
 from kmsd.memory.arena import Arena, default_limit_bytes
 from kmsd.processes.zygote import Zygote
-from kmsd.server.assembly import Foundation, Service
+from kmsd.server.assembly import Service
 from kmsd.server.deployment import Deployment, development
+from kmsd.server.foundation import Foundation
 from kmsd.store.base import AliasRow, Change, Insert, KeyRow
 from tests.benchmarks.daemon import Daemon
 from tests.benchmarks.report import Better, Row
@@ -70,7 +71,7 @@ async def add_keys(deployment: Deployment, zygote: Zygote, count: int) -> None:
         )
     )
     await service.unseal()
-    store, hierarchy = service._store, service._seal._hierarchy
+    store, hierarchy = service._store, service._custody.hierarchy
     versions = Versions(arena, hierarchy, store, capacity=1)
     [pattern] = await store.keys(after=None, limit=1)
     for start in range(0, count, KEYS_IN_A_COMMIT):

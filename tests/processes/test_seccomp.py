@@ -22,6 +22,7 @@ from kmsd.processes.profiles import (
     job_calls,
     lookup_calls,
     program_calls,
+    recovery_calls,
     worker_calls,
     zygote_calls,
 )
@@ -37,6 +38,7 @@ PROFILES: dict[str, Callable[[], Calls]] = {
     "job on a network": lambda: job_calls(local=True, network=True),
     "lookups": lookup_calls,
     "programs": program_calls,
+    "recovery job": recovery_calls,
     "zygote": lambda: zygote_calls(network=True),
 }
 # What nobody may ever do, whatever it is for.
@@ -117,7 +119,7 @@ def test_only_the_zygote_forks(name: str) -> None:
 
     assert run(program, clone, (17,)) == run(program, fork) == run(program, vfork) == EPERM  # SIGCHLD: a fork
     assert run(program, clone, (0x3D0F00,)) == (
-        EPERM if name in {"worker", "programs"} else ALLOW
+        EPERM if name in {"worker", "programs", "recovery job"} else ALLOW
     )  # as pthread_create(3) does
 
 
@@ -135,6 +137,7 @@ def test_nobody_makes_namespaces(profile: Callable[[], Calls]) -> None:
         ("daemon", set()),
         ("worker", set()),
         ("programs", set()),
+        ("recovery job", set()),
         ("job", set()),
         ("lookups", {socket.AF_UNIX}),
         ("job on a network", {socket.AF_UNIX, socket.AF_INET, socket.AF_INET6, socket.AF_NETLINK}),
@@ -186,9 +189,10 @@ def test_nobody_changes_files_by_their_paths(name: str) -> None:
     assert run(program, fchmod, (3, 0o600)) == (ALLOW if name in {"daemon", "job", "job on a network"} else EPERM)
 
 
-def test_a_worker_runs_no_code_but_its_own() -> None:
+@pytest.mark.parametrize("name", ["worker", "recovery job"])
+def test_a_worker_runs_no_code_but_its_own(name: str) -> None:
     """Not what a client's file holds either: nothing is mapped to be executed."""
-    program = compile_filter(PROFILES["worker"](), MACHINES["x86_64"])
+    program = compile_filter(PROFILES[name](), MACHINES["x86_64"])
 
     assert {run(program, call, (0, 4096, 0x5)) for call in (9, 10)} == {EPERM}  # mmap, mprotect; read and execute
     assert {run(program, call, (0, 4096, 0x3)) for call in (9, 10)} == {ALLOW}

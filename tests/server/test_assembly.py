@@ -27,7 +27,8 @@ from kmsd.identity.principals import Administrators, SystemNames
 from kmsd.logs import StructuredLogger
 from kmsd.memory.arena import Arena
 from kmsd.processes.zygote import Zygote
-from kmsd.server.assembly import Foundation, Service
+from kmsd.server.assembly import Service
+from kmsd.server.foundation import Foundation
 from kmsd.server.listener import bind
 from kmsd.store.base import StoreFormatError, StoreUnavailableError
 from tests.support.embedded import ACCOUNT, ALICE, Answer, Embedded, MemoryRoot, answers_in, kind_is, request_frame
@@ -119,7 +120,14 @@ async def test_a_whole_life_is_in_the_trail(open_assembled: OpenService, short_p
     await service.close()
 
     assert answer.error is None
-    assert [record["eventName"] for record in trail(short_path)] == ["Unseal", "Start", "Status", "Stop"]
+    assert [record["eventName"] for record in trail(short_path)] == [
+        "Unseal",
+        "SignAuditTrail",
+        "Start",
+        "Status",
+        "Stop",
+        "SignAuditTrail",
+    ]
 
 
 async def test_before_it_is_unsealed_it_serves_what_needs_no_key(open_assembled: OpenService, short_path: Path) -> None:
@@ -223,7 +231,7 @@ async def test_a_stop_that_cannot_be_recorded_wipes_the_keys_all_the_same(
     with pytest.raises(AuditUnavailableError):
         await service.close()
 
-    assert service._seal.sealed
+    assert service.sealed
     (short_path / "elsewhere").rename(short_path / "audit.log")
     again = await open_assembled()  # neither file is locked any more
     await again.unseal()

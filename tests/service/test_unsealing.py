@@ -17,6 +17,7 @@ from kmsd.audit.record import Kind
 from kmsd.hsm import root as hsm
 from kmsd.hsm.root import RootError
 from kmsd.logs import StructuredLogger
+from kmsd.service.seal import CONFIGURED
 from kmsd.service.telling import told_as
 from kmsd.service.token_watch import TokenWatch
 from kmsd.store.base import StoreUnavailableError
@@ -220,9 +221,9 @@ async def test_the_loop_serves_while_the_token_is_asked(sealed: Embedded) -> Non
 async def test_there_is_one_attempt_at_a_time(sealed: Embedded) -> None:
     """Who comes while the token is asked waits, and finds the daemon unsealed without a second login."""
     sealed.root.gate = Gate()
-    first = asyncio.ensure_future(sealed.unsealing.unseal(None, lambda: None))
+    first = asyncio.ensure_future(sealed.unsealing.unseal(CONFIGURED, lambda: None))
     await sealed.root.gate.arrived.wait()
-    second = asyncio.ensure_future(sealed.unsealing.unseal(None, lambda: None))
+    second = asyncio.ensure_future(sealed.unsealing.unseal(CONFIGURED, lambda: None))
     sealed.root.gate.opened.set()
 
     assert await first
@@ -236,7 +237,7 @@ async def test_sealing_ends_every_attempt(sealed: Embedded) -> None:
     await sealed.unsealing.start(serves_sealed=True)
     await sealed.sleeps.again()
     sealed.root.fault, sealed.root.gate = None, Gate()
-    attempts = [asyncio.ensure_future(sealed.unsealing.unseal(None, lambda: None)) for _ in range(2)]
+    attempts = [asyncio.ensure_future(sealed.unsealing.unseal(CONFIGURED, lambda: None)) for _ in range(2)]
     await sealed.root.gate.arrived.wait()
 
     await sealed.ask(ROOT, SEAL, SealRequest())
@@ -438,10 +439,10 @@ async def test_a_wrong_pin_of_one_does_not_keep_another_from_unsealing(sealed: E
     """Each attempt is its own, with its own PIN."""
     sealed.root.fault = hsm.PinIncorrectError("refused")
     with pytest.raises(TokenPinIncorrectError):
-        await sealed.unsealing.unseal(None, lambda: None)
+        await sealed.unsealing.unseal(CONFIGURED, lambda: None)
     sealed.root.fault = None
 
-    assert await sealed.unsealing.unseal(None, lambda: None)
+    assert await sealed.unsealing.unseal(CONFIGURED, lambda: None)
 
 
 async def until(condition: Callable[[], bool]) -> None:

@@ -1,0 +1,108 @@
+"""Everything that decides when there are keys, and that the records tell of them truthfully."""
+
+from __future__ import annotations
+
+import os
+import time
+
+from kmsd.audit.writer import Trail
+from kmsd.material.hierarchy import Hierarchy
+from kmsd.material.versions import Versions
+from kmsd.recovery.jobs import RecoveryJobs
+from kmsd.server.foundation import Foundation
+from kmsd.service.checkpoints import Checkpoints
+from kmsd.service.gate import Gate
+from kmsd.service.identifiers import Arns
+from kmsd.service.records import KeyRecords
+from kmsd.service.seal import Means, Seal
+from kmsd.service.seal_requests import SealRequests
+from kmsd.service.settling import Settling
+from kmsd.service.token_anchor import TokenAnchor
+from kmsd.service.token_watch import TokenWatch
+from kmsd.service.unsealing import Unsealing
+from kmsd.store.base import SettingsRow, Store
+
+
+class Custody:
+    """Hierarchy, material and key records, and who brings them into memory and takes them away."""
+
+    def __init__(
+        self, foundation: Foundation, store: Store, trail: Trail, settings: SettingsRow, *, is_new: bool
+    ) -> None:
+        config, arena, logger = foundation.config, foundation.arena, foundation.logger
+        self.hierarchy = Hierarchy(arena, foundation.root, os.urandom)
+        self.versions = Versions(arena, self.hierarchy, store, capacity=config.limits.keys_in_memory)
+        self.records = KeyRecords(
+            store,
+            Arns(settings.account, settings.region),
+            foundation.names,
+            capacity=config.limits.keys_in_memory,
+            clock=time.monotonic,
+        )
+        self.gate = Gate()
+        self.checkpoints = Checkpoints(
+            trail=trail,
+            store=store,
+            logger=logger,
+            seconds=config.audit.checkpoint_seconds,
+            clock=time.monotonic,
+            sleep=foundation.sleep,
+        )
+        self._token_anchor = TokenAnchor(foundation.root, store, logger)
+        self._seal = Seal(
+            store=store,
+            trail=trail,
+            hierarchy=self.hierarchy,
+            versions=self.versions,
+            records=self.records,
+            arena=arena,
+            clock=time.time,
+        )
+        self.unsealing = Unsealing(
+            seal=self._seal,
+            store=store,
+            settings=settings,
+            is_new=is_new,
+            root=foundation.root,
+            gate=self.gate,
+            settle=Settling(store, trail).settle,
+            checkpoints=self.checkpoints,
+            token_anchor=self._token_anchor,
+            trail=trail,
+            logger=logger,
+            configured=foundation.pin_configured,
+            recovery_key=foundation.recovery_key,
+            sleep=foundation.sleep,
+        )
+        self._watch = TokenWatch(
+            root=foundation.root,
+            unsealing=self.unsealing,
+            logger=logger,
+            check_seconds=config.hsm.check_seconds,
+            seals=config.hsm.when_lost == "seal",
+            sleep=foundation.sleep,
+        )
+        self.requests = SealRequests(
+            unsealing=self.unsealing, combine=RecoveryJobs(foundation.zygote).combine, trail=trail, logger=logger
+        )
+
+    async def open(self, means: Means, *, serves_sealed: bool) -> None:
+        """Bring the keys into memory, as `Unsealing.start` does."""
+        await self.unsealing.start(means, serves_sealed=serves_sealed)
+
+    def watch(self) -> None:
+        """Begin to look after the token, and after the trail's signatures and files."""
+        self._watch.start()
+        self.checkpoints.start()
+
+    async def end(self) -> None:
+        """Decide nothing more; what is under way ends."""
+        await self._watch.close()
+        await self.requests.close()
+        await self.unsealing.close()
+        await self._token_anchor.close()
+        await self.checkpoints.close()
+
+    def seal(self) -> None:
+        """Wipe every key from memory."""
+        self._seal.seal()

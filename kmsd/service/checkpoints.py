@@ -1,0 +1,107 @@
+"""When the trail is signed, and where that is remembered outside it.
+
+Every checkpoint goes to the service log at once, which under systemd is the journal. The newest goes into the store
+too, by itself and only when the trail's part up to it is durable: a store that remembered more than a power cut left of
+the trail would accuse it of having been cut off.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import Awaitable, Callable
+
+import msgspec
+
+from kmsd.api.errors import AuditUnavailableError, KmsError, SealedError
+from kmsd.audit.checkpoint import Checkpoint
+from kmsd.audit.writer import Trail
+from kmsd.logs import Logger
+from kmsd.service.telling import told
+from kmsd.store.base import AnchorRow, Insert, Replace, Store
+
+# How often the trail is asked whether a file is full: a look at two numbers.
+_LOOK_SECONDS = 5.0
+
+
+class Checkpoints:
+    """Signs the trail every `seconds` in which it grew, and keeps the store's anchor up to date."""
+
+    def __init__(
+        self,
+        *,
+        trail: Trail,
+        store: Store,
+        logger: Logger,
+        seconds: float,
+        clock: Callable[[], float],
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> None:
+        self._trail = trail
+        self._store = store
+        self._logger = logger
+        self._seconds = seconds
+        self._clock = clock
+        self._sleep = sleep
+        self.last: Checkpoint | None = None
+        self._kept: Checkpoint | None = None
+        self._turn = asyncio.Lock()
+        self._task: asyncio.Task[None] | None = None
+        trail.on_checkpoint = self._publish
+
+    def start(self) -> None:
+        """Begin to sign by time, and to look after the trail's files."""
+        self._task = asyncio.ensure_future(self._go_on())
+        self._task.add_done_callback(self._tell_fault)
+
+    async def close(self) -> None:
+        """Sign by time no more."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait({self._task})
+
+    async def sign(self) -> None:
+        """Sign what came since the last checkpoint, and have the store remember; raises a KmsError."""
+        self._trail.checkpoint()
+        await self._keep()
+
+    async def sign_if_possible(self) -> None:
+        """Sign as `sign` does; a failure is logged, because the next time makes up for it."""
+        try:
+            await self.sign()
+        except SealedError:
+            return  # sealed in between: there is nothing to sign with
+        except KmsError as error:
+            self._logger.warning("audit_not_signed", code=error.code, reason=error.message)
+
+    async def _go_on(self) -> None:
+        due = self._clock() + self._seconds
+        while True:
+            await self._sleep(min(_LOOK_SECONDS, self._seconds))
+            try:
+                await self._trail.maintain()
+            except AuditUnavailableError as error:
+                self._logger.warning("audit_files_not_maintained", reason=error.message)
+            if self._clock() >= due and self._trail.signer is not None:
+                due = self._clock() + self._seconds
+                await self.sign_if_possible()
+
+    def _publish(self, checkpoint: Checkpoint) -> None:
+        self.last = checkpoint
+        self._logger.info("audit_checkpoint", **msgspec.to_builtins(checkpoint))
+
+    async def _keep(self) -> None:
+        async with self._turn:
+            checkpoint = self.last
+            if checkpoint is None or checkpoint == self._kept:
+                return
+            await self._trail.sync()
+            with told():
+                row = await self._store.anchor()
+                new = AnchorRow(**msgspec.structs.asdict(checkpoint), version=row.version + 1 if row else 1)
+                await self._store.commit(str(uuid.uuid4()), [Replace(new) if row else Insert(new)])
+            self._kept = checkpoint
+
+    def _tell_fault(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and (fault := task.exception()) is not None:
+            self._logger.fault("checkpoints_failed", fault)
