@@ -7,27 +7,47 @@ from __future__ import annotations
 
 import datetime as dt
 import enum
-from typing import Annotated
+from typing import Annotated, Any
 
 import msgspec
 from msgspec import Meta
 
 from kmsd.api.operation import KeyState, KeyUsage
 
+# Text that belongs into no log, beside all bytes.
+_HIDDEN_MEMBERS = frozenset({"grant_tokens"})
 
-class Request(
-    msgspec.Struct, rename="pascal", frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=True
-):
+
+class Shape(msgspec.Struct, rename="pascal", frozen=True, kw_only=True, omit_defaults=True):
+    """What all shapes have in common: their `repr` shows neither bytes (plaintext, ciphertext, keys) nor tokens.
+
+    Programs log what they call with and what they get, and tracebacks with local variables do it for them.
+    """
+
+    def __repr__(self) -> str:
+        members = ", ".join(f"{name}={_shown(name, getattr(self, name))!r}" for name in self.__struct_fields__)
+        return f"{type(self).__name__}({members})"
+
+    def __rich_repr__(self) -> list[tuple[str, Any]]:
+        # The base class has one of its own, which shows everything: rich prints tracebacks by it.
+        return [(name, _shown(name, getattr(self, name))) for name in self.__struct_fields__]
+
+
+def _shown(name: str, value: Any) -> Any:
+    if isinstance(value, bytes | bytearray | memoryview):
+        return f"{len(value)} bytes"
+    return "hidden" if name in _HIDDEN_MEMBERS and value else value
+
+
+class Request(Shape, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Base of all request shapes: a member nobody declared is an error, never ignored."""
 
 
-class Response(msgspec.Struct, rename="pascal", frozen=True, kw_only=True, omit_defaults=True):
+class Response(Shape, frozen=True, kw_only=True):
     """Base of all response shapes: an older client passes over members it does not know."""
 
 
-class Structure(
-    msgspec.Struct, rename="pascal", frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=True
-):
+class Structure(Shape, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Base of structures inside requests and responses."""
 
 

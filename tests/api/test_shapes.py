@@ -181,3 +181,14 @@ def test_metadata_has_aws_s_names() -> None:
     """Also the one that does not follow the rule."""
     names = {field.encode_name for field in msgspec.structs.fields(KeyMetadata)}
     assert {"AWSAccountId", "KeyId", "Arn", "CreationDate", "CurrentKeyMaterialId", "EncryptionAlgorithms"} <= names
+
+
+def test_a_repr_tells_all_but_bytes_and_tokens() -> None:
+    """It is what programs log."""
+    request = BY_NAME["Decrypt"].request(ciphertext_blob=b"\x00secret", key_id="alias/a", grant_tokens=["secret"])
+    assert repr(request) == (
+        "DecryptRequest(ciphertext_blob='7 bytes', encryption_context={}, key_id='alias/a', "
+        "encryption_algorithm=<EncryptionAlgorithm.SYMMETRIC_DEFAULT: 'SYMMETRIC_DEFAULT'>, grant_tokens='hidden', "
+        "dry_run=False)"
+    )
+    assert dict(request.__rich_repr__())["ciphertext_blob"] == "7 bytes"
