@@ -12,8 +12,7 @@ import fcntl
 import os
 import sqlite3
 import stat
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -45,7 +44,7 @@ _SYNC_FAILED = {sqlite3.SQLITE_IOERR_FSYNC, sqlite3.SQLITE_IOERR_DIR_FSYNC}
 
 
 # A statement and its parameters.
-Query: TypeAlias = tuple[sa.Select[Any], Mapping[str, Any]]
+Query: TypeAlias = tuple[sa.Executable, Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -62,33 +61,6 @@ class Step:
     must_match: bool = False
 
 
-class Scan:
-    """A query under way; like its database it belongs to one thread.
-
-    It reads from the driver's own cursor: to make SQLAlchemy's rows of hundreds of thousands takes as long again.
-    """
-
-    def __init__(
-        self,
-        result: sa.CursorResult[Any],
-        errors_translated: Callable[[], AbstractContextManager[None]],
-        closed: Callable[[Scan], None],
-    ) -> None:
-        self._result = result
-        self._errors_translated = errors_translated
-        self._closed = closed
-
-    def rows(self, at_most: int) -> list[tuple[Any, ...]]:
-        """Return the next rows; none are left when there are fewer than `at_most`."""
-        with self._errors_translated():
-            return cast("sqlite3.Cursor", self._result.cursor).fetchmany(at_most)
-
-    def close(self) -> None:
-        """Read no further; a second call does nothing."""
-        self._result.close()
-        self._closed(self)
-
-
 class Database:
     """An open database, which messages call `name`. All calls, and the opening, come from one and the same thread.
 
@@ -99,7 +71,6 @@ class Database:
         path = path.absolute()
         self.name = f"store {path}"
         self._broken: str | None = None
-        self._scans: set[Scan] = set()
         with contextlib.ExitStack() as stack:
             # Entered first and so left last: closing any descriptor of the file drops the locks that SQLite has on it.
             stack.callback(os.close, self._lock(path))
@@ -157,7 +128,7 @@ class Database:
         finally:
             os.close(descriptor)
 
-    def rows(self, statement: sa.Select[Any], parameters: Mapping[str, Any]) -> list[tuple[Any, ...]]:
+    def rows(self, statement: sa.Executable, parameters: Mapping[str, Any]) -> list[tuple[Any, ...]]:
         """Return all rows that a query finds."""
         with self._errors_translated():
             return [tuple(row) for row in self._connection.execute(statement, parameters)]
@@ -166,12 +137,11 @@ class Database:
         """Return what each of several queries finds."""
         return [self.rows(*query) for query in queries]
 
-    def scan(self, statement: sa.Select[Any]) -> Scan:
-        """Begin to read what may be too many rows for one list."""
-        with self._errors_translated():
-            scan = Scan(self._connection.execute(statement), self._errors_translated, self._scans.discard)
-        self._scans.add(scan)
-        return scan
+    def check_structure(self) -> None:
+        """Check that pages and indexes are whole, and that each index has every row; raises StoreFormatError."""
+        faults = [str(fault) for (fault,) in self.rows(sa.text("PRAGMA integrity_check(3)"), {})]
+        if faults != ["ok"]:
+            raise StoreFormatError(f"{self.name} is damaged: {'; '.join(faults)}")
 
     def apply(self, steps: Sequence[Step]) -> None:
         """Do all steps in one transaction, durable on return; raises RowExistsError, RowChangedError and does none."""
@@ -187,8 +157,6 @@ class Database:
     def close(self) -> None:
         """Put the write-ahead log into the file and close it."""
         with self._errors_translated(closing=True):
-            for scan in tuple(self._scans):
-                scan.close()
             self._open.close()
 
     def _execute(self, text: str) -> None:
@@ -216,20 +184,19 @@ class Database:
             raise StoreUnavailableError(self._broken)
         try:
             yield
-        except (sa.exc.DBAPIError, sqlite3.Error) as exc:
-            original = exc.orig if isinstance(exc, sa.exc.DBAPIError) else exc
+        except sa.exc.DBAPIError as exc:
             # The driver's own complaints have no code: they are about how it is called.
-            code: int = getattr(original, "sqlite_errorcode", sqlite3.SQLITE_MISUSE)
+            code: int = getattr(exc.orig, "sqlite_errorcode", sqlite3.SQLITE_MISUSE)
             if code & 0xFF in _IN_USE:
                 raise self._in_use() from exc
             if code & 0xFF in _WRONG_FILE:
-                raise StoreFormatError(f"{self.name} is no store, or is damaged: {original}") from exc
+                raise StoreFormatError(f"{self.name} is no store, or is damaged: {exc.orig}") from exc
             if code in _SYNC_FAILED:
                 # The kernel reports a failed sync once, and the next one succeeds without having written what was
                 # lost. So nothing is promised any more until the file is read anew.
                 self._broken = f"{self.name} could not be synced to its disk; check the disk, then restart kmsd"
                 raise StoreUnavailableError(self._broken) from exc
-            raise StoreUnavailableError(f"{self.name}: {original}") from exc
+            raise StoreUnavailableError(f"{self.name}: {exc.orig}") from exc
 
     def _in_use(self) -> StoreUnavailableError:
         return StoreUnavailableError(f"{self.name} is in use by another process")

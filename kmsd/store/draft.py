@@ -8,6 +8,7 @@ from typing import Any
 from kmsd.store.base import Change, Delete, Insert, Replace, Row
 from kmsd.store.database import Query, Step
 from kmsd.store.kinds import KeyValues, Kind, kind_of, written
+from kmsd.store.places import PLACES
 from kmsd.store.schema import STATEMENTS
 from kmsd.store.sealing import Record, Sealer
 from kmsd.store.state import Tally
@@ -23,20 +24,19 @@ class Draft:
         self.tally = tally
         self.steps: list[Step] = []
         self._sealer = sealer
-        self._places: dict[tuple[str, KeyValues], tuple[Any, ...]] = {}
+        self._places: dict[tuple[str, KeyValues], bytes] = {}
 
     @staticmethod
     def query(row: Row) -> Query:
-        """Return the query for what is stored in the place of a row."""
+        """Return the query for the columns of a row's place."""
         kind: Kind[Any] = kind_of(row)
-        statements = STATEMENTS[kind.table]
-        return statements.place, statements.this(*kind.key_of(row))
+        return PLACES[kind.table].one, STATEMENTS[kind.table].this(*kind.key_of(row))
 
     def tell(self, row: Row, found: Sequence[tuple[Any, ...]]) -> None:
         """Take note of what `query` found; needed before a row is replaced or deleted."""
         kind: Kind[Any] = kind_of(row)
-        for place in found:
-            self._places[kind.table, kind.key_of(row)] = place
+        for columns in found:
+            self._places[kind.table, kind.key_of(row)] = PLACES[kind.table].of(columns)
 
     def change(self, change: Change, *, number: int | None = None) -> None:
         """Make, replace or delete a row; a new one of a numbered kind has a number."""
@@ -47,14 +47,16 @@ class Draft:
         if before is not None:
             self.tally.remove(table, [before])
         if not isinstance(change, Delete):
-            self.tally.add(table, [record.place])
-            self._places[table, key] = record.place
+            columns = (*record.key, *record.lookup, record.mac)
+            place = PLACES[table].of(columns if number is None else (number, *columns))
+            self.tally.add(table, [place])
+            self._places[table, key] = place
 
-    def forget(self, kind: Kind[Any], place: tuple[Any, ...]) -> None:
-        """Remove a row of a numbered kind, found at this place."""
-        statements, key = STATEMENTS[kind.table], place[1 : 1 + len(kind.key)]
+    def forget(self, kind: Kind[Any], columns: tuple[Any, ...]) -> None:
+        """Remove a row of a numbered kind, by the columns of its place."""
+        statements, key = STATEMENTS[kind.table], columns[1 : 1 + len(kind.key)]
         self.steps.append(Step(statements.forget, statements.this(*key), kind.table, written(key)))
-        self.tally.remove(kind.table, [place])
+        self.tally.remove(kind.table, [PLACES[kind.table].of(columns)])
 
     def conclude(self, change: Change) -> None:
         """Write the row that tells the tally, and is not counted itself."""

@@ -1,13 +1,12 @@
 """Reading all rows, to see whether they are what they should be.
 
-Rows come from the store's thread in chunks, the next one while this one is worked on; the work is done on the event
+They come from the store's thread some at a time, the next ones while these are worked on; that is done on the event
 loop's thread, as it takes the keys.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from typing import Any, TypeAlias
@@ -15,10 +14,10 @@ from typing import Any, TypeAlias
 import sqlalchemy as sa
 
 from kmsd.api.errors import IntegrityError
-from kmsd.store.base import StoreUnavailableError
-from kmsd.store.database import Database, Scan
+from kmsd.store.database import Database
 from kmsd.store.kinds import COUNTED, KINDS
 from kmsd.store.multiset import MultisetHasher
+from kmsd.store.places import FIRST_ROW, LAST_ROW, PLACES
 from kmsd.store.schema import STATEMENTS
 from kmsd.store.sealing import Record, Sealer
 from kmsd.store.state import Tally
@@ -26,9 +25,8 @@ from kmsd.store.state import Tally
 # Calls a function of the database in the store's thread.
 Run: TypeAlias = Callable[..., asyncio.Future[Any]]
 
-# A row's place takes 0.7 us to hash and some 300 bytes: the loop is held for a millisecond at most, and a chunk costs
-# ten times as much as getting it from one thread to the other.
-_PLACES_AT_ONCE = 1500
+# A place takes 0.7 us to hash, so the loop is held for less than a millisecond at a time.
+_PLACES_AT_ONCE = 1000
 # Verifying a row takes some 8 us.
 _ROWS_AT_ONCE = 64
 
@@ -46,23 +44,19 @@ class Inspection:
         """Return what rows there are; raises SealedError."""
         tally = Tally(self._hasher)
         for kind in COUNTED:
-            async with aclosing(self._chunks(STATEMENTS[kind.table].places, _PLACES_AT_ONCE)) as chunks:
+            async with aclosing(self._places(kind.table)) as chunks:
                 async for places in chunks:
                     tally.add(kind.table, places)
         return tally
 
-    async def records(self) -> AsyncGenerator[Record[Any], None]:
-        """Yield every record there is, of whatever content."""
-        for kind in KINDS:
-            async with aclosing(self._chunks(STATEMENTS[kind.table].all, _ROWS_AT_ONCE)) as chunks:
-                async for rows in chunks:
-                    for columns in rows:
-                        yield Record.from_columns(kind, columns)
-
     async def verify_all(self) -> int:
-        """Verify every row, and return how many there are; raises IntegrityError, SealedError."""
+        """Verify every row and that every index leads to it, and return how many there are.
+
+        Raises IntegrityError, StoreFormatError, SealedError.
+        """
+        await self._run(self._database.check_structure)
         count = 0
-        async with aclosing(self.records()) as records:
+        async with aclosing(self._records()) as records:
             async for record in records:
                 self._sealer.row(record)
                 count += 1
@@ -71,7 +65,7 @@ class Inspection:
     async def refusals(self, at_most: int) -> list[str]:
         """Return for people which records are refused and why, the first so many; raises SealedError."""
         found: list[str] = []
-        async with aclosing(self.records()) as records:
+        async with aclosing(self._records()) as records:
             async for record in records:
                 try:
                     self._sealer.row(record)
@@ -81,14 +75,42 @@ class Inspection:
                         break
         return found
 
-    async def _chunks(self, statement: sa.Select[Any], size: int) -> AsyncGenerator[list[tuple[Any, ...]], None]:
-        scan: Scan = await self._run(self._database.scan, statement)
+    async def _places(self, table: str) -> AsyncGenerator[list[bytes], None]:
+        """Yield the places of all rows of a table."""
+        places = PLACES[table]
+        async with aclosing(self._ahead(places.many, _PLACES_AT_ONCE)) as chunks:
+            async for bounds, [(_, count, typed, found)] in chunks:
+                split = places.split(count, typed, found)
+                if split is None:
+                    split = [
+                        places.of(columns) for columns in await self._run(self._database.rows, places.singly, bounds)
+                    ]
+                yield split
+
+    async def _records(self) -> AsyncGenerator[Record[Any], None]:
+        """Yield every record there is, of whatever content."""
+        for kind in KINDS:
+            async with aclosing(self._ahead(STATEMENTS[kind.table].onward, _ROWS_AT_ONCE)) as chunks:
+                async for _, rows in chunks:
+                    for _, *columns in rows:
+                        yield Record.from_columns(kind, tuple(columns))
+
+    async def _ahead(
+        self, statement: sa.Executable, limit: int
+    ) -> AsyncGenerator[tuple[dict[str, int], list[tuple[Any, ...]]], None]:
+        """Yield what a query finds from the first rowid on, then from behind the last it found, and what it was asked.
+
+        The first column of what it finds has the rowid, of the last row that of the last one.
+        """
+        bounds = {"first": FIRST_ROW, "limit": limit}
+        following = self._run(self._database.rows, statement, bounds)
         try:
-            following = self._run(scan.rows, size)
-            while rows := await following:
-                following = self._run(scan.rows, size)
-                yield rows
+            while (rows := await following) and (last := rows[-1][0]) is not None:
+                asked, bounds = bounds, {"first": last + 1, "limit": limit}
+                if last == LAST_ROW:
+                    yield asked, rows
+                    return
+                following = self._run(self._database.rows, statement, bounds)
+                yield asked, rows
         finally:
-            # A store that is closed has ended all that read from it.
-            with contextlib.suppress(StoreUnavailableError):
-                await self._run(scan.close)
+            following.cancel()

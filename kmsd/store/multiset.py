@@ -6,8 +6,8 @@ Their Application to Memory Integrity Checking", ASIACRYPT 2003):
     H(M) = ( PRF(mask, nonce) + sum of PRF(row, m) over all m in M ) mod 2^256, and the nonce
 
 PRF is BLAKE2b with 32 bytes of output in its keyed mode (RFC 7693, section 2.5); purpose and table are its salt and
-personalization. m is where a row stands and which one it is: in msgpack, an array of its number (if its kind has
-them), primary key, lookup columns, version and MAC. The content is not read; the MAC stands for it.
+personalization. m is a row's place (`kmsd.store.places`), which includes the row's MAC. It is more than the MAC, since
+MACs are verified only when a row is read: a row that somebody renamed, MAC and all, would be one that is missing.
 
 Why the masks: whoever reads the file twice would see by how much a sum grew, which is what single rows add to it. From
 enough of these he picks rows (ones that were there once, whose MACs are right) that add up to any sum he wants: that is
@@ -20,9 +20,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
-from typing import Any
-
-import msgspec
 
 from kmsd.api.errors import SealedError
 
@@ -42,7 +39,6 @@ class MultisetHasher:
 
     def __init__(self) -> None:
         self._key: memoryview | None = None
-        self._encode = msgspec.msgpack.Encoder().encode
 
     def unseal(self, set_key: memoryview) -> None:
         """Use `set_key` (32 bytes) from now on."""
@@ -52,20 +48,11 @@ class MultisetHasher:
         """Forget the key."""
         self._key = None
 
-    def sum_of(self, table: str, places: Iterable[tuple[Any, ...]]) -> int:
+    def sum_of(self, table: str, places: Iterable[bytes]) -> int:
         """Return what rows add to the sum of their table; raises SealedError."""
-        key, person, encode, blake2b = self._held_key(), table.encode(), self._encode, hashlib.blake2b
-        return (
-            sum(
-                [
-                    int.from_bytes(
-                        blake2b(encode(place), digest_size=_BYTES, key=key, salt=_ROW, person=person).digest(), "big"
-                    )
-                    for place in places
-                ]
-            )
-            % MODULUS
-        )
+        key, person, blake2b, number = self._held_key(), table.encode(), hashlib.blake2b, int.from_bytes
+        digests = [blake2b(one, digest_size=_BYTES, key=key, salt=_ROW, person=person).digest() for one in places]
+        return sum([number(digest, "big") for digest in digests]) % MODULUS
 
     def masked(self, table: str, total: int, nonce: bytes) -> bytes:
         """Return a sum as it is stored; raises SealedError. No two sums of a table may have the same nonce."""

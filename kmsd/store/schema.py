@@ -62,9 +62,9 @@ TABLES = {kind.table: _table(kind) for kind in KINDS}
 
 
 class Statements(Generic[RowT]):
-    """The statements that work on single rows of one kind.
+    """The statements that work on rows of one kind; they select columns in the order of a `Record`.
 
-    `all` and `one` select columns in the order of a `Record`, `places` and `place` those of `Record.place`.
+    `onward` has the rowid before them, and selects rows from a rowid on.
     """
 
     def __init__(self, kind: Kind[RowT]) -> None:
@@ -76,9 +76,11 @@ class Statements(Generic[RowT]):
         self.all = sa.select(*(table.c[name] for name in names)).order_by(*(table.c[name] for name in kind.key))
         self.one = self.all.where(is_this)
         number = (NUMBER,) if kind.numbered else ()
-        places = (*number, *kind.key, *kind.lookup, "version", "mac")
-        self.places = sa.select(*(table.c[name] for name in places))
-        self.place = self.places.where(is_this)
+        rowid = sa.literal_column("rowid", sa.BigInteger())
+        first, limit = sa.bindparam("first", type_=sa.BigInteger()), sa.bindparam("limit", type_=sa.Integer())
+        self.onward = (
+            sa.select(rowid, *(table.c[name] for name in names)).where(rowid >= first).order_by(rowid).limit(limit)
+        )
         self.insert = table.insert().values({name: sa.bindparam(name) for name in (*number, *names)})
         self.replace = table.update().where(is_this, has_version).values({name: sa.bindparam(name) for name in names})
         self.delete = table.delete().where(is_this, has_version)
@@ -104,10 +106,10 @@ KEYS_AFTER = STATEMENTS[KEYS.table].all.where(_keys.c.key_id > _after).limit(_li
 ALIASES_AFTER = STATEMENTS[ALIASES.table].all.where(_aliases.c.name > _after).limit(_limit)
 ALIASES_OF_KEY_AFTER = ALIASES_AFTER.where(_aliases.c.key_id == sa.bindparam("key_id"))
 COUNT_KEYS = sa.select(sa.func.count()).select_from(_keys).where(_keys.c.creator_uid == sa.bindparam("creator_uid"))
-# The number of the last mutation, and which ones are too old once there is another.
+# The number of the last mutation, and those that are too old once there is another (as `Places.columns`).
 LAST_MUTATION = sa.select(sa.func.max(_mutations.c[NUMBER]))
 _is_old = _mutations.c[NUMBER] <= LAST_MUTATION.scalar_subquery() - sa.literal(REMEMBERED_MUTATIONS - 1)
-OLD_MUTATIONS = STATEMENTS[MUTATIONS.table].places.where(_is_old)
+OLD_MUTATIONS = sa.select(_mutations.c[NUMBER], _mutations.c.mutation_id, _mutations.c.mac).where(_is_old)
 STATE_ROWS: tuple[sa.Select[Any], dict[str, Any]] = (STATEMENTS[STATE.table].all, {})
 FORGET_STATE = TABLES[STATE.table].delete()
 FORGET_ANCHOR = TABLES[ANCHORS.table].delete()

@@ -46,12 +46,6 @@ class Record(Generic[RowT]):
         split = len(kind.key)
         return cls(kind, tuple(found[:split]), tuple(found[split:]), version, content, mac)
 
-    @property
-    def place(self) -> tuple[Any, ...]:
-        """Everything but the content, which the MAC stands for."""
-        number = () if self.number is None else (self.number,)
-        return (*number, *self.key, *self.lookup, self.version, self.mac)
-
     def refusal(self, reason: str) -> IntegrityError:
         """Return the error that reports this record; primary keys are public, contents are not shown."""
         return IntegrityError(f"the record of {self.kind.table} {written(self.key)!r} {reason}")

@@ -210,7 +210,7 @@ class SqlStore:
         await self._writer.accept(minimum_sequence)
 
     async def verify_all(self) -> int:
-        """Verify every row there is, and return how many; raises IntegrityError naming one that does not verify."""
+        """Verify every row there is and the file that they are in, and return how many there are."""
         return await self._inspection.verify_all()
 
     def seal(self) -> None:

@@ -6,14 +6,14 @@ and writes all that into one row, under a MAC, in the same transaction. When the
 the rows that are found, and compared.
 
 What this cannot show is a whole older store, state row and all: the caller compares `sequence` with what is known
-outside of it.
+outside of it. Nor does it see an index of the file that somebody edited, so that a search misses a row which is there:
+that takes longer than a start may, and is part of verifying everything.
 """
 
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Callable, Sequence
 
 from kmsd.store.base import StateRow
 from kmsd.store.kinds import COUNTED
@@ -46,15 +46,13 @@ class Tally:
             tally.sums[table] = hasher.unmasked(table, row.multisets[table], row.nonce)
         return tally
 
-    def add(self, table: str, places: Iterable[tuple[Any, ...]]) -> None:
-        """Count rows that are there."""
-        places = list(places)
+    def add(self, table: str, places: Sequence[bytes]) -> None:
+        """Count rows that are there, by their places."""
         self.counts[table] += len(places)
         self.sums[table] += self._hasher.sum_of(table, places)
 
-    def remove(self, table: str, places: Iterable[tuple[Any, ...]]) -> None:
+    def remove(self, table: str, places: Sequence[bytes]) -> None:
         """Count rows no longer."""
-        places = list(places)
         self.counts[table] -= len(places)
         self.sums[table] -= self._hasher.sum_of(table, places)
 

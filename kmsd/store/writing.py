@@ -71,14 +71,14 @@ class Writer:
             state, draft, [[(last,)], old, *found] = await self._begin(
                 (LAST_MUTATION, {}), (OLD_MUTATIONS, {}), *map(Draft.query, taken)
             )
-            for row, places in zip(taken, found, strict=True):
-                draft.tell(row, places)
+            for row, rows in zip(taken, found, strict=True):
+                draft.tell(row, rows)
             # The mutation comes first: a commit that is repeated fails because of itself, not of what it did before.
             draft.change(Insert(MutationRow(mutation_id=mutation_id, version=1)), number=(last or 0) + 1)
             for change in changes:
                 draft.change(change)
-            for place in old:
-                draft.forget(MUTATIONS, place)
+            for columns in old:
+                draft.forget(MUTATIONS, columns)
             await self._finish(state, draft)
 
     async def forget(self, mutation_ids: Sequence[str]) -> None:
@@ -86,9 +86,9 @@ class Writer:
         mutations = [MutationRow(mutation_id=one, version=1) for one in dict.fromkeys(mutation_ids)]
         async with self._lock:
             state, draft, found = await self._begin(*map(Draft.query, mutations))
-            for places in found:
-                for place in places:
-                    draft.forget(MUTATIONS, place)
+            for rows in found:
+                for columns in rows:
+                    draft.forget(MUTATIONS, columns)
             await self._finish(state, draft)
 
     async def check(self) -> StateReport:
