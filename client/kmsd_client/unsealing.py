@@ -1,7 +1,7 @@
 """Unsealing the daemon: the client's side of what follows the operation Unseal.
 
-The PIN goes to the daemon as one datagram over a socketpair, and from there into secret memory. This process holds it
-as long as its caller does.
+PIN or recovery shares go to the daemon as one datagram over a socketpair, and from there into secret memory. This
+process holds them as long as its caller does.
 """
 
 from __future__ import annotations
@@ -12,8 +12,14 @@ import socket
 
 from kmsd.api import unsealing
 from kmsd.api.administration import UNSEAL, UnsealRequest
-from kmsd.api.errors import ConnectionLostError, ProtocolError, TokenPinUnavailableError, ValidationError
-from kmsd.api.unsealing import MAX_DATAGRAM_BYTES, MAX_PIN_BYTES, Unsealed
+from kmsd.api.errors import (
+    ConnectionLostError,
+    ProtocolError,
+    RecoverySharesError,
+    TokenPinUnavailableError,
+    ValidationError,
+)
+from kmsd.api.unsealing import MAX_DATAGRAM_BYTES, MAX_PIN_BYTES, MAX_SHARES_BYTES, Unsealed
 from kmsd_client.files import Caller
 
 
@@ -23,20 +29,37 @@ def unseal(client: Caller, pin: bytes | bytearray | None) -> Unsealed:
     Waits for the outcome, which takes as long as the token does. Raises the KmsError it ended with: of the operation,
     of the PIN or of the token. Nothing is tried twice.
     """
-    if pin is not None:
-        if not pin:
-            raise TokenPinUnavailableError("the PIN is empty")
-        if len(pin) > MAX_PIN_BYTES:
-            raise ValidationError(f"a PIN has at most {MAX_PIN_BYTES} bytes, and this has {len(pin)}")
-    _, descriptors = client.call_with_descriptors(UNSEAL, UnsealRequest(configured=pin is None))
+    if pin is None:
+        return _converse(client, UnsealRequest(configured=True), None)
+    if not pin:
+        raise TokenPinUnavailableError("the PIN is empty")
+    if len(pin) > MAX_PIN_BYTES:
+        raise ValidationError(f"a PIN has at most {MAX_PIN_BYTES} bytes, and this has {len(pin)}")
+    return _converse(client, UnsealRequest(), pin)
+
+
+def unseal_by_shares(client: Caller, shares: bytes | bytearray) -> Unsealed:
+    """Let the daemon unseal itself with recovery shares (UTF-8, one a line), and without its token.
+
+    Raises the KmsError it ended with, as `unseal` does.
+    """
+    if not shares:
+        raise RecoverySharesError("there is no share")
+    if len(shares) > MAX_SHARES_BYTES:
+        raise ValidationError(f"shares have at most {MAX_SHARES_BYTES} bytes together, and these have {len(shares)}")
+    return _converse(client, UnsealRequest(shares=True), shares)
+
+
+def _converse(client: Caller, request: UnsealRequest, secret: bytes | bytearray | None) -> Unsealed:
+    _, descriptors = client.call_with_descriptors(UNSEAL, request)
     if len(descriptors) != 1:
         for descriptor in descriptors:
             os.close(descriptor)
         raise ConnectionLostError(f"the daemon sent {len(descriptors)} descriptors instead of one")
     with socket.socket(fileno=descriptors[0]) as channel:
-        if pin is not None:
+        if secret is not None:
             with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # it may have said why before it closed
-                channel.send(pin)
+                channel.send(secret)
         return _outcome(channel)
 
 

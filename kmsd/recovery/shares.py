@@ -42,9 +42,13 @@ class ShareSet:
         return max(self._shares[0].member_threshold - len(self._shares), 0) if self._shares else 1
 
     @property
-    def text(self) -> str:
-        """All shares, one a line."""
-        return "".join(f"{share.mnemonic()}\n" for share in self._shares)
+    def needed(self) -> str:
+        """As many of the shares as are needed, one a line."""
+        return "".join(f"{share.mnemonic()}\n" for share in self._needed)
+
+    @property
+    def _needed(self) -> list[Share]:
+        return self._shares[: self._shares[0].member_threshold] if self._shares else []
 
     def add(self, words: str) -> None:
         """Take one share in; capital letters and blanks do not matter. Raises SharesError, and is as before then."""
@@ -64,12 +68,16 @@ class ShareSet:
         if self.missing:
             needed = self._shares[0].member_threshold
             raise SharesError(f"{needed} shares are needed, and there are {len(self)}: bring {self.missing} more")
-        # The package wants exactly as many as are needed.
-        chosen = self._shares[: self._shares[0].member_threshold]
         try:
-            return bytes(combine_mnemonics([share.mnemonic() for share in chosen]))
+            # The package wants exactly as many as are needed.
+            return bytes(combine_mnemonics([share.mnemonic() for share in self._needed]))
         except MnemonicError:
             raise SharesError("the shares do not fit together: one of them is of another set") from None
+
+
+def share_in_file(content: str) -> str:
+    """Return the words in a file that holds one share; what stands behind a # at the start of a line explains it."""
+    return " ".join(line for line in content.splitlines() if not line.lstrip().startswith("#"))
 
 
 def read_shares(text: str) -> ShareSet:

@@ -1,7 +1,8 @@
 """Looks at the token now and then, and seals the daemon when it is gone, if that is what the configuration wants.
 
 Only a token that is missing counts as lost. One that is slow, or whose module crashed, may be there: that is logged. A
-daemon that the loss sealed unseals itself when the token is back, if it has a source of the PIN.
+daemon that the loss sealed unseals itself when the token is back, if it has a source of the PIN. One that recovery
+shares unsealed stays so: they stand for a token that is gone.
 """
 
 from __future__ import annotations
@@ -70,8 +71,9 @@ class TokenWatch:
                 await self._regain()
 
     async def _lose(self, error: TokenMissingError) -> None:
-        self._logger.warning("token_lost", reason=str(error), seals=self._seals)
-        if self._seals:
+        seals = self._seals and not self._unsealing.by_recovery
+        self._logger.warning("token_lost", reason=str(error), seals=seals)
+        if seals:
             await self._unsealing.lose(str(error))
 
     async def _regain(self) -> None:

@@ -103,6 +103,8 @@ class Unsealing:
         self.failure: str | None = None
         # Whether it was the loss of the token that sealed the daemon.
         self.lost = False
+        # Whether shares brought the keys: then it needs no token to have them.
+        self.by_recovery = False
         self._turn = asyncio.Lock()
         self._attempt: asyncio.Task[None] | None = None
         self._retrying: asyncio.Task[None] | None = None
@@ -218,6 +220,7 @@ class Unsealing:
                 self._seal.seal()
                 raise
         self.failure, self.lost = None, False
+        self.by_recovery = means.recovery_key is not None
         self._gate.open()
         if means.pin is None and means.recovery_key is None:
             self._token_anchor.keep_later()

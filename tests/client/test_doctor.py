@@ -14,7 +14,14 @@ import msgspec
 import pytest
 
 import kmsd
-from kmsd.api.administration import PinSetting, ProtectionStatus, SealState, StatusResponse, TokenStatus
+from kmsd.api.administration import (
+    PinSetting,
+    ProtectionStatus,
+    RecoverySetting,
+    SealState,
+    StatusResponse,
+    TokenStatus,
+)
 from kmsd.api.errors import AccessDeniedError, KmsError
 from kmsd_client.cli.main import main
 from tests.client.scripted import ScriptedDaemon
@@ -84,6 +91,8 @@ def test_all_is_well(daemon: ScriptedDaemon, capsys: pytest.CaptureFixture[str])
         ({"state": SealState.SEALED, "unseal_failure": "why"}, "seal", "fail", "sealed: why", "kms unseal"),
         ({"version": "0.0.1"}, "version", "warn", "the daemon is 0.0.1", "restart"),
         ({"pin": PinSetting.NONE}, "PIN", "ok", "an administrator runs kms unseal", ""),
+        ({"recovery": RecoverySetting.SHARES}, "recovery", "ok", "shares open the keys", ""),
+        ({"recovery": RecoverySetting.NONE}, "recovery", "warn", "lost with the token", "backups of the token"),
         ({"token": None}, "token", "fail", "not seen", "hsm.module"),
         ({"token": msgspec.structs.replace(TOKEN, mechanisms=["RSA"])}, "token", "fail", "not offer AES-GCM", "enable"),
         ({"secret_memory": "memfd_create+mlock"}, "memory", "warn", "root can read it", "secretmem.enable=1"),

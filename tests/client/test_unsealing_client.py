@@ -14,6 +14,7 @@ from kmsd.api.administration import SealState, UnsealRequest, UnsealResponse
 from kmsd.api.errors import (
     ConnectionLostError,
     KmsError,
+    RecoverySharesError,
     SealedError,
     TokenPinIncorrectError,
     TokenPinUnavailableError,
@@ -22,7 +23,7 @@ from kmsd.api.errors import (
 from kmsd.api.failure import Failure
 from kmsd.api.unsealing import Outcome, Unsealed, encode
 from kmsd_client import Client
-from kmsd_client.unsealing import unseal
+from kmsd_client.unsealing import unseal, unseal_by_shares
 from tests.client.scripted import ScriptedDaemon
 
 Scripted = Callable[..., list[bytes]]
@@ -110,3 +111,28 @@ def test_what_is_no_pin_is_not_sent(daemon: ScriptedDaemon, pin: bytes, error: t
     with Client(daemon.path) as client, pytest.raises(error):
         unseal(client, pin)
     assert daemon.asked == []
+
+
+def test_shares_are_one_datagram(daemon: ScriptedDaemon, says: Scripted) -> None:
+    """In the place of the PIN; the request says which of the two it is."""
+    asked: list[Any] = []
+    sent = says(encode(Outcome(done=Unsealed())))
+    answer = daemon.answer
+
+    def remember(name: str, request: Any) -> Any:
+        asked.append(request)
+        return answer(name, request)
+
+    daemon.answer = remember
+    with Client(daemon.path) as client:
+        assert not unseal_by_shares(client, b"one two\nthree four\n").already
+
+    assert asked == [UnsealRequest(shares=True)]
+    assert sent == [b"one two\nthree four\n"]
+
+
+@pytest.mark.parametrize(("shares", "error"), [(b"", RecoverySharesError), (b"x" * 4095, ValidationError)])
+def test_what_cannot_be_shares_is_not_sent(daemon: ScriptedDaemon, shares: bytes, error: type[KmsError]) -> None:
+    """Nobody is asked."""
+    with Client(daemon.path) as client, pytest.raises(error):
+        unseal_by_shares(client, shares)

@@ -13,7 +13,16 @@ from shamir_mnemonic import Share, generate_mnemonics
 from shamir_mnemonic.wordlist import WORDLIST
 
 from kmsd.memory.page import PAGE_BYTES
-from kmsd.recovery.shares import MAX_SHARES, MAX_THRESHOLD, SHARE_WORDS, SharesError, ShareSet, read_shares, split
+from kmsd.recovery.shares import (
+    MAX_SHARES,
+    MAX_THRESHOLD,
+    SHARE_WORDS,
+    SharesError,
+    ShareSet,
+    read_shares,
+    share_in_file,
+    split,
+)
 
 KEY = bytes(range(32))
 SHARES = split(KEY, threshold=3, count=5)
@@ -65,7 +74,7 @@ def test_a_set_tells_how_many_shares_are_missing() -> None:
         missing.append(shares.missing)
 
     assert missing == [1, 2, 1, 0, 0]
-    assert shares.text.splitlines() == SHARES[:4]
+    assert shares.needed.splitlines() == SHARES[:3]
 
 
 def test_a_share_that_is_refused_changes_nothing() -> None:
@@ -78,6 +87,14 @@ def test_a_share_that_is_refused_changes_nothing() -> None:
     shares.add(SHARES[2])
 
     assert shares.combine() == KEY
+
+
+def test_a_file_of_a_share_may_explain_itself() -> None:
+    """Lines of comment are no words, and words may stand in several lines."""
+    words = SHARES[0].split()
+    content = f"# Share 1 of 5.\n\n  # Keep it.\n{' '.join(words[:9])}\n{' '.join(words[9:])}\n"
+
+    assert share_in_file(content).split() == words
 
 
 def mistyped(share: str, place: int, word: str) -> str:

@@ -14,7 +14,9 @@ from kmsd.api.symmetric import DECRYPT, ENCRYPT, DecryptRequest, EncryptRequest
 from kmsd.api.unsealing import MAX_DATAGRAM_BYTES, MAX_SHARES_BYTES, Outcome, decode_outcome
 from kmsd.audit.record import Kind
 from kmsd.hsm.root import TokenMissingError
+from kmsd.logs import StructuredLogger
 from kmsd.recovery.shares import split
+from kmsd.service.token_watch import TokenWatch
 from kmsd.store.base import Replace
 from tests.service.conftest import OpenService
 from tests.support.embedded import ALICE, ROOT, Embedded
@@ -154,6 +156,26 @@ async def test_a_stop_ends_an_attempt_by_shares(sealed: Embedded) -> None:
 
     assert sealed.seal.sealed
     assert sealed.newest()["errorCode"] == "ShuttingDownException"
+
+
+async def test_a_daemon_that_shares_unsealed_needs_no_token(sealed: Embedded) -> None:
+    """It stays unsealed although losing the token would seal it, until somebody seals it or the token unsealed it."""
+    watch = TokenWatch(
+        root=sealed.root,
+        unsealing=sealed.unsealing,
+        logger=StructuredLogger(sealed.log),
+        check_seconds=7,
+        seals=True,
+        sleep=sealed.sleeps,
+    )
+    watch.start()
+    assert (await outcome_of(sealed, ENOUGH)).done is not None
+    await sealed.sleeps.wake()
+    await sealed.sleeps.again()
+
+    assert not sealed.seal.sealed
+    assert "token_lost" in sealed.log.getvalue()
+    await watch.close()
 
 
 async def test_the_recovery_key_is_kept_for_later_domain_keys(open_service: OpenService) -> None:

@@ -12,7 +12,15 @@ from pathlib import Path
 from typing import NamedTuple
 
 import kmsd
-from kmsd.api.administration import STATUS, PinSetting, ProtectionStatus, SealState, StatusRequest, StatusResponse
+from kmsd.api.administration import (
+    STATUS,
+    PinSetting,
+    ProtectionStatus,
+    RecoverySetting,
+    SealState,
+    StatusRequest,
+    StatusResponse,
+)
 from kmsd.api.errors import ConnectionLostError, KmsError, UntrustedServerError
 from kmsd_client import Client, _transport
 from kmsd_client.cli.terminal import EXIT_ERROR, add_json_option, print_json, printable
@@ -137,6 +145,7 @@ def _status(status: StatusResponse) -> Iterator[Finding]:
     yield _seal(status)
     yield _pin(status)
     yield from _token(status)
+    yield from _recovery(status)
     yield _memory(status)
     yield from _hardening(status.hardening)
     yield Finding(
@@ -184,6 +193,18 @@ def _token(status: StatusResponse) -> Iterator[Finding]:
     else:
         yield Finding(
             "token", Grade.FAIL, "does not offer AES-GCM", "use one that does, or enable it in the module's settings"
+        )
+
+
+def _recovery(status: StatusResponse) -> Iterator[Finding]:
+    if status.recovery is RecoverySetting.SHARES:
+        yield Finding("recovery", Grade.OK, "shares open the keys without the token")
+    elif status.recovery is RecoverySetting.NONE:
+        yield Finding(
+            "recovery",
+            Grade.WARN,
+            "there are no recovery shares: the keys are lost with the token",
+            "keep backups of the token and of its PIN; shares are made by kmsd init, with the store",
         )
 
 

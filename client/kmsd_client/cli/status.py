@@ -5,9 +5,14 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from kmsd.api.administration import STATUS, PinSetting, ProtectionStatus, SealState, StatusRequest
+from kmsd.api.administration import STATUS, PinSetting, ProtectionStatus, RecoverySetting, SealState, StatusRequest
 from kmsd_client import Client
 from kmsd_client.cli.terminal import EXIT_ERROR, add_json_option, print_facts, print_json
+
+_RECOVERY = {
+    RecoverySetting.SHARES: "shares open the keys without the token",
+    RecoverySetting.NONE: "none: the keys are lost with the token",
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -37,6 +42,7 @@ def run(options: argparse.Namespace) -> int:
                 ("hardening", _hardening(status.hardening)),
                 ("token", f"{token.label} ({token.manufacturer} {token.model})" if token else "not seen"),
                 ("PIN", "configured" if status.pin is PinSetting.CONFIGURED else "an administrator brings it"),
+                *([("recovery", _RECOVERY[status.recovery])] if status.recovery else []),
                 *([("sealed because", status.unseal_failure)] if status.unseal_failure else []),
             ]
         )

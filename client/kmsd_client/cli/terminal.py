@@ -29,6 +29,8 @@ _HINTS = {
     "TokenPinIncorrectException": "try again with care: a token locks itself after a few wrong PINs",
     "TokenPinBlockedException": "look at the token with its own tool (for many: pkcs11-tool), then run kms unseal",
     "TokenPinUnavailableException": "run kms unseal and type the PIN, or name a file with --pin-file",
+    "RecoverySharesException": "bring the shares of this host, each once: kms unseal --share",
+    "RecoveryUnavailableException": "unseal with the token: kms unseal",
     "AuditUnavailableException": "an administrator has to look at the audit trail: its disk may be full",
     "ConnectionLostException": "is kmsd running? name its socket with --socket or KMSD_SOCKET",
     "MessageFormatException": "is this the right file, and all of it?",
