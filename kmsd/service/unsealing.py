@@ -219,6 +219,7 @@ class Unsealing:
             except BaseException:
                 self._seal.seal()
                 raise
+        # Before anybody can see that it is unsealed.
         self.failure, self.lost = None, False
         self.by_recovery = means.recovery_key is not None
         self._gate.open()
