@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from datetime import datetime
 
 from kmsd.api.administration import (
+    GET_AUDIT_ANCHOR,
     GET_AUDIT_RECORDS,
     SEAL,
     STATUS,
     UNSEAL,
+    GetAuditAnchorRequest,
+    GetAuditAnchorResponse,
     GetAuditRecordsRequest,
     GetAuditRecordsResponse,
     SealRequest,
@@ -367,6 +371,7 @@ class Operations(ABC):
         self,
         *,
         after_sequence: int | None = None,
+        since: datetime | None = None,
         limit: int = 100,
     ) -> GetAuditRecordsResponse:
         """Read the audit trail."""
@@ -374,9 +379,14 @@ class Operations(ABC):
             GET_AUDIT_RECORDS,
             GetAuditRecordsRequest(
                 after_sequence=after_sequence,
+                since=since,
                 limit=limit,
             ),
         )
+
+    def get_audit_anchor(self) -> GetAuditAnchorResponse:
+        """Get the audit key's public part and the last checkpoint of the audit trail, to verify it elsewhere."""
+        return self.call(GET_AUDIT_ANCHOR, GetAuditAnchorRequest())
 
     def seal(self) -> SealResponse:
         """Wipe all keys from memory, until somebody unseals the daemon or it is started again."""
@@ -691,6 +701,7 @@ class AsyncOperations(ABC):
         self,
         *,
         after_sequence: int | None = None,
+        since: datetime | None = None,
         limit: int = 100,
     ) -> GetAuditRecordsResponse:
         """Read the audit trail."""
@@ -698,9 +709,14 @@ class AsyncOperations(ABC):
             GET_AUDIT_RECORDS,
             GetAuditRecordsRequest(
                 after_sequence=after_sequence,
+                since=since,
                 limit=limit,
             ),
         )
+
+    async def get_audit_anchor(self) -> GetAuditAnchorResponse:
+        """Get the audit key's public part and the last checkpoint of the audit trail, to verify it elsewhere."""
+        return await self.call(GET_AUDIT_ANCHOR, GetAuditAnchorRequest())
 
     async def seal(self) -> SealResponse:
         """Wipe all keys from memory, until somebody unseals the daemon or it is started again."""

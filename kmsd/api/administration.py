@@ -85,9 +85,14 @@ class StatusResponse(Response, frozen=True, kw_only=True):
 
 
 class GetAuditRecordsRequest(Request, frozen=True, kw_only=True):
-    """Members of GetAuditRecords: without `after_sequence` the newest records."""
+    """Members of GetAuditRecords: without `after_sequence` or `since` the newest records.
+
+    `since` begins at or shortly before the first record that was written then or later, as clocks may step back; what
+    follows is asked for with `after_sequence`, which overrides it.
+    """
 
     after_sequence: Annotated[int, Meta(ge=0)] | None = None
+    since: Annotated[dt.datetime, Meta(tz=True)] | None = None
     limit: Annotated[int, Meta(ge=1, le=1000)] = 100
 
 
@@ -96,6 +101,31 @@ class GetAuditRecordsResponse(Response, frozen=True, kw_only=True):
 
     records: list[str]
     truncated: bool = False
+
+
+class GetAuditAnchorRequest(Request, frozen=True, kw_only=True):
+    """GetAuditAnchor has no members."""
+
+
+class AuditAnchor(Structure, frozen=True, kw_only=True):
+    """A checkpoint of the trail, as kmsd/audit/FORMAT.md has it: what to keep elsewhere."""
+
+    seq: int
+    prev: str
+    event_time: str
+    key_id: str
+    signature: str
+
+
+class GetAuditAnchorResponse(Response, frozen=True, kw_only=True):
+    """What GetAuditAnchor answers: the audit key's raw public key and its id, and the last checkpoint.
+
+    Each is absent as long as there is none, or none is known to a daemon that was not unsealed since its start.
+    """
+
+    public_key: bytes | None = None
+    key_id: str | None = None
+    anchor: AuditAnchor | None = None
 
 
 class SealRequest(Request, frozen=True, kw_only=True):
@@ -144,7 +174,16 @@ GET_AUDIT_RECORDS = Operation(
     cost=Cost.STATUS,
     works_sealed=True,
     reply_bytes=MAX_FRAME_BYTES,  # several records of the largest size
-    audit_fields=("after_sequence", "limit"),
+    audit_fields=("after_sequence", "since", "limit"),
+)
+GET_AUDIT_ANCHOR = Operation(
+    name="GetAuditAnchor",
+    summary="Get the audit key's public part and the last checkpoint of the audit trail, to verify it elsewhere.",
+    request=GetAuditAnchorRequest,
+    response=GetAuditAnchorResponse,
+    cost=Cost.STATUS,
+    works_sealed=True,
+    audit_fields=(),
 )
 SEAL = Operation(
     name="Seal",
@@ -169,4 +208,4 @@ UNSEAL = Operation(
     audit_fields=("configured", "shares", "accept_changes"),
 )
 
-OPERATIONS = (STATUS, GET_AUDIT_RECORDS, SEAL, UNSEAL)
+OPERATIONS = (STATUS, GET_AUDIT_RECORDS, GET_AUDIT_ANCHOR, SEAL, UNSEAL)

@@ -14,7 +14,6 @@ in ASCII, each as it stands in the line. `keyId` is the start of the SHA-256 of 
 from __future__ import annotations
 
 import base64
-import binascii
 import hashlib
 from typing import Protocol
 
@@ -29,9 +28,11 @@ _DOMAIN = "kmsd-audit-checkpoint/1"
 # Enough to tell keys apart; a signature that verifies is what proves anything.
 _KEY_ID_DIGITS = 16
 
+_FORGED = "its signature is not that of the audit key"
+
 
 class CheckpointForgedError(Exception):
-    """A checkpoint does not carry the audit key's signature."""
+    """A checkpoint, or something else that the audit key signs, does not carry its signature."""
 
 
 class Signer(Protocol):
@@ -63,14 +64,22 @@ def sign(signer: Signer, seq: int, prev: str, event_time: str) -> Checkpoint:
 
 def check(checkpoint: Checkpoint, public_key: bytes) -> None:
     """Check a checkpoint's signature with the raw public key (32 bytes); raises CheckpointForgedError."""
-    if checkpoint.key_id != key_id_of(public_key):
-        raise CheckpointForgedError(f"it is signed by the key {checkpoint.key_id}, not by {key_id_of(public_key)}")
     try:
-        signature = base64.b64decode(checkpoint.signature, validate=True)
         signed = message(checkpoint.seq, checkpoint.prev, checkpoint.event_time)
-        Ed25519PublicKey.from_public_bytes(public_key).verify(signature, signed)
-    except (InvalidSignature, binascii.Error, UnicodeEncodeError):
-        raise CheckpointForgedError("its signature is not that of the audit key") from None
+    except UnicodeEncodeError:
+        raise CheckpointForgedError(_FORGED) from None
+    check_signature(signed, checkpoint.key_id, checkpoint.signature, public_key)
+
+
+def check_signature(signed: bytes, key_id: str, signature: str, public_key: bytes) -> None:
+    """Check that the audit key signed a message; `signature` is base64. Raises CheckpointForgedError."""
+    if key_id != key_id_of(public_key):
+        raise CheckpointForgedError(f"it is signed by the key {key_id}, not by {key_id_of(public_key)}")
+    try:
+        raw = base64.b64decode(signature, validate=True)
+        Ed25519PublicKey.from_public_bytes(public_key).verify(raw, signed)
+    except (InvalidSignature, ValueError):  # ValueError: no base64, or not of ASCII characters
+        raise CheckpointForgedError(_FORGED) from None
 
 
 def message(seq: int, prev: str, event_time: str) -> bytes:

@@ -13,6 +13,7 @@ from kmsd.audit.checkpoint import CHECKPOINT, Checkpoint, Signer, sign
 from kmsd.audit.files import RotatedFile, open_part, rotated_files
 from kmsd.audit.reading import Part, lines_between, read_after, read_last
 from kmsd.audit.record import Kind
+from kmsd.audit.since import seq_before
 from kmsd.audit.system import System, unavailable
 
 # What every checkpoint has near its start; a line that has it elsewhere is told apart when it is parsed.
@@ -44,6 +45,14 @@ class History:
         try:
             with contextlib.closing(self._parts_backwards()) as parts:
                 return read_last(parts, limit=limit, max_bytes=max_bytes)
+        except OSError as exc:
+            raise unavailable(self._path, exc) from exc
+
+    def seq_before(self, event_time: str) -> int:
+        """Return a number behind which all records of `event_time` and later stand, if the clock never stepped back."""
+        try:
+            with contextlib.closing(self._parts_backwards()) as parts:
+                return next((found for part in parts if (found := seq_before(*part, event_time)) is not None), 0)
         except OSError as exc:
             raise unavailable(self._path, exc) from exc
 

@@ -1,8 +1,8 @@
-"""Check a trail off-line: every line continues the one before, or the first that does not is named (pure).
+"""Check a chain of lines: every line continues the one before, or the first that does not is named (pure).
 
 What a chain alone cannot show: that its last lines were cut off or its last line was edited (nothing comes behind it),
-and that somebody wrote the whole rest anew. For those, compare `Report.last_seq` and `Report.last_hash` with a head
-that was noted outside the file.
+and that somebody wrote the whole rest anew. For those there are checkpoints and anchors; `kmsd.audit.trail_check` looks
+at them, and at a trail of several files.
 """
 
 from __future__ import annotations
@@ -21,6 +21,9 @@ from kmsd.audit.record import SETTLES, Intent, Kind
 # The name of the record that repeats the open intents, so that a start need not read the file from its beginning.
 MARK = "MarkAuditTrail"
 
+# The name of the record that begins a new chain where an old one was broken.
+REPAIR = "RepairAuditTrail"
+
 # How many lines behind a break are looked at to tell a moved record from a removed one. Those who shuffle lines by
 # accident or to hide one rarely move them far; a record that was moved farther is reported as removed.
 LOOKAHEAD_LINES = 64
@@ -34,6 +37,8 @@ class Fault(enum.StrEnum):
     INSERTED = "inserted"
     REORDERED = "reordered"
     TORN = "torn"
+    FORGED = "forged"
+    CUT = "cut off"
 
 
 class ChainBrokenError(Exception):
@@ -82,34 +87,85 @@ def read_lines(stream: BinaryIO) -> Iterator[bytes]:
         yield line
 
 
-def verify(lines: Iterable[bytes], *, start: Head | None = GENESIS) -> Report:
-    """Check a trail, each line with its line feed, and return what it is.
+class Walk:
+    """A walk along a chain: how far it came, and which intents are open there.
 
-    `start` is the head that the first line continues: `GENESIS` for a whole trail, None to take the first line's own
-    word for it (a part of a trail). Raises ChainBrokenError at the first line that does not fit.
+    `head` is what the next line has to continue; None takes the first line's own word for it (a part of a trail).
     """
-    head = start
-    first_seq = count = store_sequence = 0
-    intents: dict[tuple[str, str], Intent] = {}
-    rest = iter(lines)
-    for count, raw in enumerate(rest, 1):
-        try:
-            line = parse(raw)
-        except MalformedLineError as exc:
-            raise _not_a_record(count, raw, str(exc), head or GENESIS, _look_ahead(rest)) from None
-        if head is None:
-            head = Head(line.seq - 1, line.prev)
-        if line.seq != head.seq + 1 or line.prev != head.digest:
-            raise _out_of_place(count, _Seen(line.seq, line.prev, digest_of(raw)), head, _look_ahead(rest))
-        if count == 1:
-            first_seq = line.seq
-            intents.update(_marked(count, line))
-        if line.event_type != Kind.REQUEST:
-            _settle(intents, line)
-            store_sequence = max(store_sequence, told_sequence(line.additional_event_data))
-        head = Head(line.seq, digest_of(raw))
-    seq, digest = head or GENESIS
-    return Report(count, first_seq, seq, digest, tuple(intents.values()), store_sequence)
+
+    def __init__(self, head: Head | None) -> None:
+        self.head = head
+        self.records = 0
+        self.first_seq = 0
+        self.store_sequence = 0
+        self._intents: dict[tuple[str, str], Intent] = {}
+        # Whether intents may be open that were not met on the way: then the next mark tells them.
+        self._heeds_mark = True
+
+    @property
+    def open_intents(self) -> tuple[Intent, ...]:
+        """The intents and begins that nothing has settled so far, oldest first."""
+        return tuple(self._intents.values())
+
+    def follow(self, lines: Iterable[bytes]) -> Iterator[tuple[int, Line]]:
+        """Go on along the lines of a file, each with its line feed, and yield its service events with their places.
+
+        Raises ChainBrokenError at the first line that does not fit; `head` is then what it should have continued.
+        """
+        rest = iter(lines)
+        for number, raw in enumerate(rest, 1):
+            try:
+                line = parse(raw)
+            except MalformedLineError as exc:
+                raise _not_a_record(number, raw, str(exc), self.head or GENESIS, _look_ahead(rest)) from None
+            if self.head is None or (self.head == GENESIS and begins_anew(line)):
+                self.head = Head(line.seq - 1, line.prev)
+            if line.seq != self.head.seq + 1 or line.prev != self.head.digest:
+                raise _out_of_place(number, _Seen(line.seq, line.prev, digest_of(raw)), self.head, _look_ahead(rest))
+            self.head = Head(line.seq, digest_of(raw))
+            if line.event_type != Kind.REQUEST:
+                self.heed(number, line)
+                if line.event_type == Kind.SYSTEM:
+                    yield number, line
+            self.records += 1
+            self.first_seq = self.first_seq or line.seq
+
+    def heed(self, number: int, line: Line) -> None:
+        """Take account of what a line opens, settles or repeats; `number` is its place."""
+        self.store_sequence = max(self.store_sequence, told_sequence(line.additional_event_data))
+        if line.event_type in SETTLES:
+            self._intents.pop((SETTLES[Kind(line.event_type)], line.request_id), None)
+        elif line.event_type in SETTLES.values():
+            self._intents[line.event_type, line.request_id] = _intent(line)
+        elif self._heeds_mark and line.event_name == MARK:
+            self._intents.update(_marked(number, line))
+            self._heeds_mark = False
+
+    def jump(self, head: Head, *, forget: bool) -> None:
+        """Go on behind `head`, which was reached another way; `forget` what is open, as only the next mark tells it."""
+        self.head = head
+        if forget:
+            self._intents.clear()
+            self._heeds_mark = True
+
+
+def begins_anew(line: Line) -> bool:
+    """Return whether a line is the first of a chain that an administrator began where another was broken."""
+    return line.event_type == Kind.SYSTEM and line.event_name == REPAIR and line.prev == GENESIS.digest
+
+
+def verify(lines: Iterable[bytes], *, start: Head | None = GENESIS) -> Report:
+    """Check a chain, each line with its line feed, and return what it is.
+
+    `start` is the head that the first line continues: `GENESIS` for a chain from its beginning (record 1, or a repair),
+    None to take the first line's own word for it (a part of a trail). Raises ChainBrokenError at the first line that
+    does not fit.
+    """
+    walk = Walk(start)
+    for _ in walk.follow(lines):
+        pass
+    seq, digest = walk.head or GENESIS
+    return Report(walk.records, walk.first_seq, seq, digest, walk.open_intents, walk.store_sequence)
 
 
 def told_sequence(details: dict[str, Any] | None) -> int:
@@ -118,24 +174,19 @@ def told_sequence(details: dict[str, Any] | None) -> int:
     return told if type(told) is int else 0
 
 
-def _settle(intents: dict[tuple[str, str], Intent], line: Line) -> None:
-    if line.event_type in SETTLES.values():
-        intents[line.event_type, line.request_id] = Intent(
-            line.seq,
-            Kind(line.event_type),
-            line.event_name,
-            line.request_id,
-            line.user_identity,
-            tuple([resource.arn for resource in line.resources]),
-        )
-    elif line.event_type in SETTLES:
-        intents.pop((SETTLES[Kind(line.event_type)], line.request_id), None)
+def _intent(line: Line) -> Intent:
+    return Intent(
+        line.seq,
+        Kind(line.event_type),
+        line.event_name,
+        line.request_id,
+        line.user_identity,
+        tuple([resource.arn for resource in line.resources]),
+    )
 
 
 def _marked(number: int, line: Line) -> dict[tuple[str, str], Intent]:
-    """Return the open intents that a mark repeats; none for other lines."""
-    if line.event_type != Kind.SYSTEM or line.event_name != MARK:
-        return {}
+    """Return the open intents that a mark repeats."""
     try:
         found = msgspec.convert((line.additional_event_data or {}).get("openIntents"), list[Intent])
     except msgspec.ValidationError as exc:

@@ -222,6 +222,13 @@ class Trail:
         """Return the last lines, oldest first; bounds and errors as in `read`."""
         return self._history.read_tail(limit=limit, max_bytes=max_bytes)
 
+    def seq_before(self, event_time: str) -> int:
+        """Return a number behind which all records of `event_time` and later stand, if the clock never stepped back.
+
+        Raises AuditUnavailableError when the trail cannot be read.
+        """
+        return self._history.seq_before(event_time)
+
     def holds(self, checkpoint: Checkpoint) -> bool:
         """Return whether exactly this checkpoint stands in the trail; raises AuditUnavailableError when it cannot tell.
 

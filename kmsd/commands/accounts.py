@@ -15,12 +15,15 @@ _SYSUSERS = Path("/usr/lib/sysusers.d/kmsd.conf")
 # Administration programs are not on everybody's PATH.
 _PATH = "/usr/local/sbin:/usr/sbin:/sbin:/usr/local/bin:/usr/bin:/bin"
 ADMINISTRATORS = "kms-admin"
+# Whom the shipped host policy lets make keys, and read the audit trail.
 USERS = "kms-users"
+AUDITORS = "kms-auditors"
+_GROUPS = (ADMINISTRATORS, USERS, AUDITORS)
 
 
 def make_accounts(user: str, home: str) -> None:
-    """Make the group of administrators, that of users, and the system user `user` with a group of its own."""
-    missing = [group for group in (ADMINISTRATORS, USERS) if not _group_exists(group)]
+    """Make the groups of administrators, users and auditors, and the system user `user` with a group of its own."""
+    missing = [group for group in _GROUPS if not _group_exists(group)]
     is_new = not _user_exists(user)
     if missing or is_new:
         if shutil.which("systemd-sysusers", path=_PATH) and _SYSUSERS.is_file():
@@ -36,7 +39,7 @@ def make_accounts(user: str, home: str) -> None:
                 *("--shell", "/usr/sbin/nologin", "--comment", "kmsd key daemon", user),
             )
     tell(made=is_new, what=f"user {user}")
-    for group in (ADMINISTRATORS, USERS):
+    for group in _GROUPS:
         tell(made=group in missing, what=f"group {group}")
 
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import datetime as dt
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import kmsd
 from kmsd.api import administration as api
 from kmsd.api.operation import MAX_FRAME_BYTES, Operation
+from kmsd.audit.chain import format_time, seq_of
+from kmsd.audit.checkpoint import Checkpoint, key_id_of
 from kmsd.hsm.root import TokenInfo
 from kmsd.memory.arena import Arena
 from kmsd.processes.confinement import Finding
@@ -18,6 +20,17 @@ from kmsd.service.unsealing import Unsealing
 
 # What a reply of audit records may hold: a frame, less its envelope and the prefix of each record.
 _MAX_RECORD_BYTES = MAX_FRAME_BYTES - 16 * 1024
+
+# By how much a clock may have stepped back without records of the time asked for being missed: time services step by
+# seconds, and a minute more costs little to read.
+_STEP_BACK_SECONDS = 60
+
+
+class AuditKey(NamedTuple):
+    """What vouches for the trail: the audit key's raw public key, and the last checkpoint, as far as they are known."""
+
+    public_key: bytes | None
+    last_checkpoint: Checkpoint | None
 
 
 class ReadableTrail(Protocol):
@@ -33,12 +46,15 @@ class ReadableTrail(Protocol):
     def read_tail(self, *, limit: int, max_bytes: int) -> list[str]:
         """Return the newest lines."""
 
+    def seq_before(self, event_time: str) -> int:
+        """Return a number behind which all records of `event_time` and later stand, if the clock never stepped back."""
+
 
 class Administration:
     """Handlers of the service itself.
 
     `connections` and `streams` count what is under way; `findings` are the self-check's. `token` gives what the token
-    said at the last job.
+    said at the last job, `audit_key` what vouches for the trail.
     """
 
     def __init__(
@@ -47,6 +63,7 @@ class Administration:
         arns: Arns,
         arena: Arena,
         trail: ReadableTrail,
+        audit_key: Callable[[], AuditKey],
         audit_sync: str,
         started: dt.datetime,
         token: Callable[[], TokenInfo | None],
@@ -58,6 +75,7 @@ class Administration:
         self._arns = arns
         self._arena = arena
         self._trail = trail
+        self._audit_key = audit_key
         self._audit_sync = audit_sync
         self._started = started
         self._token = token
@@ -108,13 +126,38 @@ class Administration:
     ) -> api.GetAuditRecordsResponse:
         """Give lines of the trail as they stand there; reading them is itself recorded."""
         newest, _ = self._trail.head
-        if request.after_sequence is None:
+        after = request.after_sequence
+        if after is None and request.since is not None:
+            after = self._trail.seq_before(format_time(request.since.timestamp() - _STEP_BACK_SECONDS))
+        if after is None:
             return api.GetAuditRecordsResponse(
                 records=self._trail.read_tail(limit=request.limit, max_bytes=_MAX_RECORD_BYTES)
             )
-        after = request.after_sequence
         records = self._trail.read(after_seq=after, limit=request.limit, max_bytes=_MAX_RECORD_BYTES)
-        return api.GetAuditRecordsResponse(records=records, truncated=after + len(records) < newest)
+        # By its number: where retention dropped records the numbers go on without them.
+        last = seq_of(records[-1].encode()) if records else None
+        return api.GetAuditRecordsResponse(records=records, truncated=last is not None and last < newest)
+
+    async def get_audit_anchor(
+        self,
+        call: Call,  # noqa: ARG002 - handlers share one form
+        request: api.GetAuditAnchorRequest,  # noqa: ARG002
+    ) -> api.GetAuditAnchorResponse:
+        """Give what others need to verify the trail without this daemon's word."""
+        public_key, last = self._audit_key()
+        return api.GetAuditAnchorResponse(
+            public_key=public_key,
+            key_id=None if public_key is None else key_id_of(public_key),
+            anchor=None
+            if last is None
+            else api.AuditAnchor(
+                seq=last.seq,
+                prev=last.prev,
+                event_time=last.event_time,
+                key_id=last.key_id,
+                signature=last.signature,
+            ),
+        )
 
 
 def _recovery(*, there: bool | None) -> api.RecoverySetting | None:
@@ -126,4 +169,5 @@ def _recovery(*, there: bool | None) -> api.RecoverySetting | None:
 HANDLERS: dict[Operation[Any, Any], Callable[..., Any]] = {
     api.STATUS: Administration.status,
     api.GET_AUDIT_RECORDS: Administration.get_audit_records,
+    api.GET_AUDIT_ANCHOR: Administration.get_audit_anchor,
 }

@@ -29,7 +29,7 @@ class GivenNames:
 @pytest.fixture(scope="session")
 def names() -> Names:
     """The names of a small host."""
-    return GivenNames({"root": 0, "alice": 1000, "bob": 1001}, {"backup": 34, "kms-users": 500})
+    return GivenNames({"root": 0, "alice": 1000, "bob": 1001}, {"backup": 34, "kms-users": 500, "kms-auditors": 501})
 
 
 @pytest.fixture(scope="session")

@@ -37,6 +37,7 @@ def person(uid: int, *groups: int, administrator: bool = False) -> Caller:
 
 
 ALICE, MEMBER, ADMINISTRATOR = person(1000), person(1001, 500), person(0, administrator=True)
+AUDITOR = person(1002, 501)
 
 
 def document(effect: str, principal: str, action: str = "kms:CreateKey") -> str:
@@ -89,6 +90,31 @@ def test_the_shipped_host_policy(
         members,
         administrators,
     ]
+
+
+def test_auditors_read_the_trail_and_do_nothing_else(names: Names) -> None:
+    """They need not be administrators, and are none."""
+    host = HostPolicy.load(None, account=ACCOUNT, names=names)
+    theirs = {action for one in OPERATIONS for action in one.actions if permits(host, AUDITOR, action)}
+    everybodys = {action for one in OPERATIONS for action in one.actions if permits(host, ALICE, action)}
+
+    assert theirs - everybodys == {"kms:GetAuditRecords", "kms:GetAuditAnchor"}
+
+
+def test_a_policy_file_keeps_administrators_from_reading_the_trail(names: Names, directory: Path) -> None:
+    """Then auditors alone read it."""
+    put(directory, "auditors-only.json", document("Deny", "administrators", "kms:GetAuditRecords"))
+    host = HostPolicy.load(directory, account=ACCOUNT, names=names)
+
+    assert not permits(host, ADMINISTRATOR, "kms:GetAuditRecords")
+    assert permits(host, AUDITOR, "kms:GetAuditRecords")
+
+
+def test_without_their_group_nobody_is_an_auditor(given_names: GivenNames) -> None:
+    """The shipped policy names a group that a host need not have."""
+    host = HostPolicy.load(None, account=ACCOUNT, names=given_names({}, {}))
+
+    assert not permits(host, AUDITOR, "kms:GetAuditRecords")
 
 
 def test_every_operation_without_a_key_is_permitted_to_somebody(names: Names) -> None:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import datetime as dt
+from typing import Any
+
 import msgspec
 import pytest
 
 import kmsd
 from kmsd.api.administration import (
+    GET_AUDIT_ANCHOR,
     GET_AUDIT_RECORDS,
     STATUS,
+    GetAuditAnchorRequest,
     GetAuditRecordsRequest,
     GetAuditRecordsResponse,
     SealState,
@@ -17,10 +22,13 @@ from kmsd.api.administration import (
 from kmsd.api.errors import AccessDeniedError
 from kmsd.api.operation import MAX_FRAME_BYTES
 from kmsd.api.symmetric import ENCRYPT, EncryptRequest
-from tests.support.embedded import ACCOUNT, ALICE, BOB, REGION, ROOT, Embedded
+from kmsd.audit.checkpoint import sign
+from kmsd.service.administration import AuditKey
+from tests.support.embedded import ACCOUNT, ALICE, AUDITOR, BOB, REGION, ROOT, Embedded
+from tests.support.written_trail import Key
 
 
-async def read(service: Embedded, **members: int) -> GetAuditRecordsResponse:
+async def read(service: Embedded, **members: Any) -> GetAuditRecordsResponse:
     return await service.ask(ROOT, GET_AUDIT_RECORDS, GetAuditRecordsRequest(**members))
 
 
@@ -69,6 +77,46 @@ async def test_others_do_not_read_the_trail(service: Embedded) -> None:
     for session in (ALICE, BOB):
         with pytest.raises(AccessDeniedError):
             await service.ask(session, GET_AUDIT_RECORDS, GetAuditRecordsRequest())
+
+
+async def test_auditors_read_the_trail_and_that_is_recorded(service: Embedded) -> None:
+    """With what they asked for."""
+    since = dt.datetime(2026, 1, 2, tzinfo=dt.UTC)
+    request = GetAuditRecordsRequest(since=since, limit=7)
+    await service.ask(AUDITOR, GET_AUDIT_RECORDS, request)
+
+    record = service.newest()
+    assert (record["eventName"], record["userIdentity"]["userName"]) == ("GetAuditRecords", "carol")
+    assert record["requestParameters"] == {"since": "2026-01-02T00:00:00Z", "limit": 7}
+
+
+async def test_reading_begins_at_a_time(service: Embedded) -> None:
+    """At its first record or shortly before, also when a number is given the number counts; never behind the end."""
+    for _ in range(3):
+        await service.ask(BOB, STATUS, StatusRequest())
+    now = dt.datetime.now(dt.UTC)
+
+    assert numbers(await read(service, since=now - dt.timedelta(hours=1))) == [1, 2, 3]
+    assert numbers(await read(service, since=now - dt.timedelta(hours=1), after_sequence=2)) == [3, 4]
+    assert numbers(await read(service, since=dt.datetime(1, 1, 1, tzinfo=dt.UTC), limit=1)) == [1]
+    await read(service, since=dt.datetime(9999, 12, 31, tzinfo=dt.UTC))
+
+
+async def test_administrators_and_auditors_get_what_vouches_for_the_trail(service: Embedded) -> None:
+    """The audit key's public part and the last checkpoint, as far as they are known; also while sealed."""
+    key = Key()
+    empty = await service.ask(AUDITOR, GET_AUDIT_ANCHOR, GetAuditAnchorRequest())
+    last = sign(key, 7, "ab" * 32, "2026-09-21T14:13:20.125Z")
+    service.audit_key = AuditKey(key.public, last)
+    await service.unsealing.seal()
+    told = await service.ask(ROOT, GET_AUDIT_ANCHOR, GetAuditAnchorRequest())
+
+    assert (empty.public_key, empty.key_id, empty.anchor) == (None, None, None)
+    assert (told.public_key, told.key_id) == (key.public, key.key_id)
+    assert told.anchor is not None
+    assert msgspec.structs.astuple(told.anchor) == msgspec.structs.astuple(last)
+    with pytest.raises(AccessDeniedError):
+        await service.ask(BOB, GET_AUDIT_ANCHOR, GetAuditAnchorRequest())
 
 
 async def test_a_reply_of_large_records_is_cut_to_a_frame(service: Embedded) -> None:

@@ -125,7 +125,7 @@ class HostNames:
 
     def __init__(self) -> None:
         self.users = {"root": 0, "alice": 1000, "bob": 1001}
-        self.groups = {"kms-users": 500}
+        self.groups = {"kms-users": 500, "kms-auditors": 501}
 
     def user_name(self, uid: int) -> str | None:
         return next((name for name, one in self.users.items() if one == uid), None)
@@ -316,6 +316,7 @@ def person(uid: int = 1000, *, user: str | None = "alice", gid: int = 500, admin
 
 ALICE = person()
 BOB = person(1001, user="bob", gid=1001)
+AUDITOR = person(1002, user="carol", gid=501)
 ROOT = person(0, user="root", gid=0, administrator=True)
 
 
@@ -368,6 +369,7 @@ class Embedded:
         self.store = store
         self.trail = trail
         self.names = HostNames()
+        self.audit_key = administration.AuditKey(None, None)
         self.now = time.monotonic()
         self.log = io.StringIO()
         self.arena = Arena(arena_bytes)
@@ -453,6 +455,7 @@ class Embedded:
             arns=self.arns,
             arena=self.arena,
             trail=trail,
+            audit_key=lambda: self.audit_key,
             audit_sync=trail.mode,
             started=dt.datetime.now(dt.UTC),
             token=lambda: self.root.seen,

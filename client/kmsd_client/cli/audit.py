@@ -1,91 +1,134 @@
-"""Read and verify the audit trail."""
+"""Read, search and verify the audit trail."""
 
 from __future__ import annotations
 
 import argparse
-import os
-from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
 
-import msgspec
-
-from kmsd.api.administration import GET_AUDIT_RECORDS, GetAuditRecordsRequest
-from kmsd.audit.verify import ChainBrokenError, read_lines, verify
+from kmsd.api.administration import (
+    GET_AUDIT_ANCHOR,
+    GET_AUDIT_RECORDS,
+    GetAuditAnchorRequest,
+    GetAuditAnchorResponse,
+    GetAuditRecordsRequest,
+)
 from kmsd_client import Client
-from kmsd_client.cli.terminal import CommandError, print_json, printable
+from kmsd_client.cli.audit_records import PAGE_RECORDS, decode, told
+from kmsd_client.cli.terminal import CommandError, add_context_option, add_json_option, print_json_line
 
-# What one request may ask for.
-_REQUEST_RECORDS = 1000
+_VERBS = "tail|search|who|verify|public-key|anchors"
+_TIMES = "a time: ISO 8601, 90s, 30m, 2h, 3d, 1w (so long ago), today or yesterday"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command line."""
-    verbs = parser.add_subparsers(required=True, metavar="tail|verify")
+    verbs = parser.add_subparsers(required=True, metavar=_VERBS)
     tail = verbs.add_parser("tail", help="print the newest records")
     tail.add_argument("-n", type=int, default=20, metavar="N", help="how many (default: 20)", dest="count")
-    tail.add_argument("--json", action="store_true", help="print the lines as they stand in the trail")
+    _add_lines_option(tail)
     tail.set_defaults(run=run_tail)
-    check = verbs.add_parser("verify", help="check that no record was changed, removed, inserted or moved")
-    check.add_argument("files", nargs="*", type=Path, metavar="FILE", help="the trail's file; otherwise the daemon's")
-    check.add_argument("--json", action="store_true", help="print JSON")
-    check.set_defaults(run=run_verify)
+    _add_search(verbs.add_parser("search", help="print the records that match", epilog=f"T is {_TIMES}"))
+    _add_who(verbs.add_parser("who", help="tell who used a key, and for what", epilog=f"T is {_TIMES}"))
+    _add_verify(verbs.add_parser("verify", help="check that no record was changed, removed, inserted or moved"))
+    key = verbs.add_parser("public-key", help="print the audit key's public part, to verify the trail with elsewhere")
+    key.set_defaults(run=run_public_key)
+    anchors = verbs.add_parser("anchors", help="print the last checkpoint, to be kept elsewhere")
+    anchors.set_defaults(run=run_anchors)
+
+
+def _add_search(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("key", nargs="?", metavar="KEY", help="only about this key: key id, key ARN, or an alias of it")
+    parser.add_argument("--key", dest="named_key", metavar="KEY", help="the same")
+    parser.add_argument("--since", metavar="T", help="written then or later")
+    parser.add_argument("--until", metavar="T", help="written then or before")
+    parser.add_argument("--principal", metavar="P", help="by uid:N, user:NAME, NAME, unit:NAME or exe:PATH")
+    parser.add_argument("--operation", metavar="NAME", help="of this operation, or event of kmsd")
+    parser.add_argument("--outcome", metavar="ok|error|CODE", help="succeeded, failed, or failed with this code")
+    add_context_option(parser)
+    parser.add_argument("-n", type=int, metavar="MAX", help="only the newest so many", dest="count")
+    _add_files_option(parser)
+    _add_lines_option(parser)
+    parser.set_defaults(run=_run_search)
+
+
+def _add_who(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("key", metavar="KEY", help="key id, key ARN, or an alias of it")
+    parser.add_argument("--since", metavar="T", help="since then")
+    _add_files_option(parser)
+    add_json_option(parser)
+    parser.set_defaults(run=_run_who)
+
+
+def _add_verify(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("files", nargs="*", type=Path, metavar="FILE", help="all files of a trail; else the daemon's")
+    parser.add_argument(
+        "--public-key", metavar="K", help="the audit key's: a file (PEM, hex or base64), or 64 hex digits or base64"
+    )
+    parser.add_argument(
+        "--anchors", type=Path, action="append", default=[], metavar="A", help="a file with anchors; may be repeated"
+    )
+    parser.add_argument("--part", action="store_true", help="the files before these are elsewhere")
+    add_json_option(parser)
+    parser.set_defaults(run=_run_verify)
+
+
+def _add_files_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--files", nargs="+", type=Path, default=[], metavar="F", help="read these files and not the daemon's trail"
+    )
+
+
+def _add_lines_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="print the lines as they stand in the trail")
 
 
 def run_tail(options: argparse.Namespace) -> None:
     """Print the newest records."""
-    lines: list[str] = []
     with Client(options.socket) as client:
-        request = GetAuditRecordsRequest(limit=min(max(options.count, 1), _REQUEST_RECORDS))
+        request = GetAuditRecordsRequest(limit=min(max(options.count, 1), PAGE_RECORDS))
         lines = client.call(GET_AUDIT_RECORDS, request).records
     for line in lines:
-        text = line.rstrip("\n")
-        print(text if options.json else _told(msgspec.json.decode(text)))
+        print(line if options.json else told(decode(line)))
 
 
-def _told(record: dict[str, Any]) -> str:
-    """Return a record as one line for people: when, who, what, on which keys, and what became of it."""
-    identity = record.get("userIdentity") or {}
-    who = identity.get("userName") or (f"uid {identity['uid']}" if "uid" in identity else "kmsd")
-    keys = " ".join(resource["ARN"].rpartition("/")[2] for resource in record.get("resources", ()))
-    context = (record.get("requestParameters") or {}).get("encryptionContext") or {}
-    pairs = " ".join(f"{name}={value}" for name, value in context.items())
-    what = {"ApiCallIntent": "begins", "FileBegin": "begins", "FileEnd": "done"}.get(record["eventType"], "done")
-    outcome = record.get("errorCode") or what
-    told = (record["eventTime"], f"#{record['seq']}", who, record["eventName"], outcome, keys, pairs)
-    return printable("  ".join(part for part in told if part))
+def run_public_key(options: argparse.Namespace) -> None:
+    """Print the audit key's public part as PEM."""
+    from kmsd.audit.public_key import to_pem  # noqa: PLC0415 - each verb loads what it needs
+
+    found = _anchor(options).public_key
+    if found is None:
+        raise CommandError("kmsd does not know its audit key yet", "an administrator has to unseal it: kms unseal")
+    print(to_pem(found), end="")
 
 
-def run_verify(options: argparse.Namespace) -> None:
-    """Verify the daemon's trail, or files of one off-line; exit code 1 and the place when it was changed."""
-    try:
-        report = verify(_lines_of(options.files) if options.files else _lines_from(options.socket))
-    except ChainBrokenError as error:
-        raise CommandError(
-            f"the audit trail was changed: {error}", "keep the file as it is; it is evidence, and so is its backup"
-        ) from None
-    if options.json:
-        print_json(report)
-        return
-    print(f"{report.lines} records, {report.first_seq} to {report.last_seq}: the chain is whole")
-    print(f"head: {report.last_hash}")
-    for intent in report.open_intents:
-        print(printable(f"open: #{intent.seq} {intent.event_name} has no outcome (under way, or cut off)"))
+def run_anchors(options: argparse.Namespace) -> None:
+    """Print the last checkpoint as a line of JSON, as `kms audit verify --anchors` reads it."""
+    from kmsd.audit.checkpoint import Checkpoint  # noqa: PLC0415 - each verb loads what it needs
+
+    found = _anchor(options).anchor
+    if found is None:
+        raise CommandError("nothing of the trail is signed yet", "an administrator has to unseal kmsd: kms unseal")
+    print_json_line(Checkpoint(found.seq, found.prev, found.event_time, found.key_id, found.signature))
 
 
-def _lines_of(files: Iterable[Path]) -> Iterator[bytes]:
-    for path in files:
-        with path.open("rb") as stream:
-            yield from read_lines(stream)
+def _anchor(options: argparse.Namespace) -> GetAuditAnchorResponse:
+    with Client(options.socket) as client:
+        return client.call(GET_AUDIT_ANCHOR, GetAuditAnchorRequest())
 
 
-def _lines_from(socket: str | os.PathLike[str] | None) -> Iterator[bytes]:
-    after = 0
-    with Client(socket) as client:
-        while True:
-            page = client.call(GET_AUDIT_RECORDS, GetAuditRecordsRequest(after_sequence=after, limit=_REQUEST_RECORDS))
-            for line in page.records:
-                yield line.rstrip("\n").encode() + b"\n"
-            after += len(page.records)
-            if not page.truncated:
-                return
+def _run_search(options: argparse.Namespace) -> None:
+    from kmsd_client.cli.audit_search import run_search  # noqa: PLC0415 - each verb loads what it needs
+
+    run_search(options)
+
+
+def _run_who(options: argparse.Namespace) -> None:
+    from kmsd_client.cli.audit_search import run_who  # noqa: PLC0415 - each verb loads what it needs
+
+    run_who(options)
+
+
+def _run_verify(options: argparse.Namespace) -> None:
+    from kmsd_client.cli.audit_verify import run_verify  # noqa: PLC0415 - each verb loads what it needs
+
+    run_verify(options)

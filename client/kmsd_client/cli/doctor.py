@@ -26,7 +26,7 @@ from kmsd_client import Client, _transport
 from kmsd_client.cli.terminal import EXIT_ERROR, add_json_option, print_json, printable
 
 # The groups that the shipped host policy names (DESIGN 6).
-_GROUPS = {"kms-admin": "administers kmsd", "kms-users": "may create keys"}
+_GROUPS = {"kms-admin": "administers kmsd", "kms-users": "may create keys", "kms-auditors": "may read the audit trail"}
 # What time services leave when they have set the clock: systemd-timesyncd, chrony, ntpd.
 _CLOCK_SET = ("/run/systemd/timesync/synchronized", "/run/chrony/chronyd.pid", "/run/ntpd.pid")
 # The root key wraps with it.

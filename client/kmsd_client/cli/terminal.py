@@ -76,6 +76,11 @@ def print_json(value: Any) -> None:
     sys.stdout.write(msgspec.json.format(msgspec.json.encode(value), indent=2).decode() + "\n")
 
 
+def print_json_line(value: Any) -> None:
+    """Print a value for a program that reads lines."""
+    sys.stdout.write(msgspec.json.encode(value).decode() + "\n")
+
+
 def print_table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     """Print rows in columns as wide as their longest cell."""
     cells = [[*heads], *([printable(cell) for cell in row] for row in rows)]
