@@ -23,31 +23,32 @@ from kmsd.api.unsealing import MAX_DATAGRAM_BYTES, MAX_PIN_BYTES, MAX_SHARES_BYT
 from kmsd_client.files import Caller
 
 
-def unseal(client: Caller, pin: bytes | bytearray | None) -> Unsealed:
+def unseal(client: Caller, pin: bytes | bytearray | None, *, accept_changes: bool = False) -> Unsealed:
     """Let the daemon unseal itself with `pin` (UTF-8), or with None with the PIN from its own configured source.
 
     Waits for the outcome, which takes as long as the token does. Raises the KmsError it ended with: of the operation,
-    of the PIN or of the token. Nothing is tried twice.
+    of the PIN or of the token. Nothing is tried twice. With `accept_changes` the daemon takes its records as they are
+    when they are not as it left them: find out why they are not before.
     """
     if pin is None:
-        return _converse(client, UnsealRequest(configured=True), None)
+        return _converse(client, UnsealRequest(configured=True, accept_changes=accept_changes), None)
     if not pin:
         raise TokenPinUnavailableError("the PIN is empty")
     if len(pin) > MAX_PIN_BYTES:
         raise ValidationError(f"a PIN has at most {MAX_PIN_BYTES} bytes, and this has {len(pin)}")
-    return _converse(client, UnsealRequest(), pin)
+    return _converse(client, UnsealRequest(accept_changes=accept_changes), pin)
 
 
-def unseal_by_shares(client: Caller, shares: bytes | bytearray) -> Unsealed:
+def unseal_by_shares(client: Caller, shares: bytes | bytearray, *, accept_changes: bool = False) -> Unsealed:
     """Let the daemon unseal itself with recovery shares (UTF-8, one a line), and without its token.
 
-    Raises the KmsError it ended with, as `unseal` does.
+    `accept_changes`, and the KmsError that is raised when it fails, are as for `unseal`.
     """
     if not shares:
         raise RecoverySharesError("there is no share")
     if len(shares) > MAX_SHARES_BYTES:
         raise ValidationError(f"shares have at most {MAX_SHARES_BYTES} bytes together, and these have {len(shares)}")
-    return _converse(client, UnsealRequest(shares=True), shares)
+    return _converse(client, UnsealRequest(shares=True, accept_changes=accept_changes), shares)
 
 
 def _converse(client: Caller, request: UnsealRequest, secret: bytes | bytearray | None) -> Unsealed:

@@ -29,16 +29,20 @@ class DirectoryError(RuntimeError):
     """The directory cannot be used; the message says why."""
 
 
-def run_dev(directory: Path, config: Config, *, shared: bool, command: Sequence[str]) -> int:
+def run_dev(directory: Path, config: Config, *, shared: bool, accepts_changes: bool, command: Sequence[str]) -> int:
     """Run the daemon, and a command beside it if there is one; return the exit code."""
+
+    def serve(ready: Callable[[], None]) -> int:
+        return _run_daemon(directory, config, shared=shared, accepts_changes=accepts_changes, ready=ready)
+
     try:
         directory = _prepare(directory, shared=shared)
     except DirectoryError as error:
         sys.stderr.write(f"kmsd: error: {error}\n")
         return 1
     if not command:
-        return _run_daemon(directory, config, shared=shared, ready=lambda: _say_ready(directory))
-    return _run_beside(directory, config, command, shared=shared)
+        return serve(lambda: _say_ready(directory))
+    return _run_beside(directory, command, serve)
 
 
 def _prepare(directory: Path, *, shared: bool) -> Path:
@@ -64,7 +68,9 @@ def _say_ready(directory: Path) -> None:
     sys.stderr.write(f"kmsd: ready: export KMSD_SOCKET={directory / 'kmsd.sock'}\n")
 
 
-def _run_daemon(directory: Path, config: Config, *, shared: bool, ready: Callable[[], None]) -> int:
+def _run_daemon(
+    directory: Path, config: Config, *, shared: bool, accepts_changes: bool, ready: Callable[[], None]
+) -> int:
     # Imported here: beside a command, only the child that becomes the daemon needs any of it.
     from kmsd.identity.peer import IncompleteUidMapError, check_identity_map  # noqa: PLC0415
     from kmsd.server.daemon import run_daemon  # noqa: PLC0415
@@ -78,13 +84,17 @@ def _run_daemon(directory: Path, config: Config, *, shared: bool, ready: Callabl
         sys.stderr.write(f"kmsd: warning: {error}; only uid {only_uid} is served\n")
     if os.getuid() == 0:
         sys.stderr.write("kmsd: warning: running as root; an ordinary user is enough to try kmsd\n")
-    return exit_code_of(
-        lambda: run_daemon(development(directory, config, shared=shared, only_uid=only_uid, ready=ready))
+    deployment = development(
+        directory, config, shared=shared, only_uid=only_uid, ready=ready, accepts_changes=accepts_changes
     )
+    return exit_code_of(lambda: run_daemon(deployment))
 
 
-def _run_beside(directory: Path, config: Config, command: Sequence[str], *, shared: bool) -> int:
-    """Run the daemon in a child process and the command in another; the command's exit code is ours."""
+def _run_beside(directory: Path, command: Sequence[str], serve: Callable[[Callable[[], None]], int]) -> int:
+    """Run the daemon in a child process and the command in another; the command's exit code is ours.
+
+    `serve` is the daemon, and calls what it is given when it is ready.
+    """
     read_end, write_end = os.pipe()
     # Whatever ends this process from now on, also while the daemon starts, ends the daemon first. Held back around the
     # fork: Python drops what a handler raises while it runs its own functions there, and the signal would be lost.
@@ -94,7 +104,7 @@ def _run_beside(directory: Path, config: Config, command: Sequence[str], *, shar
     daemon = os.fork()
     if daemon == 0:
         os.close(read_end)
-        _become_daemon(directory, config, shared=shared, parent=parent, mask=mask, write_end=write_end)
+        _become_daemon(serve, parent=parent, mask=mask, write_end=write_end)
     os.close(write_end)
     status = None
     try:
@@ -111,7 +121,7 @@ def _run_beside(directory: Path, config: Config, command: Sequence[str], *, shar
 
 
 def _become_daemon(
-    directory: Path, config: Config, *, shared: bool, parent: int, mask: set[int | signal.Signals], write_end: int
+    serve: Callable[[Callable[[], None]], int], *, parent: int, mask: set[int | signal.Signals], write_end: int
 ) -> NoReturn:
     from kmsd.processes.sandbox import die_with_parent  # noqa: PLC0415 - as in _run_daemon
 
@@ -123,7 +133,7 @@ def _become_daemon(
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         die_with_parent(parent)
-        code = _run_daemon(directory, config, shared=shared, ready=lambda: _tell_ready(write_end))
+        code = serve(lambda: _tell_ready(write_end))
     finally:
         # Whatever happens, this process never returns into the code of the other.
         if sys.exc_info()[0] is not None:

@@ -33,6 +33,11 @@ def make_parser() -> argparse.ArgumentParser:
     )
     dev.add_argument("--share", action="store_true", help="let other users connect")
     dev.add_argument("--config", type=Path, metavar="FILE", help="settings, as TOML")
+    dev.add_argument(
+        "--accept-changes",
+        action="store_true",
+        help="take the store and the audit trail as they are, although kmsd did not leave them so; on record",
+    )
     dev.add_argument("directory", type=Path, metavar="DIR", help="made if missing; only its owner may enter")
     serve = verbs.add_parser(
         "serve",
@@ -132,7 +137,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         config = load_config(options.config) if options.config else Config()
         if options.verb == "serve":
             return run_serve(config)
-        return run_dev(options.directory, config, shared=options.share, command=command)
+        return run_dev(
+            options.directory,
+            config,
+            shared=options.share,
+            accepts_changes=options.accept_changes,
+            command=command,
+        )
     except ConfigurationError as error:
         sys.stderr.write(f"kmsd: error: {error}\n")
         return _EXIT_USAGE

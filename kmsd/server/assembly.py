@@ -89,7 +89,7 @@ class Service:
             arns=arns,
             arena=arena,
             trail=trail,
-            audit_key=lambda: administration.AuditKey(None, None),
+            audit_key=self._custody.audit_key,
             audit_sync=config.audit.sync,
             started=dt.datetime.now(dt.UTC),
             token=lambda: foundation.root.seen,

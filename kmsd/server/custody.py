@@ -10,6 +10,7 @@ from kmsd.material.hierarchy import Hierarchy
 from kmsd.material.versions import Versions
 from kmsd.recovery.jobs import RecoveryJobs
 from kmsd.server.foundation import Foundation
+from kmsd.service.administration import AuditKey
 from kmsd.service.checkpoints import Checkpoints
 from kmsd.service.gate import Gate
 from kmsd.service.identifiers import Arns
@@ -85,6 +86,10 @@ class Custody:
         self.requests = SealRequests(
             unsealing=self.unsealing, combine=RecoveryJobs(foundation.zygote).combine, trail=trail, logger=logger
         )
+
+    def audit_key(self) -> AuditKey:
+        """Return what vouches for the trail."""
+        return AuditKey(self._seal.audit_public_key, self.checkpoints.last)
 
     async def open(self, means: Means, *, serves_sealed: bool) -> None:
         """Bring the keys into memory, as `Unsealing.start` does."""

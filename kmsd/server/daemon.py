@@ -80,6 +80,7 @@ async def _serve(deployment: Deployment, zygote: Zygote, arena: Arena, confineme
     from kmsd.server.assembly import Service  # noqa: PLC0415
     from kmsd.server.foundation import Foundation  # noqa: PLC0415
     from kmsd.server.supervision import Supervision  # noqa: PLC0415
+    from kmsd.service.seal import Means  # noqa: PLC0415
 
     def admit(peer: Peer) -> None:
         if deployment.only_uid is not None and peer.uid != deployment.only_uid:
@@ -123,7 +124,8 @@ async def _serve(deployment: Deployment, zygote: Zygote, arena: Arena, confineme
         findings += await _inspect(confinement, arena, zygote)
         logger.info("hardening", missing=[describe(one) for one in missing(findings)])
         check_required(findings, required=config.hardening == "require")
-        await service.unseal(serves_sealed=deployment.serves_sealed)
+        means = Means(accepts_changes=deployment.accepts_changes)
+        await service.unseal(means, serves_sealed=deployment.serves_sealed)
         if sock is not None:
             await service.listen(sock)
             await _supervise(deployment, Supervision(service, zygote, deployment.notifier, logger), stop)

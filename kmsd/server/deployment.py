@@ -40,7 +40,8 @@ class Deployment:
     start then. `readable` and `writable` folders are what the daemon may open, beside its own code, once it runs;
     `token_writable` is what a token job may write, and `token_variables` the variables that may be set for its module,
     beside what the settings say. `notifier` tells the service manager. `recovery_key` gives the key by which a store
-    that is yet to be made can be unsealed without the token.
+    that is yet to be made can be unsealed without the token. With `accepts_changes` records that are not as kmsd left
+    them are taken as they are; only where it does not serve sealed, and so nobody can ask for it.
     Where there is a `host_policy` directory, SIGHUP has it read anew.
     """
 
@@ -62,10 +63,17 @@ class Deployment:
     ready: Callable[[], None] = _nothing
     notifier: Notifier = field(default_factory=Notifier)
     recovery_key: Callable[[], memoryview] | None = None
+    accepts_changes: bool = False
 
 
 def development(
-    directory: Path, config: Config, *, shared: bool, only_uid: int | None, ready: Callable[[], None]
+    directory: Path,
+    config: Config,
+    *,
+    shared: bool,
+    only_uid: int | None,
+    ready: Callable[[], None],
+    accepts_changes: bool = False,
 ) -> Deployment:
     """Return a daemon with everything embedded in one directory (`kmsd dev`); raises OSError without a SoftHSM2."""
     from kmsd.hsm.softhsm import PIN_NAME, find_module, make_token  # noqa: PLC0415 - a host has a token of its own
@@ -98,6 +106,7 @@ def development(
         token_writable=(directory / "token",),
         token_variables=("SOFTHSM2_CONF",),
         ready=ready,
+        accepts_changes=accepts_changes,
     )
 
 

@@ -84,6 +84,8 @@ class Seal:
         self._store_keys: list[Slot] = []
         self._audit_key: AuditKey | None = None
         self._sealed = True
+        # The audit key's raw public half, also after sealing; None before the first unseal.
+        self.audit_public_key: bytes | None = None
         # Whether the store has a recovery key, for people who may bring shares; None before anybody looked.
         self.has_recovery: bool | None = None
 
@@ -180,7 +182,7 @@ class Seal:
         if findings and not means.accepts_changes:
             raise IntegrityError(
                 f"the records are not as kmsd left them: {'; '.join(findings)}. Find out why; if an administrator "
-                "accepts them as they are: kms unseal --accept-changes"
+                "accepts them as they are: kms unseal --accept-changes (or kmsd dev --accept-changes)"
             )
         if findings or report.adopted:
             await self._store.accept_state(max(self._trail.store_sequence, token_sequence or 0))
@@ -193,6 +195,7 @@ class Seal:
 
     def _use_audit_key(self, key: AuditKey) -> None:
         self._audit_key = key
+        self.audit_public_key = key.public
         self._trail.signer = key
 
     def _wrapped(self, place: Place, secret: memoryview) -> SecretRow:

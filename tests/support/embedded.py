@@ -369,7 +369,6 @@ class Embedded:
         self.store = store
         self.trail = trail
         self.names = HostNames()
-        self.audit_key = administration.AuditKey(None, None)
         self.now = time.monotonic()
         self.log = io.StringIO()
         self.arena = Arena(arena_bytes)
@@ -455,7 +454,7 @@ class Embedded:
             arns=self.arns,
             arena=self.arena,
             trail=trail,
-            audit_key=lambda: self.audit_key,
+            audit_key=lambda: administration.AuditKey(self.seal.audit_public_key, self.checkpoints.last),
             audit_sync=trail.mode,
             started=dt.datetime.now(dt.UTC),
             token=lambda: self.root.seen,
@@ -535,6 +534,7 @@ class Embedded:
         self.trail.refuses, self.trail.unsyncable = None, False
         await self.seal_requests.close()
         await self.unsealing.close()
+        await self.token_anchor.close()
         await self.pipeline.drain()
         self.pool.close()
         self.seal.seal()

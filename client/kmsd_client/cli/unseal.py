@@ -38,11 +38,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         help="a file with one recovery share, instead of asking; once for each share",
     )
+    parser.add_argument(
+        "--accept-changes",
+        action="store_true",
+        help="take the store and the audit trail as they are, although kmsd did not leave them so; on record",
+    )
     parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> None:
     """Unseal; the PIN is tried once, and not at all when the daemon is unsealed."""
+    accepts = options.accept_changes
     with Client(options.socket) as client:
         status = client.call(STATUS, StatusRequest())
         if status.state is SealState.UNSEALED:
@@ -54,12 +60,12 @@ def run(options: argparse.Namespace) -> None:
                     "this host was set up without recovery shares", "only its token opens the keys: kms unseal"
                 )
             secret = _shares(options.share_file)
-            done = _wiped_after(secret, lambda: unseal_by_shares(client, secret))
+            done = _wiped_after(secret, lambda: unseal_by_shares(client, secret, accept_changes=accepts))
         elif options.configured:
-            done = unseal(client, None)
+            done = unseal(client, None, accept_changes=accepts)
         else:
             pin = _pin(options.pin_file)
-            done = _wiped_after(pin, lambda: unseal(client, pin))
+            done = _wiped_after(pin, lambda: unseal(client, pin, accept_changes=accepts))
     print("kmsd is unsealed already" if done.already else "kmsd is unsealed")
 
 

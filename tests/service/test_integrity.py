@@ -1,0 +1,219 @@
+"""Store, trail and token remember something of each other, so that none is put back or cut off unseen."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from kmsd.api.administration import GET_AUDIT_ANCHOR, GetAuditAnchorRequest
+from kmsd.api.errors import IntegrityError
+from kmsd.audit.checkpoint import CHECKPOINT, Checkpoint, check
+from kmsd.service.seal import CONFIGURED, Means
+from kmsd.store.sql import SqlStore
+from tests.support.embedded import ALICE, ROOT, Embedded
+
+ACCEPTING = Means(accepts_changes=True)
+
+
+class Host:
+    """Where the service is started again and again, on one store and one trail, with one token."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self._anchors: dict[str, int] = {}
+        self._service: Embedded | None = None
+
+    async def start(self, means: Means = CONFIGURED) -> Embedded:
+        """Stop what runs, and start anew."""
+        await self.stop()
+        self._service = service = await Embedded.open(self.directory, initialize=False)
+        service.root.anchors = self._anchors
+        await service.unsealing.unseal(means, service.unsealing._record_success)
+        await service.token_anchor.close()
+        return service
+
+    async def refusal(self) -> str:
+        """Why a start is refused; nothing is in memory then."""
+        with pytest.raises(IntegrityError) as refused:
+            await self.start()
+        assert self._service is not None
+        assert self._service.seal.sealed
+        assert self._service.trail.signer is None
+        assert self._service.unsealing.failure == refused.value.message
+        await self.stop()
+        return refused.value.message
+
+    async def stop(self) -> dict[str, bytes]:
+        """Stop what runs as a daemon stops, and return its files as they are then."""
+        service, self._service = self._service, None
+        if service is not None:
+            if not service.seal.sealed:
+                await service.checkpoints.sign()
+            await service.close()
+        return {path.name: path.read_bytes() for path in self.directory.iterdir()}
+
+
+@pytest.fixture
+async def host(tmp_path: Path) -> AsyncIterator[Host]:
+    host = Host(tmp_path)
+    yield host
+    await host.stop()
+
+
+def put_back(directory: Path, files: dict[str, bytes], pattern: str) -> None:
+    """Take a part of the state back to what it was."""
+    for path in directory.glob(pattern):
+        path.unlink()
+    for name, content in files.items():
+        if (directory / name).match(pattern):
+            (directory / name).write_bytes(content)
+
+
+async def test_an_untouched_state_is_accepted(host: Host) -> None:
+    """Whatever happens between starts, no start of an honest history is refused."""
+    for _ in range(3):
+        service = await host.start()
+        await service.make_key()
+
+
+async def test_an_older_store_is_refused(host: Host, tmp_path: Path) -> None:
+    """The trail tells how many changes the store had counted."""
+    await (await host.start()).make_key()
+    before = await host.stop()
+    await (await host.start()).make_key()
+    await host.stop()
+    put_back(tmp_path, before, "store.sqlite*")
+
+    told = await host.refusal()
+
+    assert "the store is older than its audit trail" in told
+    assert "kms unseal --accept-changes" in told
+
+
+async def test_a_trail_that_was_cut_off_is_refused(host: Host, tmp_path: Path) -> None:
+    """The store remembers the last checkpoint; the trail before it is as whole as it can be."""
+    await (await host.start()).make_key()
+    before = await host.stop()
+    await (await host.start()).make_key()
+    await host.stop()
+    put_back(tmp_path, before, "audit.log*")
+
+    assert "the audit trail does not hold record" in await host.refusal()
+
+
+async def test_a_trail_that_was_begun_anew_is_refused(host: Host, tmp_path: Path) -> None:
+    """Moving the trail away is a way to get rid of it."""
+    await (await host.start()).make_key()
+    await host.stop()
+    (tmp_path / "audit.log").unlink()
+
+    assert "another one was put in its place" in await host.refusal()
+
+
+async def test_store_and_trail_put_back_together_are_refused(host: Host, tmp_path: Path) -> None:
+    """The token remembers how far the store was at the last unseal."""
+    await (await host.start()).make_key()
+    before = await host.stop()
+    await (await host.start()).make_key()
+    await host.start()
+    await host.stop()
+    put_back(tmp_path, before, "*")
+
+    assert "the store is older than the token remembers" in await host.refusal()
+
+
+async def test_a_row_put_back_is_refused_whatever_the_trail_tells(host: Host, tmp_path: Path) -> None:
+    """What the store says of itself is among the findings."""
+    await (await host.start()).make_key()
+    await host.stop()
+    store = await SqlStore.open(tmp_path / "store.sqlite")
+    store._database._execute("DELETE FROM keys")
+    await store.close()
+
+    assert "keys: 1 row is missing" in await host.refusal()
+
+
+async def test_an_administrator_accepts_on_record(host: Host, tmp_path: Path) -> None:
+    """Then the memories are made to agree, and the next start asks nobody."""
+    await (await host.start()).make_key()
+    before = await host.stop()
+    kept = await (await host.start()).make_key()
+    await host.stop()
+    put_back(tmp_path, before, "store.sqlite*")
+    (tmp_path / "audit.log").unlink()
+    await host.refusal()
+
+    service = await host.start(ACCEPTING)
+    assert kept not in {row.key_id for row in await service.store.keys(after=None, limit=10)}
+    [accepted] = [line for line in service.lines() if line["eventName"] == "AcceptChanges"]
+    assert any("the audit trail does not hold" in one for one in accepted["additionalEventData"]["accepted"])
+
+    await (await host.start()).make_key()
+
+
+async def test_nothing_is_accepted_where_nothing_differs(host: Host) -> None:
+    """To be ready to accept is no event."""
+    await host.start()
+    service = await host.start(ACCEPTING)
+
+    assert not [line for line in service.lines() if line["eventName"] == "AcceptChanges"]
+
+
+async def test_the_anchor_is_the_last_checkpoint_and_verifies(host: Host, tmp_path: Path) -> None:
+    """Who may read the trail is told the public key, and what to keep elsewhere."""
+    service = await host.start()
+    await service.make_key()
+    await service.checkpoints.sign()
+
+    told = await service.ask(ROOT, GET_AUDIT_ANCHOR, GetAuditAnchorRequest())
+
+    assert told.public_key is not None
+    assert told.anchor is not None
+    anchor = Checkpoint(
+        told.anchor.seq, told.anchor.prev, told.anchor.event_time, told.anchor.key_id, told.anchor.signature
+    )
+    check(anchor, bytes(told.public_key))
+    row = await service.store.anchor()
+    assert row is not None
+    assert (row.seq, row.signature) == (anchor.seq, anchor.signature)
+    assert f'"seq": {anchor.seq}' in service.log.getvalue()
+
+
+async def test_a_checkpoint_is_kept_only_when_it_is_durable(host: Host) -> None:
+    """A store that remembered what a power cut takes from the trail would accuse it of having been cut."""
+    service = await host.start()
+    await service.make_key()
+    before = await service.store.anchor()
+    service.trail.unsyncable = True
+
+    await service.checkpoints.sign_if_possible()
+
+    assert await service.store.anchor() == before
+    assert "audit_not_signed" in service.log.getvalue()
+    service.trail.unsyncable = False
+    await service.checkpoints.sign()
+    after = await service.store.anchor()
+    assert after is not None
+    assert before is not None
+    assert after.seq > before.seq
+
+
+async def test_a_mutation_tells_the_trail_of_its_commit(host: Host) -> None:
+    """Its outcome has the store's sequence, which is what a store put back is known by."""
+    service = await host.start()
+    await service.make_key(ALICE)
+    outcome = service.newest()
+
+    assert outcome["additionalEventData"]["storeSequence"] == service.store.sequence
+    assert service.trail.store_sequence == service.store.sequence
+
+
+async def test_sealing_signs_what_came_before(host: Host, tmp_path: Path) -> None:
+    """While nobody can sign, everything up to the seal is signed."""
+    service = await host.start()
+    await service.make_key()
+    await service.unsealing.seal()
+
+    assert f'"{CHECKPOINT}"' in (tmp_path / "audit.log").read_text().splitlines()[-1]
