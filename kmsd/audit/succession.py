@@ -32,10 +32,7 @@ from kmsd.audit.files import (
 from kmsd.audit.reading import Part, last_line_end, lines_between
 from kmsd.audit.reduced import HEADER_BYTES, Reduced, parse_head_line
 from kmsd.audit.system import System
-from kmsd.audit.verify import MARK
-
-# The record that begins a chain behind a broken one, as `kmsd audit-repair` writes it.
-REPAIR = "RepairAuditTrail"
+from kmsd.audit.verify import MARK, REPAIR
 
 # How every line begins.
 _LINE_START = b'{"seq":'

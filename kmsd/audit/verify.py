@@ -21,6 +21,9 @@ from kmsd.audit.record import SETTLES, Intent, Kind
 # The name of the record that repeats the open intents, so that a start need not read the file from its beginning.
 MARK = "MarkAuditTrail"
 
+# The name of the record that begins a new chain where an old one was broken.
+REPAIR = "RepairAuditTrail"
+
 # How many lines behind a break are looked at to tell a moved record from a removed one. Those who shuffle lines by
 # accident or to hide one rarely move them far; a record that was moved farther is reported as removed.
 LOOKAHEAD_LINES = 64
