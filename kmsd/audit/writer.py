@@ -160,7 +160,7 @@ class Trail:
         end = file.end
         if end.size > self._mark_behind:
             records = [*self._mark(end), *records]
-        data, head = self._link(end.head, records, self._time())
+        data, head = self._link(end.head, records)
         file.append(data, head)
         for seq, record in enumerate(records, end.head.seq + 1):
             if record.kind is not _REQUEST:
@@ -267,7 +267,7 @@ class Trail:
         mark = self._standing.mark(previousFile=name_of(self._path, old).name)
         if mark is None:  # too many open intents for a line: later
             return
-        line, head = self._link(old.end.head, [mark], self._time())
+        line, head = self._link(old.end.head, [mark])
         self._file = rotate(self._path, old, line, head, now, self._system)
         self._syncer.switch(self._file)
         self._mark_behind = MARK_EVERY_BYTES
@@ -301,9 +301,9 @@ class Trail:
         except _ENCODE_ERRORS as exc:
             raise unavailable(self._path, f"the time cannot be written ({type(exc).__name__})") from None
 
-    def _link(self, head: Head, records: Sequence[Record], event_time: str) -> tuple[bytes, Head]:
+    def _link(self, head: Head, records: Sequence[Record], event_time: str | None = None) -> tuple[bytes, Head]:
         try:
-            lines, head = link(head, records, event_time)
+            lines, head = link(head, records, event_time or format_time(self._clock()))
         except _ENCODE_ERRORS as exc:
             # The text may quote the record.
             raise unavailable(self._path, f"a record cannot be written ({type(exc).__name__})") from None
