@@ -9,7 +9,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from kmsd.audit.writer import SyncMode
+from kmsd.audit.retention import Retention
+from kmsd.audit.rotation import Rotation
+from kmsd.audit.writer import CHECKPOINT_EVERY_RECORDS, SyncMode
 from kmsd.config import Audit, Config, ConfigurationError, Hsm, Limits, Memory, load_config
 
 
@@ -64,6 +66,15 @@ def test_settings_are_read_by_section(tmp_path: Path) -> None:
     )
 
 
+def test_the_trail_is_kept_as_its_own_defaults_say() -> None:
+    """Whoever opens a trail without settings gets what an empty file gives."""
+    audit = Audit()
+
+    assert Rotation() == Rotation(audit.rotate_bytes, audit.rotate_days * 86_400)
+    assert Retention() == Retention(audit.keep_days * 86_400, audit.keep_bytes)
+    assert audit.checkpoint_records == CHECKPOINT_EVERY_RECORDS
+
+
 @pytest.mark.parametrize("mode", SyncMode)
 def test_every_mode_of_the_trail_can_be_chosen(tmp_path: Path, mode: SyncMode) -> None:
     """The setting's values are the trail's own."""
@@ -76,6 +87,9 @@ def test_every_mode_of_the_trail_can_be_chosen(tmp_path: Path, mode: SyncMode) -
         ("regoin = 'x'", "regoin"),
         ("[limits]\nconections = 1", "conections"),
         ("[limits]\nconnections = '1'", "connections"),
+        ("[audit]\nrotate_bytes = -1", "rotate_bytes"),
+        ("[audit]\ncheckpoint_records = 0", "checkpoint_records"),
+        ("[audit]\nkeep_days = 100000", "keep_days"),
         ("[limits]\nconnections = 1.5", "connections"),
         ("[limits]\nconnections = true", "connections"),
         ("[limits]\nconnections = 0", "connections"),

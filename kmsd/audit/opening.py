@@ -19,7 +19,7 @@ from pathlib import Path
 from kmsd.audit.active import ActiveFile, End
 from kmsd.audit.chain import GENESIS, Head, Line, MalformedLineError, parse, parse_time
 from kmsd.audit.files import open_for_writing, rotated_files
-from kmsd.audit.reading import CHUNK_BYTES, last_line_end, lines_between
+from kmsd.audit.reading import CHUNK_BYTES, Part, last_line_end, lines_between
 from kmsd.audit.record import Intent
 from kmsd.audit.succession import (
     AuditBrokenError,
@@ -132,7 +132,7 @@ def _check_first(path: Path, fd: int, whole: int, system: System) -> Line | None
         if rotated:
             raise broken(path, f"the file is empty, and {rotated[-1].path.name} is not all of the trail")
         return None
-    first = first_line(path, next(lines_between(fd, 0, whole)))
+    first = first_line(path, Part(fd, 0, whole))
     check_start(path, first, system)
     return first
 

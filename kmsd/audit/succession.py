@@ -29,9 +29,9 @@ from kmsd.audit.files import (
     reduced_path,
     rotated_files,
 )
-from kmsd.audit.reading import last_line_end, lines_between
-from kmsd.audit.reduced import HEADER_BYTES, parse_head_line
-from kmsd.audit.system import System, unavailable
+from kmsd.audit.reading import Part, last_line_end, lines_between
+from kmsd.audit.reduced import HEADER_BYTES, Reduced, parse_head_line
+from kmsd.audit.system import System
 from kmsd.audit.verify import MARK, REPAIR
 
 # How every line begins.
@@ -57,7 +57,7 @@ def finish_rotation(trail: Path, system: System) -> None:
     with contextlib.ExitStack() as stack:
         # The lock: a daemon that is between two steps of its rotation is not to be helped.
         fd = open_for_writing(path, 0, system, stack).fd
-        first = first_line(path, next(lines_between(fd, 0, system.fstat(fd).st_size), b""))
+        first = first_line(path, Part(fd, 0, system.fstat(fd).st_size))
         if not rotated or rotated[-1].last != first.seq - 1:
             raise broken(trail, f"the file is missing, and {path.name} continues no rotated file")
         check_start(trail, first, system)
@@ -80,10 +80,10 @@ def drop_unused_next(trail: Path, system: System) -> None:
     system.unlink(path)
 
 
-def first_line(path: Path, line: bytes) -> Line:
+def first_line(path: Path, part: Part) -> Line:
     """Return the first line of a file; raises AuditBrokenError."""
     try:
-        return parse(line)
+        return parse(next(lines_between(*part), b""))
     except MalformedLineError as exc:
         raise broken(path, f"line 1: {exc}") from None
 
@@ -113,23 +113,36 @@ def check_start(trail: Path, first: Line, system: System) -> None:
         raise broken(trail, f"does not continue {previous.path.name}: one of the two was changed")
 
 
+def prev_of(rotated: RotatedFile, system: System) -> str:
+    """Return the hash of what the first record of a rotated file continues."""
+    try:
+        with open_part(rotated, system) as part:
+            if rotated.is_reduced:
+                return _head_line(part, system).prev
+            return first_line(rotated.path, part).prev
+    except MalformedLineError as exc:
+        raise broken(rotated.path, str(exc)) from None
+
+
 def end_of(rotated: RotatedFile, system: System) -> Head:
     """Return where the chain of a rotated file ends, by its last line or, if it was reduced, by its head line."""
     try:
         with open_part(rotated, system) as part:
             if rotated.is_reduced:
-                reduced = parse_head_line(system.pread(part.fd, part.start or HEADER_BYTES, 0))
+                reduced = _head_line(part, system)
                 return Head(reduced.last_seq, reduced.last_hash)
             start = last_line_end(part.fd, part.stop - 1, system.pread)
             line = b"".join(lines_between(part.fd, start, part.stop))
     except MalformedLineError as exc:
         raise broken(rotated.path, str(exc)) from None
-    except OSError as exc:
-        raise unavailable(rotated.path, exc) from exc
     seq = seq_of(line)
     if seq is None or not line.endswith(b"\n"):
         raise broken(rotated.path, "the last line is no whole record")
     return Head(seq, digest_of(line))
+
+
+def _head_line(part: Part, system: System) -> Reduced:
+    return parse_head_line(system.pread(part.fd, part.start or HEADER_BYTES, 0))
 
 
 def broken(path: Path, what: str) -> AuditBrokenError:

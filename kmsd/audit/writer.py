@@ -27,6 +27,7 @@ from kmsd.audit.checkpoint import CHECKPOINT, Checkpoint, Signer, sign
 from kmsd.audit.history import History
 from kmsd.audit.opening import Opened, Torn, open_trail
 from kmsd.audit.record import Intent, Kind, Record
+from kmsd.audit.retention import Retainer, Retention
 from kmsd.audit.rotation import Rotation, name_of, put_back, rotate
 from kmsd.audit.standing import Standing, system_record
 from kmsd.audit.syncing import Syncer
@@ -47,6 +48,8 @@ CHECKPOINT_EVERY_RECORDS = 10_000
 # What encoding a record or the time may raise: a number or a nesting that JSON cannot have, a clock far out of range.
 _ENCODE_ERRORS = (TypeError, ValueError, OverflowError, OSError, RecursionError, msgspec.MsgspecError)
 
+_ROTATION = Rotation()
+_RETENTION = Retention()
 _REQUEST = Kind.REQUEST  # looking it up in its class once a record would cost 0.07 us of about 2
 
 
@@ -72,6 +75,7 @@ class Trail:
         mode: SyncMode,
         clock: Callable[[], float],
         rotation: Rotation,
+        retention: Retention,
         checkpoint_records: int,
         system: System,
     ) -> None:
@@ -90,6 +94,7 @@ class Trail:
         self._signed_seq = 0
         self._sign_at = sys.maxsize  # the number of records at which the next checkpoint is due
         self._syncer = Syncer(path, opened.file, system)
+        self._retainer = Retainer(path, retention, system)
         self._history = History(path, lambda: self._file, system)
 
     @classmethod
@@ -99,7 +104,8 @@ class Trail:
         *,
         sync: SyncMode,
         clock: Callable[[], float],
-        rotation: Rotation | None = None,
+        rotation: Rotation = _ROTATION,
+        retention: Retention = _RETENTION,
         checkpoint_records: int = CHECKPOINT_EVERY_RECORDS,
         system: System | None = None,
     ) -> Self:
@@ -110,7 +116,7 @@ class Trail:
         """
         system = system or System()
         opened = open_trail(path, system, clock())
-        trail = cls(path, opened, sync, clock, rotation or Rotation(), checkpoint_records, system)
+        trail = cls(path, opened, sync, clock, rotation, retention, checkpoint_records, system)
         if opened.torn is not None:
             try:
                 trail.append([_recovery(opened.torn)])
@@ -154,7 +160,7 @@ class Trail:
         end = file.end
         if end.size > self._mark_behind:
             records = [*self._mark(end), *records]
-        data, head = self._link(end.head, records, self._time())
+        data, head = self._link(end.head, records)
         file.append(data, head)
         for seq, record in enumerate(records, end.head.seq + 1):
             if record.kind is not _REQUEST:
@@ -191,13 +197,12 @@ class Trail:
         """Return when all that was appended is durable; raises AuditUnavailableError. Many callers share one sync."""
         await self._syncer.sync()
 
-    async def maintain(self) -> None:
-        """Do what is due from time to time: begin a new file. To be called every few seconds.
+    async def maintain(self) -> str | None:
+        """Do what is due from time to time: begin a new file, reduce an old one. To be called every few seconds.
 
-        Raises AuditUnavailableError when that fails; the trail goes on as it is, and the next call tries again.
+        Returns what an administrator has to look at, if anything: an old file that was changed. Raises
+        AuditUnavailableError when something fails; the trail goes on as it is, and the next call tries again.
         """
-        if self._file.is_gone:
-            return
         self._put_back()
         if self._is_rotation_due():
             self.checkpoint()
@@ -205,6 +210,9 @@ class Trail:
             await self.sync()
             if self._is_rotation_due():  # it was not closed meanwhile
                 self._rotate()
+        if self._file.is_gone:
+            return None
+        return await self._retainer.reduce_one(self, self._file, self._clock())
 
     def open_intents(self) -> tuple[Intent, ...]:
         """Return the intents and begins that nothing had settled when the trail was opened, oldest first."""
@@ -266,7 +274,7 @@ class Trail:
         mark = self._standing.mark(previousFile=name_of(self._path, old).name)
         if mark is None:  # too many open intents for a line: later
             return
-        line, head = self._link(old.end.head, [mark], self._time())
+        line, head = self._link(old.end.head, [mark])
         self._file = rotate(self._path, old, line, head, now, self._system)
         self._syncer.switch(self._file)
         self._mark_behind = MARK_EVERY_BYTES
@@ -300,9 +308,9 @@ class Trail:
         except _ENCODE_ERRORS as exc:
             raise unavailable(self._path, f"the time cannot be written ({type(exc).__name__})") from None
 
-    def _link(self, head: Head, records: Sequence[Record], event_time: str) -> tuple[bytes, Head]:
+    def _link(self, head: Head, records: Sequence[Record], event_time: str | None = None) -> tuple[bytes, Head]:
         try:
-            lines, head = link(head, records, event_time)
+            lines, head = link(head, records, event_time or format_time(self._clock()))
         except _ENCODE_ERRORS as exc:
             # The text may quote the record.
             raise unavailable(self._path, f"a record cannot be written ({type(exc).__name__})") from None

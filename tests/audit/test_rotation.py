@@ -237,9 +237,10 @@ async def test_a_stuck_disk_is_not_rotated(
     hang = threading.Event()
     trail = open_trail(rotation=AT_ONCE, system=system)
     trail.append([make_record()] * 2)
-    system.hang = hang
+    system.hang, before = hang, system.counts["fdatasync"]
     waiting = asyncio.create_task(trail.sync())
-    await asyncio.sleep(0.01)
+    while system.counts["fdatasync"] == before:  # noqa: ASYNC110 - a thread counts
+        await asyncio.sleep(0.001)
     system.late = REFUSE_AFTER_SECONDS + 0.1
     try:
         with pytest.raises(AuditUnavailableError, match="a sync has not returned"):

@@ -109,7 +109,8 @@ async def test_administrators_and_auditors_get_what_vouches_for_the_trail(servic
 
     assert empty.anchor is None
     assert last is not None
-    assert told.public_key == empty.public_key is not None
+    assert told.public_key is not None
+    assert told.public_key == empty.public_key
     assert told.key_id == key_id_of(told.public_key) == last.key_id
     assert told.anchor is not None
     assert msgspec.structs.astuple(told.anchor) == msgspec.structs.astuple(last)
