@@ -12,6 +12,7 @@ import time
 
 from kmsd.access.decision import Authorizer, HostPolicy
 from kmsd.api import OPERATIONS
+from kmsd.audit.retention import Retention
 from kmsd.audit.rotation import Rotation
 from kmsd.audit.writer import SyncMode, Trail
 from kmsd.config import digest
@@ -138,6 +139,7 @@ class Service:
                 sync=SyncMode(config.audit.sync),
                 clock=time.time,
                 rotation=Rotation(config.audit.rotate_bytes, config.audit.rotate_days * _DAY_SECONDS),
+                retention=Retention(config.audit.keep_days * _DAY_SECONDS, config.audit.keep_bytes),
                 checkpoint_records=config.audit.checkpoint_records,
             )
             opened.callback(trail.close)

@@ -76,12 +76,16 @@ class Checkpoints:
 
     async def _go_on(self) -> None:
         due = self._clock() + self._seconds
+        told_last: str | None = None
         while True:
             await self._sleep(min(_LOOK_SECONDS, self._seconds))
             try:
-                await self._trail.maintain()
+                trouble = await self._trail.maintain()
             except AuditUnavailableError as error:
-                self._logger.warning("audit_files_not_maintained", reason=error.message)
+                trouble = error.message
+            if trouble is not None and trouble != told_last:  # what stays as it is, is told once
+                self._logger.warning("audit_files_not_maintained", reason=trouble)
+            told_last = trouble
             if self._clock() >= due and self._trail.signer is not None:
                 due = self._clock() + self._seconds
                 await self.sign_if_possible()
