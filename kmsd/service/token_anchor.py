@@ -38,8 +38,9 @@ class TokenAnchor:
         self._task.add_done_callback(self._tell_fault)
 
     async def close(self) -> None:
-        """Wait for a login that is under way: ended in between, a token may count it as failed."""
+        """End a login that is under way; the next unseal has the token remember as much, and more."""
         if self._task is not None:
+            self._task.cancel()
             await asyncio.wait({self._task})
 
     def _tell_fault(self, task: asyncio.Task[None]) -> None:

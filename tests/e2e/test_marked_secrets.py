@@ -33,6 +33,10 @@ from tests.support.raw_peer import RawPeer, frame
 of_each = pytest.mark.parametrize("operation", OPERATIONS, ids=lambda operation: operation.name)
 
 
+# The audit key's public half, which is there for everybody to keep.
+PUBLIC = {"PublicKey"}
+
+
 class Asked:
     """A daemon that is asked with marks, and all that is said about it."""
 
@@ -57,7 +61,7 @@ class Asked:
         if "error" in reply:
             return self.marks.leaks(f"the error of {operation.name}", str(reply["error"]))
         for member, value in reply["result"].items():
-            if isinstance(value, bytes):
+            if isinstance(value, bytes) and member not in PUBLIC:
                 self.marks.add(f"{operation.name}'s {member}", value)
         return []
 

@@ -31,7 +31,8 @@ class Host:
         self._service = service = await Embedded.open(self.directory, initialize=False)
         service.root.anchors = self._anchors
         await service.unsealing.unseal(means, service.unsealing._record_success)
-        await service.token_anchor.close()
+        if service.token_anchor._task is not None:
+            await service.token_anchor._task
         return service
 
     async def refusal(self) -> str:
