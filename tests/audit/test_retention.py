@@ -10,6 +10,7 @@ import hashlib
 import itertools
 import json
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +24,11 @@ from kmsd.audit.record import Kind, Record
 from kmsd.audit.retention import Retention, is_management
 from kmsd.audit.rotation import Rotation
 from kmsd.audit.writer import SyncMode, Trail
+from kmsd.processes import harden_process
+from kmsd.processes.confinement import Confinement
+from kmsd.processes.landlock import Reach
+from kmsd.processes.profiles import daemon_calls
+from tests.processes.test_sandbox import in_child
 
 if TYPE_CHECKING:
     from tests.audit.conftest import AuditKey, FaultySystem, MakeRecord, OpenTrail
@@ -255,6 +261,43 @@ async def test_a_key_that_is_gone_meanwhile_signs_nothing(
     await trail.maintain()
 
     assert whole in rotated_files(path)
+
+
+async def test_a_trail_that_is_closed_meanwhile_keeps_the_whole_file(
+    open_trail: OpenTrail, audit_key: AuditKey, path: Path
+) -> None:
+    """Stopping does not wait for this; the next run does it."""
+    trail = open_trail(rotation=AT_ONCE, retention=ALL)
+    whole = await begin(trail, audit_key)
+    reducing = asyncio.create_task(trail.maintain())
+    await asyncio.sleep(0)  # until its thread is at work
+    trail.close()
+
+    with pytest.raises(AuditUnavailableError):
+        await reducing
+
+    assert whole in rotated_files(path)
+
+
+def test_the_daemons_confinement_lets_it_rotate_and_reduce(tmp_path: Path, audit_key: AuditKey) -> None:
+    """No call, and no path, beyond what its profile and the folder of the trail allow."""
+    path = tmp_path / "audit.log"
+
+    async def work() -> None:
+        trail = Trail.open(path, sync=SyncMode.INTERVAL, clock=lambda: 0.0, rotation=AT_ONCE, retention=ALL)
+        await begin(trail, audit_key)
+        await trail.maintain()
+        trail.close()
+
+    def confined() -> bool:
+        reach = Reach(readable=(Path(sys.base_prefix),), writable=(tmp_path,))
+        harden_process()
+        Confinement("daemon", daemon_calls, reach=lambda: reach, required=True).enter()
+        asyncio.run(work())
+        return True
+
+    assert in_child(confined)
+    assert rotated_files(path)[0].is_reduced
 
 
 async def fill_and_reduce(

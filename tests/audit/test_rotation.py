@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import functools
 import itertools
 import json
 import os
@@ -318,6 +319,48 @@ async def append_until_all_is_well(trail: Trail) -> list[str]:
         else:
             return accepted
     raise AssertionError("the trail never took a record again")
+
+
+def remove(path: Path) -> None:
+    path.unlink(missing_ok=True)
+
+
+def cut(path: Path) -> None:
+    if path.exists():
+        os.truncate(path, 100)
+
+
+def exchange(path: Path) -> None:
+    if path.exists():
+        path.rename(path.with_name("elsewhere"))
+        path.write_bytes(b"mine")
+
+
+@pytest.mark.parametrize("meddle", [remove, cut, exchange])
+async def test_whoever_meddles_during_a_rotation_is_noticed(
+    tmp_path: Path, make_system: type[FaultySystem], meddle: Callable[[Path], None]
+) -> None:
+    """At the next append or the next start; what was accepted is there, and a foreign file is no rotated file."""
+    for number in itertools.count(1):
+        path = tmp_path / f"{number}" / "audit.log"
+        path.parent.mkdir()
+        system = make_system()
+        countdown = Countdown(number, functools.partial(meddle, path))
+        trail = await fill_and_rotate(path, system, countdown)
+        system.at_call = None
+        if countdown.left > 0:
+            trail.close()
+            break
+        with contextlib.suppress(AuditUnavailableError):
+            trail.append([named("5")])
+            assert b'"requestID":"5"' in path.read_bytes()
+        trail.close()
+        assert not any(file.path.read_bytes() == b"mine" for file in rotated_files(path))
+        with contextlib.suppress(AuditBrokenError):
+            trail = Trail.open(path, sync=SyncMode.OS, clock=lambda: 0.0)
+            trail.close()
+            assert check(path).last_seq == trail.head[0]
+    assert number > 10
 
 
 def test_a_kill_at_any_call_loses_nothing(tmp_path: Path, make_system: type[FaultySystem]) -> None:
