@@ -19,6 +19,7 @@ import pytest
 from kmsd.api.errors import AuditUnavailableError
 from kmsd.audit.files import rotated_files
 from kmsd.audit.record import Kind, Record
+from kmsd.audit.repair import Repair, begin_anew, survey
 from kmsd.audit.rotation import Rotation
 from kmsd.audit.succession import AuditBrokenError
 from kmsd.audit.syncing import REFUSE_AFTER_SECONDS
@@ -582,13 +583,14 @@ class TestStart:
     @pytest.mark.usefixtures("files")
     def test_a_repaired_trail_goes_on(self, open_trail: OpenTrail, path: Path) -> None:
         """Its first line continues nothing and says so; the files before it stay."""
+        lines = path.read_bytes().splitlines(keepends=True)
+        lines[1] = lines[1].replace(b"alice", b"mallory")
         path.unlink()
-        path.write_bytes(
-            b'{"seq":12,"prev":"' + b"0" * 64 + b'","eventTime":"2026-09-21T14:13:20.125Z",'
-            b'"eventType":"ServiceEvent","eventName":"RepairAuditTrail","readOnly":false,"requestID":""}\n'
-        )
+        found = survey(lines)
+        repair = Repair("audit.log.broken-1", found.size, found.sha256, 11, "0" * 64, "line 2: edited")
+        path.write_bytes(b"".join(begin_anew(repair, found, "2026-09-21T14:13:20.125Z")))
 
-        trail = open_trail()
+        trail = open_trail(rotation=AT_ONCE)
 
-        assert trail.head[0] == 12
-        assert len(trail.read(after_seq=0, limit=100, max_bytes=1 << 20)) == 8
+        assert trail.head[0] == 13
+        assert len(trail.read(after_seq=0, limit=100, max_bytes=1 << 20)) == 9
