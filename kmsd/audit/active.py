@@ -102,10 +102,10 @@ class ActiveFile:
             return f"the file has {status.st_size} bytes and not {size}: truncated, or written by another program"
         return None
 
-    def bears_its_name(self) -> bool:
-        """Return whether the trail's name leads to it; raises OSError when that cannot be seen."""
+    def is_at(self, path: Path) -> bool:
+        """Return whether a path leads to it; raises OSError when that cannot be seen."""
         try:
-            status = self._system.lstat(self._path)
+            status = self._system.lstat(path)
         except FileNotFoundError:
             return False
         return (status.st_dev, status.st_ino) == self._identity

@@ -17,13 +17,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kmsd.audit.active import ActiveFile, End
-from kmsd.audit.chain import GENESIS, Head, Line, MalformedLineError, parse, parse_time
+from kmsd.audit.chain import GENESIS, Head, Line, parse_time
 from kmsd.audit.files import open_for_writing, rotated_files
 from kmsd.audit.reading import CHUNK_BYTES, Part, last_line_end, lines_between
 from kmsd.audit.record import Intent
 from kmsd.audit.succession import (
     AuditBrokenError,
-    begins_chain,
     broken,
     check_start,
     drop_unused_next,
@@ -109,19 +108,10 @@ def _check(path: Path, fd: int, system: System) -> tuple[int, int, Report]:
     if whole == 0 and size > 0:
         _refuse_foreign(path, fd)
     try:
-        return start, whole, verify(lines_between(fd, start, whole), start=_start(fd, whole) if mark is None else None)
+        return start, whole, verify(lines_between(fd, start, whole), start=GENESIS if mark is None else None)
     except ChainBrokenError as exc:
         where = f" (lines counted from offset {start})" if start else ""
         raise AuditBrokenError(f"audit trail {path}{where}: {exc}") from exc
-
-
-def _start(fd: int, whole: int) -> Head:
-    """Return what the first line of a file has to continue that no mark begins."""
-    with contextlib.suppress(MalformedLineError):  # which is found again, and told better, when the lines are verified
-        line = parse(next(lines_between(fd, 0, whole), b""))
-        if begins_chain(line):
-            return Head(line.seq - 1, line.prev)
-    return GENESIS
 
 
 def _check_first(path: Path, fd: int, whole: int, system: System) -> Line | None:

@@ -73,7 +73,7 @@ def put_back(trail: Path, old: ActiveFile, system: System) -> None:
     """Give a file that a failed rotation has moved the trail's name again; raises OSError while that cannot be done."""
     if old.moved_to is None:
         return
-    if not old.bears_its_name():
+    if not old.is_at(trail):
         if os.path.lexists(trail):
             raise FileExistsError(None, f"another file is in the place of {old.moved_to.name}")
         system.rename(old.moved_to, trail)
@@ -103,6 +103,7 @@ def _switch(trail: Path, old: ActiveFile, system: System) -> None:
     system.rename(trail, aside)
     old.moved_to = aside
     try:
+        _see_that(old.is_at(aside))  # and not one that took its place between the look at it and now
         system.sync_directory(trail.parent)
         system.rename(next_path(trail), trail)
     except OSError:
@@ -110,6 +111,11 @@ def _switch(trail: Path, old: ActiveFile, system: System) -> None:
             put_back(trail, old, system)
         raise
     old.moved_to = None
+
+
+def _see_that(is_ours: bool) -> None:  # noqa: FBT001 - reads as a sentence where it is called
+    if not is_ours:
+        raise OSError(None, "the file was replaced by another")
 
 
 def _drop_next(trail: Path, system: System) -> None:

@@ -32,7 +32,7 @@ from kmsd.audit.files import (
 from kmsd.audit.reading import Part, last_line_end, lines_between
 from kmsd.audit.reduced import HEADER_BYTES, Reduced, parse_head_line
 from kmsd.audit.system import System
-from kmsd.audit.verify import MARK, REPAIR
+from kmsd.audit.verify import MARK, begins_anew
 
 # How every line begins.
 _LINE_START = b'{"seq":'
@@ -88,11 +88,6 @@ def first_line(path: Path, part: Part) -> Line:
         raise broken(path, f"line 1: {exc}") from None
 
 
-def begins_chain(line: Line) -> bool:
-    """Return whether a line continues nothing: record 1 of a trail, or the first behind a repair."""
-    return line.prev == GENESIS.digest and (line.seq == 1 or line.event_name == REPAIR)
-
-
 def check_start(trail: Path, first: Line, system: System) -> None:
     """Check that the active file, of which this is the first line, continues the file before it.
 
@@ -103,7 +98,8 @@ def check_start(trail: Path, first: Line, system: System) -> None:
     for other in rotated:
         if other.last >= first.seq:
             raise broken(trail, f"begins with record {first.seq}, and {other.path.name} beside it has that too")
-    if begins_chain(first) or not rotated:
+    begins_chain = begins_anew(first) or (first.seq, first.prev) == (1, GENESIS.digest)
+    if begins_chain or not rotated:
         return
     name = (first.additional_event_data or {}).get("previousFile") if first.event_name == MARK else None
     previous = rotated[-1]

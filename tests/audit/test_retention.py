@@ -6,11 +6,13 @@ import asyncio
 import base64
 import contextlib
 import errno
+import functools
 import hashlib
 import itertools
 import json
 import os
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,11 +20,20 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from kmsd.api.errors import AuditUnavailableError
+from kmsd.audit.anchors import Anchor
+from kmsd.audit.checkpoint import Checkpoint
 from kmsd.audit.files import RotatedFile, rotated_files
 from kmsd.audit.record import Kind, Record
 from kmsd.audit.retention import Retention, is_management
 from kmsd.audit.rotation import Rotation
+from kmsd.audit.trail_check import check_trail
+from kmsd.audit.trail_files import TrailFile
 from kmsd.audit.writer import SyncMode, Trail
+from kmsd.processes import harden_process
+from kmsd.processes.confinement import Confinement
+from kmsd.processes.landlock import Reach
+from kmsd.processes.profiles import daemon_calls
+from tests.processes.test_sandbox import in_child
 
 if TYPE_CHECKING:
     from tests.audit.conftest import AuditKey, FaultySystem, MakeRecord, OpenTrail
@@ -128,6 +139,32 @@ async def test_a_reduced_file_is_read_like_any_other(
     trail = open_trail()
     assert trail.holds(first)
     assert trail.read(after_seq=0, limit=100, max_bytes=1 << 20) == lines
+
+
+async def test_whatever_is_left_verifies_off_line(open_trail: OpenTrail, audit_key: AuditKey, path: Path) -> None:
+    """Whole files and reduced ones, with the audit key's public part and every anchor that was told."""
+    told: list[Checkpoint] = []
+    trail = open_trail(rotation=AT_ONCE, retention=Retention(keep_bytes=20_000))
+    trail.signer, trail.on_checkpoint = audit_key, told.append
+    for _ in range(12):
+        trail.append(MIXED)
+        await trail.maintain()
+    trail.checkpoint()
+    forms = [file.is_reduced for file in rotated_files(path)]
+    assert True in forms
+    assert False in forms
+    files = [TrailFile(str(file), functools.partial(lines_of, file)) for file in path.parent.iterdir()]
+
+    anchors = [Anchor("journal", number, checkpoint) for number, checkpoint in enumerate(told)]
+    report = check_trail(files, public_key=audit_key.public, anchors=anchors)
+
+    assert (report.last_seq, report.last_hash) == trail.head
+    assert (report.anchors, report.unsigned, report.notes) == (len(told), 0, ())
+    assert report.dropped == 4 * forms.count(True)
+
+
+def lines_of(path: Path) -> Iterator[bytes]:
+    return iter(path.read_bytes().splitlines(keepends=True))
 
 
 async def test_nothing_is_reduced_without_the_audit_key(open_trail: OpenTrail, path: Path) -> None:
@@ -255,6 +292,43 @@ async def test_a_key_that_is_gone_meanwhile_signs_nothing(
     await trail.maintain()
 
     assert whole in rotated_files(path)
+
+
+async def test_a_trail_that_is_closed_meanwhile_keeps_the_whole_file(
+    open_trail: OpenTrail, audit_key: AuditKey, path: Path
+) -> None:
+    """Stopping does not wait for this; the next run does it."""
+    trail = open_trail(rotation=AT_ONCE, retention=ALL)
+    whole = await begin(trail, audit_key)
+    reducing = asyncio.create_task(trail.maintain())
+    await asyncio.sleep(0)  # until its thread is at work
+    trail.close()
+
+    with pytest.raises(AuditUnavailableError):
+        await reducing
+
+    assert whole in rotated_files(path)
+
+
+def test_the_daemons_confinement_lets_it_rotate_and_reduce(tmp_path: Path, audit_key: AuditKey) -> None:
+    """No call, and no path, beyond what its profile and the folder of the trail allow."""
+    path = tmp_path / "audit.log"
+
+    async def work() -> None:
+        trail = Trail.open(path, sync=SyncMode.INTERVAL, clock=lambda: 0.0, rotation=AT_ONCE, retention=ALL)
+        await begin(trail, audit_key)
+        await trail.maintain()
+        trail.close()
+
+    def confined() -> bool:
+        reach = Reach(readable=(Path(sys.base_prefix),), writable=(tmp_path,))
+        harden_process()
+        Confinement("daemon", daemon_calls, reach=lambda: reach, required=True).enter()
+        asyncio.run(work())
+        return True
+
+    assert in_child(confined)
+    assert rotated_files(path)[0].is_reduced
 
 
 async def fill_and_reduce(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import functools
 import itertools
 import json
 import os
@@ -18,6 +19,7 @@ import pytest
 from kmsd.api.errors import AuditUnavailableError
 from kmsd.audit.files import rotated_files
 from kmsd.audit.record import Kind, Record
+from kmsd.audit.repair import Repair, begin_anew, survey
 from kmsd.audit.rotation import Rotation
 from kmsd.audit.succession import AuditBrokenError
 from kmsd.audit.syncing import REFUSE_AFTER_SECONDS
@@ -320,6 +322,48 @@ async def append_until_all_is_well(trail: Trail) -> list[str]:
     raise AssertionError("the trail never took a record again")
 
 
+def remove(path: Path) -> None:
+    path.unlink(missing_ok=True)
+
+
+def cut(path: Path) -> None:
+    if path.exists():
+        os.truncate(path, 100)
+
+
+def exchange(path: Path) -> None:
+    if path.exists():
+        path.rename(path.with_name("elsewhere"))
+        path.write_bytes(b"mine")
+
+
+@pytest.mark.parametrize("meddle", [remove, cut, exchange])
+async def test_whoever_meddles_during_a_rotation_is_noticed(
+    tmp_path: Path, make_system: type[FaultySystem], meddle: Callable[[Path], None]
+) -> None:
+    """At the next append or the next start; what was accepted is there, and a foreign file is no rotated file."""
+    for number in itertools.count(1):
+        path = tmp_path / f"{number}" / "audit.log"
+        path.parent.mkdir()
+        system = make_system()
+        countdown = Countdown(number, functools.partial(meddle, path))
+        trail = await fill_and_rotate(path, system, countdown)
+        system.at_call = None
+        if countdown.left > 0:
+            trail.close()
+            break
+        with contextlib.suppress(AuditUnavailableError):
+            trail.append([named("5")])
+            assert b'"requestID":"5"' in path.read_bytes()
+        trail.close()
+        assert not any(file.path.read_bytes() == b"mine" for file in rotated_files(path))
+        with contextlib.suppress(AuditBrokenError):
+            trail = Trail.open(path, sync=SyncMode.OS, clock=lambda: 0.0)
+            trail.close()
+            assert check(path).last_seq == trail.head[0]
+    assert number > 10
+
+
 def test_a_kill_at_any_call_loses_nothing(tmp_path: Path, make_system: type[FaultySystem]) -> None:
     """A start finishes what was begun, or takes it back, and the chain goes on."""
     for number in itertools.count(1):
@@ -539,13 +583,14 @@ class TestStart:
     @pytest.mark.usefixtures("files")
     def test_a_repaired_trail_goes_on(self, open_trail: OpenTrail, path: Path) -> None:
         """Its first line continues nothing and says so; the files before it stay."""
+        lines = path.read_bytes().splitlines(keepends=True)
+        lines[1] = lines[1].replace(b"alice", b"mallory")
         path.unlink()
-        path.write_bytes(
-            b'{"seq":12,"prev":"' + b"0" * 64 + b'","eventTime":"2026-09-21T14:13:20.125Z",'
-            b'"eventType":"ServiceEvent","eventName":"RepairAuditTrail","readOnly":false,"requestID":""}\n'
-        )
+        found = survey(lines)
+        repair = Repair("audit.log.broken-1", found.size, found.sha256, 11, "0" * 64, "line 2: edited")
+        path.write_bytes(b"".join(begin_anew(repair, found, "2026-09-21T14:13:20.125Z")))
 
-        trail = open_trail()
+        trail = open_trail(rotation=AT_ONCE)
 
-        assert trail.head[0] == 12
-        assert len(trail.read(after_seq=0, limit=100, max_bytes=1 << 20)) == 8
+        assert trail.head[0] == 13
+        assert len(trail.read(after_seq=0, limit=100, max_bytes=1 << 20)) == 9
