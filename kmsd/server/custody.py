@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from functools import partial
 
 from kmsd.audit.writer import Trail
 from kmsd.material.hierarchy import Hierarchy
@@ -11,7 +12,7 @@ from kmsd.material.versions import Versions
 from kmsd.recovery.jobs import RecoveryJobs
 from kmsd.server.foundation import Foundation
 from kmsd.service.administration import AuditKey
-from kmsd.service.checkpoints import Checkpoints
+from kmsd.service.checkpoints import Checkpoints, announce_nowhere, log_anchor
 from kmsd.service.gate import Gate
 from kmsd.service.identifiers import Arns
 from kmsd.service.records import KeyRecords
@@ -44,6 +45,7 @@ class Custody:
         self.checkpoints = Checkpoints(
             trail=trail,
             store=store,
+            announce=partial(log_anchor, logger) if foundation.log_is_kept else announce_nowhere,
             logger=logger,
             seconds=config.audit.checkpoint_seconds,
             clock=time.monotonic,

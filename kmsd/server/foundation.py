@@ -36,6 +36,8 @@ class Foundation:
     host_policy: Path | None
     store_path: Path
     audit_path: Path
+    # Whether the service log goes where it is kept, and so may hold anchors of the trail.
+    log_is_kept: bool
     # Of a store that is yet to be made.
     recovery_key: memoryview | None = None
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep

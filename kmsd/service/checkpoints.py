@@ -1,8 +1,8 @@
 """When the trail is signed, and where that is remembered outside it.
 
-Every checkpoint goes to the service log at once, which under systemd is the journal. The newest goes into the store
-too, by itself and only when the trail's part up to it is durable: a store that remembered more than a power cut left of
-the trail would accuse it of having been cut off.
+Every checkpoint is announced at once: on a host in the service log, which is the journal. The newest goes into the
+store too, by itself and only when the trail's part up to it is durable: a store that remembered more than a power cut
+left of the trail would accuse it of having been cut off.
 """
 
 from __future__ import annotations
@@ -25,13 +25,17 @@ _LOOK_SECONDS = 5.0
 
 
 class Checkpoints:
-    """Signs the trail every `seconds` in which it grew, and keeps the store's anchor up to date."""
+    """Signs the trail every `seconds` in which it grew, and keeps the store's anchor up to date.
+
+    `announce` is called with every checkpoint; what it does with it should lie out of reach of who can write the trail.
+    """
 
     def __init__(
         self,
         *,
         trail: Trail,
         store: Store,
+        announce: Callable[[Checkpoint], None],
         logger: Logger,
         seconds: float,
         clock: Callable[[], float],
@@ -39,6 +43,7 @@ class Checkpoints:
     ) -> None:
         self._trail = trail
         self._store = store
+        self._announce = announce
         self._logger = logger
         self._seconds = seconds
         self._clock = clock
@@ -92,7 +97,7 @@ class Checkpoints:
 
     def _publish(self, checkpoint: Checkpoint) -> None:
         self.last = checkpoint
-        self._logger.info("audit_checkpoint", **msgspec.to_builtins(checkpoint))
+        self._announce(checkpoint)
 
     async def _keep(self) -> None:
         async with self._turn:
@@ -109,3 +114,12 @@ class Checkpoints:
     def _tell_fault(self, task: asyncio.Task[None]) -> None:
         if not task.cancelled() and (fault := task.exception()) is not None:
             self._logger.fault("checkpoints_failed", fault)
+
+
+def log_anchor(logger: Logger, checkpoint: Checkpoint) -> None:
+    """Announce a checkpoint in the service log; `kms audit verify --anchors` finds it there."""
+    logger.info("audit_checkpoint", **msgspec.to_builtins(checkpoint))
+
+
+def announce_nowhere(checkpoint: Checkpoint) -> None:
+    """Announce nothing: the log is a terminal that somebody works at, and nobody keeps it."""

@@ -19,7 +19,7 @@ import pytest
 
 from kmsd.api import OPERATIONS
 from kmsd.api.administration import UNSEAL, UnsealRequest
-from kmsd.api.errors import KmsError, TokenPinIncorrectError, ValidationError
+from kmsd.api.errors import KmsError, RecoveryUnavailableError, TokenPinIncorrectError, ValidationError
 from kmsd.api.operation import Operation
 from kmsd.api.unsealing import MAX_DATAGRAM_BYTES, decode_outcome
 from kmsd.wire.codec import ParamsDecoder
@@ -210,7 +210,10 @@ def test_what_unseals_is_kept_nowhere(asked: Asked) -> None:
 
 def converse(client: Client, request: UnsealRequest, sent: bytes) -> str:
     """Send this over Unseal's descriptor; what the daemon says about it."""
-    _, [descriptor] = client.call_with_descriptors(UNSEAL, request)
+    try:
+        _, [descriptor] = client.call_with_descriptors(UNSEAL, request)
+    except RecoveryUnavailableError as error:  # it takes no shares where there are none
+        return repr(error)
     with socket.socket(fileno=descriptor) as channel:
         channel.send(sent)
         outcome = decode_outcome(channel.recv(MAX_DATAGRAM_BYTES))

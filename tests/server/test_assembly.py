@@ -81,6 +81,7 @@ async def open_assembled(zygote: Zygote, short_path: Path, log: io.StringIO) -> 
                 host_policy=None,
                 store_path=short_path / "store.sqlite",
                 audit_path=short_path / "audit.log",
+                log_is_kept=False,
             )
         )
         assert isinstance(service, OpenedService)

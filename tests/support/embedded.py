@@ -12,6 +12,7 @@ import os
 import socket
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar, cast
 
@@ -41,7 +42,7 @@ from kmsd.service import administration, aliases, files, keys, seal_requests, sy
 from kmsd.service.audit_accounts import AuditAccounts
 from kmsd.service.batch import Batch
 from kmsd.service.call import Session
-from kmsd.service.checkpoints import Checkpoints
+from kmsd.service.checkpoints import Checkpoints, log_anchor
 from kmsd.service.gate import Gate as KeyGate
 from kmsd.service.identifiers import Arns
 from kmsd.service.key_cipher import KeyCipher
@@ -392,6 +393,7 @@ class Embedded:
         self.checkpoints = Checkpoints(
             trail=trail,
             store=store,
+            announce=partial(log_anchor, StructuredLogger(self.log)),
             logger=StructuredLogger(self.log),
             seconds=60.0,
             clock=lambda: self.now,
