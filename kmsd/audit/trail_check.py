@@ -56,16 +56,20 @@ def check_trail(
     public_key: bytes | None = None,
     anchors: Iterable[Anchor] = (),
     is_part: bool = False,
+    trusts_repairs: bool = False,
 ) -> TrailReport:
     """Check the files of a trail, in whatever order they come, and return what it is.
 
     `public_key` is the audit key's (32 bytes), with which the `anchors` were verified. `is_part` says that the files
-    before the first one are missing on purpose. Raises TrailBrokenError.
+    before the first one are missing on purpose, `trusts_repairs` that a repair need not be signed or explained. Raises
+    TrailBrokenError.
     """
     arranged, notes = arrange(files)
     course = _Course(public_key, notes, is_part=is_part)
     for placed in arranged:
         course.take(placed)
+    if not trusts_repairs:
+        course.judge_repairs()
     return course.end(anchors)
 
 
@@ -114,10 +118,23 @@ class _Course:
         self._previous = name
         self._files += 1
 
+    def judge_repairs(self) -> None:
+        """Refuse a new chain that nothing speaks for; whoever can write the files can claim a repair."""
+        for chain in self._chains:
+            repair = chain.repair
+            if self._has_key and not chain.is_signed:
+                what = "a repair began a new chain here, and nothing behind it is signed: nobody accepted it so far"
+                raise TrailBrokenError(chain.file, 1, chain.first.seq, Fault.FORGED, what)
+            if not self._has_key and not chain.is_explained:
+                what = f"a repair began a new chain here, and {repair.broken_file} is not among the files to show why"
+                raise TrailBrokenError(chain.file, 1, chain.first.seq, Fault.FORGED, what)
+            # The numbers behind were given again, as the repair found no record that had them.
+            why = f"what was behind record {repair.last_seq} was cut off before the repair of {chain.first.event_time}"
+            self._gaps.append(Gap(chain.first.seq, _NO_END, why, until=chain.first.event_time))
+
     def end(self, anchors: Iterable[Anchor]) -> TrailReport:
         """Look at what only shows once all files were seen, and return what was found."""
         seq, digest = self._walk.head or GENESIS
-        self._judge_repairs()
         signed = self._checkpoints.signed
         if self._has_key and signed is None and seq:
             what = "no record is signed by this key: the checkpoints were removed, or kmsd was never unsealed"
@@ -145,20 +162,6 @@ class _Course:
             open_intents=self._walk.open_intents,
             notes=tuple(self._notes),
         )
-
-    def _judge_repairs(self) -> None:
-        """Refuse a new chain that nothing speaks for; whoever can write the files can claim a repair."""
-        for chain in self._chains:
-            repair = chain.repair
-            if self._has_key and not chain.is_signed:
-                what = "a repair began a new chain here, and nothing behind it is signed: nobody accepted it so far"
-                raise TrailBrokenError(chain.file, 1, chain.first.seq, Fault.FORGED, what)
-            if not self._has_key and not chain.is_explained:
-                what = f"a repair began a new chain here, and {repair.broken_file} is not among the files to show why"
-                raise TrailBrokenError(chain.file, 1, chain.first.seq, Fault.FORGED, what)
-            # The numbers behind were given again, as the repair found no record that had them.
-            why = f"what was behind record {repair.last_seq} was cut off before the repair of {chain.first.event_time}"
-            self._gaps.append(Gap(chain.first.seq, _NO_END, why, until=chain.first.event_time))
 
     def _take_whole(self, placed: Placed) -> None:
         name, named = placed.file.name, placed.file.range

@@ -226,7 +226,7 @@ def hides_by_repair(*, keep: bool, signer: Key | None = None) -> Change:
         lines = case.files.pop(NAME)[:3]
         found = survey(lines)
         assert found.last is not None
-        repair = Repair(f"{NAME}.broken-1", found.size, found.sha256, *found.last, "a power cut")
+        repair = Repair(f"{NAME}.broken-1", NAME, found.size, found.sha256, *found.last, "a power cut")
         anew = begin_anew(repair, found, time_of(100))
         if signer is not None:
             last = Head(parse(anew[-1]).seq, digest_of(anew[-1]))

@@ -96,7 +96,7 @@ class Writer:
         self.files[name] = lines
         found = survey(lines)
         last = found.last or self.head
-        repair = Repair(name, found.size, found.sha256, last.seq, last.digest, "line 2: edited")
+        repair = Repair(name, NAME, found.size, found.sha256, last.seq, last.digest, "line 2: edited")
         self.files[NAME] = begin_anew(repair, found, time_of(last.seq + 1))
         self.head = Head(parse(self.files[NAME][-1]).seq, digest_of(self.files[NAME][-1]))
         return name
