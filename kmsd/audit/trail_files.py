@@ -20,7 +20,7 @@ from kmsd.audit.reduced_check import START
 from kmsd.audit.repair import Repair, read_repair
 from kmsd.audit.verify import Fault, begins_anew
 
-_NO_PART = re.compile(r"\.torn-\d+(-\d+)?$|\.next$")
+_NO_PART = re.compile(r"\.torn-\d+(-\d+)?$|\.next$|\.reducing$")
 _BROKEN = re.compile(r"\.broken-\d+$")
 _RANGE = re.compile(r"\.(\d{12,19})-(\d{12,19})(\.reduced)?$")
 _REDUCED = ".reduced"
@@ -30,10 +30,14 @@ _LAST = 1 << 63
 
 @dataclass(frozen=True)
 class TrailFile:
-    """A file of a trail: its name as it was given, and how its lines are read, each with its line feed."""
+    """A file of a trail: its name as it was given, and how its lines are read, each with its line feed.
+
+    Up to record `sparse_until` lines may be missing, as retention drops them, without a head line that tells so.
+    """
 
     name: str
     read: Callable[[], Iterator[bytes]]
+    sparse_until: int = 0
 
     @property
     def basename(self) -> str:
