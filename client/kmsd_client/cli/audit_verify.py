@@ -94,8 +94,9 @@ def _tell(report: TrailReport) -> None:
     if report.dropped:
         print(f"dropped: {report.dropped} records, by retention")
     if report.signed is not None:
-        signed = f"to record {report.signed.seq} ({report.signed.event_time}), by {report.checkpoints} checkpoints"
-        print(printable(f"signed: {signed}; {report.unsigned} records behind it are not signed yet"))
+        print(printable(f"signed: to record {report.signed.seq} ({report.signed.event_time})"))
+        print(f"checkpoints: {report.checkpoints} verified")
+        print(f"not signed yet: {report.unsigned} records behind the last checkpoint")
     elif report.unchecked:
         print(f"signed: not checked: {report.unchecked} checkpoints, and no --public-key to verify them")
     else:
