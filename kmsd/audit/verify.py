@@ -121,7 +121,7 @@ class Walk:
                 line = parse(raw)
             except MalformedLineError as exc:
                 raise _not_a_record(number, raw, str(exc), self.head or GENESIS, _look_ahead(rest)) from None
-            if self.head is None:
+            if self.head is None or (self.head == GENESIS and begins_anew(line)):
                 self.head = Head(line.seq - 1, line.prev)
             if line.seq != self.head.seq + 1 or line.prev != self.head.digest:
                 self.head = resume(number, line) or self.head
@@ -162,8 +162,9 @@ def begins_anew(line: Line) -> bool:
 def verify(lines: Iterable[bytes], *, start: Head | None = GENESIS) -> Report:
     """Check a chain, each line with its line feed, and return what it is.
 
-    `start` is the head that the first line continues: `GENESIS` for a whole trail, None to take the first line's own
-    word for it (a part of a trail). Raises ChainBrokenError at the first line that does not fit.
+    `start` is the head that the first line continues: `GENESIS` for a chain from its beginning (record 1, or a repair),
+    None to take the first line's own word for it (a part of a trail). Raises ChainBrokenError at the first line that
+    does not fit.
     """
     walk = Walk(start)
     for _ in walk.follow(lines):
