@@ -97,10 +97,14 @@ class GetAuditRecordsRequest(Request, frozen=True, kw_only=True):
 
 
 class GetAuditRecordsResponse(Response, frozen=True, kw_only=True):
-    """What GetAuditRecords answers: lines of the trail as they stand there, oldest first."""
+    """What GetAuditRecords answers: lines of the trail as they stand there, oldest first.
+
+    Asked for records behind a number or a time, it also tells the number up to which retention may have dropped some.
+    """
 
     records: list[str]
     truncated: bool = False
+    dropped_until: int = 0
 
 
 class GetAuditAnchorRequest(Request, frozen=True, kw_only=True):

@@ -48,6 +48,14 @@ class History:
         except OSError as exc:
             raise unavailable(self._path, exc) from exc
 
+    @property
+    def reduced_until(self) -> int:
+        """The last record of the files that retention has reduced, 0 if there are none."""
+        try:
+            return max((one.last for one in self._rotated() if one.is_reduced), default=0)
+        except OSError as exc:
+            raise unavailable(self._path, exc) from exc
+
     def seq_before(self, event_time: str) -> int:
         """Return a number behind which all records of `event_time` and later stand, if the clock never stepped back."""
         try:

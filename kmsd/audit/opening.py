@@ -97,16 +97,25 @@ def open_trail(path: Path, system: System, now: float) -> Opened:
         raise unavailable(path, exc) from exc
 
 
+def find_whole(path: Path, fd: int, size: int) -> tuple[int | None, int]:
+    """Return the offset of the last mark, None if there is none, and the one behind the last whole line.
+
+    What lies behind that one was left by a crash. Raises AuditBrokenError when there is no line, and never was one.
+    """
+    mark = _last_mark(fd, size)
+    whole = _whole_until(fd, mark or 0, size)
+    if whole == 0 and size > 0:
+        _refuse_foreign(path, fd)
+    return mark, whole
+
+
 def _check(path: Path, fd: int, system: System) -> tuple[int, int, Report]:
     """Return the offset of the last mark, the one behind the last whole line, and what lies between."""
     size = system.fstat(fd).st_size
     if size == 0:
         system.sync_directory(path.parent)  # the new name has to survive a power cut as well
-    mark = _last_mark(fd, size)
+    mark, whole = find_whole(path, fd, size)
     start = mark or 0
-    whole = _whole_until(fd, start, size)
-    if whole == 0 and size > 0:
-        _refuse_foreign(path, fd)
     try:
         return start, whole, verify(lines_between(fd, start, whole), start=GENESIS if mark is None else None)
     except ChainBrokenError as exc:

@@ -9,13 +9,13 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
 import msgspec
 
-from kmsd.audit.chain import GENESIS, Head, Line, MalformedLineError, digest_of, fits, link, parse
-from kmsd.audit.record import Intent, Kind, Record
-from kmsd.audit.verify import MARK, REPAIR, ChainBrokenError, Walk, told_sequence
+from kmsd.audit.chain import GENESIS, Head, Line, MalformedLineError, digest_of, link, parse
+from kmsd.audit.record import Intent
+from kmsd.audit.standing import Standing, system_record
+from kmsd.audit.verify import REPAIR, ChainBrokenError, Walk, told_sequence
 
 # No trail comes near; a number beyond was made up, and continuing it could exhaust what a number may be. The largest
 # that every reader of JSON takes (RFC 8259, section 6).
@@ -23,9 +23,13 @@ _MAX_SEQ = 2**53 - 1
 
 
 class Repair(msgspec.Struct, frozen=True, rename="camel"):
-    """What the first record of a new chain says: which file it replaces, where its numbers ended, what was wrong."""
+    """What the first record of a new chain says: which file was set aside, where the numbers ended, what was wrong.
+
+    `former_name` is the one that the file had before.
+    """
 
     broken_file: str
+    former_name: str
     bytes: int
     sha256: str
     last_seq: int
@@ -77,17 +81,14 @@ def survey(lines: Iterable[bytes]) -> Survey:
 
 def begin_anew(repair: Repair, found: Survey, event_time: str) -> list[bytes]:
     """Return the first lines of the new chain: the repair, and a mark of what is open unless its line is too long."""
-    details = msgspec.to_builtins(repair)
-    mark = {"openIntents": msgspec.to_builtins(found.open_intents), "storeSequence": found.store_sequence}
-    records = [_record(REPAIR, details), _record(MARK, mark)]
-    lines, _ = link(Head(repair.last_seq, GENESIS.digest), filter(fits, records), event_time)
+    records = [system_record(REPAIR, msgspec.to_builtins(repair))]
+    mark = Standing(found.open_intents, found.store_sequence).mark()
+    if mark is not None:
+        records.append(mark)
+    lines, _ = link(Head(repair.last_seq, GENESIS.digest), records, event_time)
     return lines
 
 
 def read_repair(line: Line) -> Repair:
     """Return what a repair's record says; raises msgspec.ValidationError."""
     return msgspec.convert(line.additional_event_data, Repair)
-
-
-def _record(name: str, details: dict[str, Any]) -> Record:
-    return Record(Kind.SYSTEM, name, actor=None, request_id="", read_only=False, details=details)

@@ -11,6 +11,11 @@ from pathlib import Path
 from kmsd.api.errors import AuditUnavailableError
 
 
+def _link(source: Path, target: Path) -> None:
+    # What is linked was opened as a regular file; a symbolic link that came since is linked itself.
+    os.link(source, target, follow_symlinks=False)
+
+
 @dataclass(frozen=True, slots=True)
 class System:
     """What appending, syncing and rotating ask of the kernel; the defaults are the calls themselves."""
@@ -26,6 +31,7 @@ class System:
     fsync: Callable[[int], None] = os.fsync
     rename: Callable[[Path, Path], None] = os.rename
     unlink: Callable[[Path], None] = os.unlink
+    link: Callable[[Path, Path], None] = _link
 
     def sync_directory(self, path: Path) -> None:
         """Make the names in a folder durable."""

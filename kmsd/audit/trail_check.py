@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import msgspec
 
@@ -56,16 +57,20 @@ def check_trail(
     public_key: bytes | None = None,
     anchors: Iterable[Anchor] = (),
     is_part: bool = False,
+    trusts_repairs: bool = False,
 ) -> TrailReport:
     """Check the files of a trail, in whatever order they come, and return what it is.
 
     `public_key` is the audit key's (32 bytes), with which the `anchors` were verified. `is_part` says that the files
-    before the first one are missing on purpose. Raises TrailBrokenError.
+    before the first one are missing on purpose, `trusts_repairs` that a repair need not be signed or explained. Raises
+    TrailBrokenError.
     """
     arranged, notes = arrange(files)
     course = _Course(public_key, notes, is_part=is_part)
     for placed in arranged:
         course.take(placed)
+    if not trusts_repairs:
+        course.judge_repairs()
     return course.end(anchors)
 
 
@@ -74,6 +79,7 @@ class _NewChain:
     """A chain that a repair began; it counts once somebody accepted it, which its first checkpoint shows."""
 
     file: str
+    line: int
     first: Line
     repair: Repair
     is_explained: bool  # the broken file is there
@@ -114,10 +120,23 @@ class _Course:
         self._previous = name
         self._files += 1
 
+    def judge_repairs(self) -> None:
+        """Refuse a new chain that nothing speaks for; whoever can write the files can claim a repair."""
+        for chain in self._chains:
+            repair = chain.repair
+            if self._has_key and not chain.is_signed:
+                what = "a repair began a new chain here, and nothing behind it is signed: nobody accepted it so far"
+                raise TrailBrokenError(chain.file, chain.line, chain.first.seq, Fault.FORGED, what)
+            if not self._has_key and not chain.is_explained:
+                what = f"a repair began a new chain here, and {repair.broken_file} is not among the files to show why"
+                raise TrailBrokenError(chain.file, chain.line, chain.first.seq, Fault.FORGED, what)
+            # The numbers behind were given again, as the repair found no record that had them.
+            why = f"what was behind record {repair.last_seq} was cut off before the repair of {chain.first.event_time}"
+            self._gaps.append(Gap(chain.first.seq, _NO_END, why, until=chain.first.event_time))
+
     def end(self, anchors: Iterable[Anchor]) -> TrailReport:
         """Look at what only shows once all files were seen, and return what was found."""
         seq, digest = self._walk.head or GENESIS
-        self._judge_repairs()
         signed = self._checkpoints.signed
         if self._has_key and signed is None and seq:
             what = "no record is signed by this key: the checkpoints were removed, or kmsd was never unsealed"
@@ -146,35 +165,21 @@ class _Course:
             notes=tuple(self._notes),
         )
 
-    def _judge_repairs(self) -> None:
-        """Refuse a new chain that nothing speaks for; whoever can write the files can claim a repair."""
-        for chain in self._chains:
-            repair = chain.repair
-            if self._has_key and not chain.is_signed:
-                what = "a repair began a new chain here, and nothing behind it is signed: nobody accepted it so far"
-                raise TrailBrokenError(chain.file, 1, chain.first.seq, Fault.FORGED, what)
-            if not self._has_key and not chain.is_explained:
-                what = f"a repair began a new chain here, and {repair.broken_file} is not among the files to show why"
-                raise TrailBrokenError(chain.file, 1, chain.first.seq, Fault.FORGED, what)
-            # The numbers behind were given again, as the repair found no record that had them.
-            why = f"what was behind record {repair.last_seq} was cut off before the repair of {chain.first.event_time}"
-            self._gaps.append(Gap(chain.first.seq, _NO_END, why, until=chain.first.event_time))
-
     def _take_whole(self, placed: Placed) -> None:
         name, named = placed.file.name, placed.file.range
         if placed.first is not None:
             self._check_name(placed.file, placed.first.seq)
             if begins_anew(placed.first):
-                self._begin_anew(name, placed.first)
+                self._begin_anew(name, 1, placed.first)
             else:
-                self._join(name, placed.first.seq, placed.first.prev)
+                self._join(placed.file, placed.first.seq, placed.first.prev)
         before, _ = self._walk.head = self._walk.head or GENESIS
         try:
-            for number, line in self._walk.follow(placed.file.read()):
+            for number, line in self._walk.follow(placed.file.read(), partial(self._resume, placed.file)):
                 self._meet(number, line)
         finally:
             last, _ = self._walk.head
-            self._spans.append(Span(name, before + 1, last, 1))
+            self._spans.append(Span(name, before + 1, last, 0 if placed.file.sparse_until else 1))
         if named is not None and last != named[1]:
             what = f"its name tells of records to {named[1]}, and it ends with record {last}"
             fault = Fault.CUT if last < named[1] else Fault.INSERTED
@@ -184,7 +189,7 @@ class _Course:
         name = placed.file.name
         part, records = check_reduced(placed.file.read(), self._public_key)
         self._check_name(placed.file, part.first_seq)
-        self._join(name, part.first_seq, part.prev)
+        self._join(placed.file, part.first_seq, part.prev)
         for number, line in records:
             self._walk.heed(number, line)
             self._meet(number, line)
@@ -218,12 +223,12 @@ class _Course:
             what = f"its name tells of records {named[0]} to {named[1]}, and it begins with record {first_seq}"
             raise ChainBrokenError(1, named[0], Fault.REMOVED if first_seq > named[0] else Fault.EDITED, what)
 
-    def _join(self, name: str, first_seq: int, prev: str) -> None:
+    def _join(self, file: TrailFile, first_seq: int, prev: str) -> None:
         """See how a file follows the one before it."""
-        head, own_word = self._walk.head, Head(first_seq - 1, prev)
+        name, head, own_word = file.name, self._walk.head, Head(first_seq - 1, prev)
         if head is None:
             self._start = first_seq
-            if first_seq > 1 and not self._is_part:
+            if first_seq - 1 > file.sparse_until and not self._is_part:
                 what = f"{_numbers(1, first_seq - 1)} missing: what was before {name} was removed, or is not given"
                 raise ChainBrokenError(1, 1, Fault.REMOVED, what)
             self._walk.head = own_word if first_seq > 1 else GENESIS
@@ -246,25 +251,37 @@ class _Course:
             raise ChainBrokenError(1, first_seq, Fault.EDITED, what)
         self._is_ragged = False
 
-    def _begin_anew(self, name: str, first: Line) -> None:
+    def _resume(self, file: TrailFile, number: int, line: Line) -> Head | None:
+        """Return what a line in the middle of a file continues that does not continue the one before it."""
+        if begins_anew(line):
+            self._begin_anew(file.name, number, line)  # the daemon gives its files as one
+            return self._walk.head
+        before, _ = self._walk.head or GENESIS
+        if before < line.seq - 1 <= file.sparse_until:
+            self._dropped += line.seq - 1 - before
+            self._gaps.append(Gap(before + 1, line.seq - 1, f"{file.name} does not have it any more"))
+            return Head(line.seq - 1, line.prev)
+        return None
+
+    def _begin_anew(self, name: str, number: int, first: Line) -> None:
         """Take the first record of a new chain at its word, as far as the files do not contradict it."""
         try:
             repair = read_repair(first)
         except msgspec.ValidationError as exc:
-            raise ChainBrokenError(1, first.seq, Fault.EDITED, f"a repair that says too little: {exc}") from None
+            raise ChainBrokenError(number, first.seq, Fault.EDITED, f"a repair that says too little: {exc}") from None
         head = self._walk.head or GENESIS
         last = Head(repair.last_seq, repair.last_hash)
         is_explained = repair.broken_file in self._broken
         if last.seq != first.seq - 1 or head.seq > last.seq or (head.seq == last.seq and head != last):
             what = f"a repair behind record {last.seq}, which {self._previous or 'its own number'} shows otherwise"
-            raise ChainBrokenError(1, first.seq, Fault.EDITED, what)
+            raise ChainBrokenError(number, first.seq, Fault.EDITED, what)
         if head.seq < last.seq:
             self._gaps.append(Gap(head.seq + 1, last.seq, f"it may be in {repair.broken_file}, which is not given"))
         self._notes.append(
             f"{name}: a new chain begins with record {first.seq} ({first.event_time}) after a repair; the broken file "
             f"is {repair.broken_file}{'' if is_explained else ' (not given)'}: {repair.fault}"
         )
-        self._chains.append(_NewChain(name, first, repair, is_explained))
+        self._chains.append(_NewChain(name, number, first, repair, is_explained))
         self._start = self._start or first.seq
         self._walk.jump(Head(last.seq, GENESIS.digest), forget=True)
         self._is_ragged = False

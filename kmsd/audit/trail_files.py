@@ -20,7 +20,7 @@ from kmsd.audit.reduced_check import START
 from kmsd.audit.repair import Repair, read_repair
 from kmsd.audit.verify import Fault, begins_anew
 
-_NO_PART = re.compile(r"\.torn-\d+(-\d+)?$|\.next$")
+_NO_PART = re.compile(r"\.torn-\d+(-\d+)?$|\.next$|\.reducing$")
 _BROKEN = re.compile(r"\.broken-\d+$")
 _RANGE = re.compile(r"\.(\d{12,19})-(\d{12,19})(\.reduced)?$")
 _REDUCED = ".reduced"
@@ -30,10 +30,14 @@ _LAST = 1 << 63
 
 @dataclass(frozen=True)
 class TrailFile:
-    """A file of a trail: its name as it was given, and how its lines are read, each with its line feed."""
+    """A file of a trail: its name as it was given, and how its lines are read, each with its line feed.
+
+    Up to record `sparse_until` lines may be missing, as retention drops them, without a head line that tells so.
+    """
 
     name: str
     read: Callable[[], Iterator[bytes]]
+    sparse_until: int = 0
 
     @property
     def basename(self) -> str:
@@ -43,8 +47,7 @@ class TrailFile:
     @property
     def range(self) -> tuple[int, int] | None:
         """The first and the last record that the name tells, None when it tells none."""
-        found = _RANGE.search(self.basename)
-        return (int(found[1]), int(found[2])) if found else None
+        return _range(self.basename)
 
 
 class TrailBrokenError(Exception):
@@ -57,6 +60,11 @@ class TrailBrokenError(Exception):
         self.seq = seq
         self.fault = fault
         self.what = what
+
+
+def _range(name: str) -> tuple[int, int] | None:
+    found = _RANGE.search(name)
+    return (int(found[1]), int(found[2])) if found else None
 
 
 class Form(enum.Enum):
@@ -101,12 +109,13 @@ def arrange(files: Sequence[TrailFile]) -> tuple[list[Placed], list[str]]:
             arranged.append(one)
         elif one.file.basename in repairs:
             repair, behind = repairs[one.file.basename]
+            place = (_range(repair.former_name) or (one.first_seq, 0))[0]
             # What cannot be told to be elsewhere was the last file before the repair.
-            place = one.first_seq if one.first_seq <= repair.last_seq else behind
-            arranged.append(Placed(one.file, one.form, place, one.first, repair))
+            arranged.append(Placed(one.file, one.form, min(place, behind - 1), one.first, repair))
         else:
             notes.append(f"{one.file.name}: passed over: no repair among the files refers to it")
-    arranged.sort(key=lambda one: (one.first_seq, one.form is not Form.BROKEN))
+    # A broken file may have come to hold the records of another.
+    arranged.sort(key=lambda one: (one.first_seq, one.form is Form.BROKEN))
     return arranged, notes
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import enum
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, BinaryIO, NamedTuple
 
@@ -107,10 +107,13 @@ class Walk:
         """The intents and begins that nothing has settled so far, oldest first."""
         return tuple(self._intents.values())
 
-    def follow(self, lines: Iterable[bytes]) -> Iterator[tuple[int, Line]]:
+    def follow(
+        self, lines: Iterable[bytes], resume: Callable[[int, Line], Head | None] = lambda *_: None
+    ) -> Iterator[tuple[int, Line]]:
         """Go on along the lines of a file, each with its line feed, and yield its service events with their places.
 
-        Raises ChainBrokenError at the first line that does not fit; `head` is then what it should have continued.
+        `resume` is asked about a place and line that do not fit, and may return what it continues instead. Raises
+        ChainBrokenError at the first line that does not fit; `head` is then what it should have continued.
         """
         rest = iter(lines)
         for number, raw in enumerate(rest, 1):
@@ -120,6 +123,8 @@ class Walk:
                 raise _not_a_record(number, raw, str(exc), self.head or GENESIS, _look_ahead(rest)) from None
             if self.head is None or (self.head == GENESIS and begins_anew(line)):
                 self.head = Head(line.seq - 1, line.prev)
+            if line.seq != self.head.seq + 1 or line.prev != self.head.digest:
+                self.head = resume(number, line) or self.head
             if line.seq != self.head.seq + 1 or line.prev != self.head.digest:
                 raise _out_of_place(number, _Seen(line.seq, line.prev, digest_of(raw)), self.head, _look_ahead(rest))
             self.head = Head(line.seq, digest_of(raw))

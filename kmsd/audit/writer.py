@@ -230,6 +230,11 @@ class Trail:
         """Return the last lines, oldest first; bounds and errors as in `read`."""
         return self._history.read_tail(limit=limit, max_bytes=max_bytes)
 
+    @property
+    def reduced_until(self) -> int:
+        """The number up to which retention may have dropped records, 0 if it has dropped none."""
+        return self._history.reduced_until
+
     def seq_before(self, event_time: str) -> int:
         """Return a number behind which all records of `event_time` and later stand, if the clock never stepped back.
 

@@ -40,9 +40,10 @@ def failure_of(run: Callable[[], None]) -> str | None:
 
     try:
         run()
+    except AuditBrokenError as error:
+        return f"{error}. Find out why; kmsd audit-repair keeps the file and begins a new chain"
     except (
         ActivationError,
-        AuditBrokenError,
         ConfigurationError,
         ConfinementError,
         HostPolicyError,

@@ -88,6 +88,18 @@ def make_parser() -> argparse.ArgumentParser:
         "without a change. Exit code 0: all is well, 1: not everything they name is, 2: they are not valid.",
     )
     check.add_argument("file", type=Path, nargs="?", default=DEFAULT_PATH, metavar="FILE", help="(%(default)s)")
+    repair = verbs.add_parser(
+        "audit-repair",
+        help="begin a new chain where the audit trail is broken",
+        description="Set a broken file of the audit trail aside, which is kept as it is, and begin a new chain that "
+        "refers to it. kmsd must not run. Afterwards an administrator has to accept it: kms unseal --accept-changes.",
+    )
+    place = repair.add_mutually_exclusive_group()
+    place.add_argument(
+        "--config", type=Path, default=DEFAULT_PATH, metavar="FILE", help="settings that name the trail (%(default)s)"
+    )
+    place.add_argument("--dev", type=Path, metavar="DIR", help="the trail of kmsd dev DIR")
+    repair.add_argument("--yes", action="store_true", help="do not ask")
     return parser
 
 
@@ -123,6 +135,13 @@ def _check_config(path: Path) -> int:
     return run_check_config(path)
 
 
+def _audit_repair(options: argparse.Namespace) -> int:
+    from kmsd.commands.audit_repair import run_audit_repair  # noqa: PLC0415 - no other verb needs it
+
+    trail = options.dev / "audit.log" if options.dev else Path(load_config(options.config).paths.audit)
+    return run_audit_repair(trail.absolute(), confirmed=options.yes)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run `kmsd` and return its exit code."""
     words = list(sys.argv[1:] if arguments is None else arguments)
@@ -134,6 +153,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _init(options)
         if options.verb == "check-config":
             return _check_config(options.file)
+        if options.verb == "audit-repair":
+            return _audit_repair(options)
         config = load_config(options.config) if options.config else Config()
         if options.verb == "serve":
             return run_serve(config)

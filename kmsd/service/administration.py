@@ -46,6 +46,10 @@ class ReadableTrail(Protocol):
     def read_tail(self, *, limit: int, max_bytes: int) -> list[str]:
         """Return the newest lines."""
 
+    @property
+    def reduced_until(self) -> int:
+        """The number up to which retention may have dropped records."""
+
     def seq_before(self, event_time: str) -> int:
         """Return a number behind which all records of `event_time` and later stand, if the clock never stepped back."""
 
@@ -136,7 +140,11 @@ class Administration:
         records = self._trail.read(after_seq=after, limit=request.limit, max_bytes=_MAX_RECORD_BYTES)
         # By its number: where retention dropped records the numbers go on without them.
         last = seq_of(records[-1].encode()) if records else None
-        return api.GetAuditRecordsResponse(records=records, truncated=last is not None and last < newest)
+        return api.GetAuditRecordsResponse(
+            records=records,
+            truncated=last is not None and last < newest,
+            dropped_until=self._trail.reduced_until,
+        )
 
     async def get_audit_anchor(
         self,

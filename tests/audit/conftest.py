@@ -33,7 +33,7 @@ class FaultySystem:
     def __init__(self) -> None:
         self.faults: dict[str, OSError | int] = {}
         names = ("write", "fdatasync", "ftruncate", "pread", "fstat", "lstat", "open", "fsync", "rename", "unlink")
-        self.counts = dict.fromkeys(names, 0)
+        self.counts = dict.fromkeys((*names, "link"), 0)
         self.at_call: Callable[[str], None] | None = None
         self.hang: threading.Event | None = None
         self.synced = threading.Condition()
@@ -50,6 +50,7 @@ class FaultySystem:
             self.fsync,
             self.rename,
             self.unlink,
+            self.link,
         )
 
     def write(self, fd: int, data: bytes) -> int:
@@ -100,6 +101,10 @@ class FaultySystem:
     def unlink(self, path: Path) -> None:
         self._count("unlink")
         path.unlink()
+
+    def link(self, source: Path, target: Path) -> None:
+        self._count("link")
+        target.hardlink_to(source)
 
     def wait_for_syncs(self, count: int) -> None:
         with self.synced:

@@ -587,7 +587,7 @@ class TestStart:
         lines[1] = lines[1].replace(b"alice", b"mallory")
         path.unlink()
         found = survey(lines)
-        repair = Repair("audit.log.broken-1", found.size, found.sha256, 11, "0" * 64, "line 2: edited")
+        repair = Repair("audit.log.broken-1", "audit.log", found.size, found.sha256, 11, "0" * 64, "line 2: edited")
         path.write_bytes(b"".join(begin_anew(repair, found, "2026-09-21T14:13:20.125Z")))
 
         trail = open_trail(rotation=AT_ONCE)

@@ -226,7 +226,7 @@ def hides_by_repair(*, keep: bool, signer: Key | None = None) -> Change:
         lines = case.files.pop(NAME)[:3]
         found = survey(lines)
         assert found.last is not None
-        repair = Repair(f"{NAME}.broken-1", found.size, found.sha256, *found.last, "a power cut")
+        repair = Repair(f"{NAME}.broken-1", NAME, found.size, found.sha256, *found.last, "a power cut")
         anew = begin_anew(repair, found, time_of(100))
         if signer is not None:
             last = Head(parse(anew[-1]).seq, digest_of(anew[-1]))
@@ -254,6 +254,15 @@ def repaired(then: Change) -> Change:
         then(case)
 
     return change
+
+
+def repairs_in_the_middle(case: Case) -> None:
+    """A forged repair as line 4 of the newest file, and nothing of what was behind it."""
+    kept = case.files[NAME][:3]
+    found = survey(kept)
+    assert found.last is not None
+    repair = Repair(f"{NAME}.broken-1", NAME, found.size, found.sha256, *found.last, "a power cut")
+    case.files[NAME] = [*kept, *begin_anew(repair, found, time_of(100))]
 
 
 MOVED = base64.b64encode(KEY.sign(b"else")).decode()
@@ -377,6 +386,7 @@ CASES: dict[str, tuple[Change, str]] = {
         hides_by_repair(keep=True, signer=OTHER),
         "audit.log, line 3, seq 30: forged: the checkpoint: its signature",
     ),
+    "repair forged in the middle": (repairs_in_the_middle, "audit.log, line 4, seq 28: forged: a repair began"),
     "file that a repair set aside": (
         repaired(edits(f"{NAME}.broken-1", 4, "p-28", "p-29")),
         "audit.log.broken-1, line 1, seq 25: edited: it is not the file that the repair behind record 39 set aside",

@@ -17,6 +17,7 @@ from tests.benchmarks.load import depth_one_rows, pipelined_rows
 from tests.benchmarks.many_keys import many_keys_rows
 from tests.benchmarks.report import print_table
 from tests.benchmarks.startup import startup_rows
+from tests.benchmarks.verification import verification_rows
 
 
 def arguments() -> argparse.Namespace:
@@ -31,6 +32,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=3.0, help="duration of each pipelined run (default: 3)")
     parser.add_argument("--streams", type=int, default=2, help="file streams beside the pipelined run (default: 2)")
     parser.add_argument("--keys", type=int, default=100_000, help="keys of the large store (default: 100000)")
+    parser.add_argument("--lines", type=int, default=200_000, help="lines of the trail to verify (default: 200000)")
     parser.add_argument("--commands", type=int, default=15, help="runs of each command (default: 15)")
     return parser.parse_args()
 
@@ -57,9 +59,8 @@ def main() -> None:
             daemon.pin(set(cores))
             rows = startup_rows(daemon, folder, count=chosen.commands)
             print_table("Processes", [*rows, *many_keys_rows(daemon, folder / "kmsd", count=chosen.keys)])
-            print_table(
-                "The audit trail", audit_rows(folder, cores, count=chosen.requests // 10, seconds=chosen.seconds)
-            )
+            rows = audit_rows(folder, cores, count=chosen.requests // 10, seconds=chosen.seconds)
+            print_table("The audit trail", [*rows, *verification_rows(folder, lines=chosen.lines)])
             rows = race(daemon, folder, source, rounds=chosen.rounds)
             notes = [f"{peer} is not installed" for peer in missing_peers()]
             print_table(

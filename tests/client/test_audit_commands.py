@@ -50,7 +50,9 @@ def test_verify_tells_what_is_signed_and_what_is_not_yet(
         "39 records, 1 to 39: the chain is whole",
         f"head: {trail.head.digest}",
         "files: 3",
-        "signed: to record 36 (2026-09-21T00:00:36.125Z), by 4 checkpoints; 3 records behind it are not signed yet",
+        "signed: to record 36 (2026-09-21T00:00:36.125Z)",
+        "checkpoints: 4 verified",
+        "not signed yet: 3 records behind the last checkpoint",
         "anchors: 4 agree",
         f"note: {tmp_path}/{NAME}.torn-17: passed over: it is no part of the chain",
     ]

@@ -89,15 +89,15 @@ class Writer:
         self.files[f"{name}.reduced"] = [head, *kept]
         return f"{name}.reduced"
 
-    def repair(self, number: int = 1) -> str:
+    def repair(self, number: int = 1, *, at: str | None = None) -> str:
         """Begin a new chain, whatever the file has come to hold."""
         name = f"{NAME}.broken-{number}"
         lines = self.files[NAME]
         self.files[name] = lines
         found = survey(lines)
         last = found.last or self.head
-        repair = Repair(name, found.size, found.sha256, last.seq, last.digest, "line 2: edited")
-        self.files[NAME] = begin_anew(repair, found, time_of(last.seq + 1))
+        repair = Repair(name, NAME, found.size, found.sha256, last.seq, last.digest, "line 2: edited")
+        self.files[NAME] = begin_anew(repair, found, at or time_of(last.seq + 1))
         self.head = Head(parse(self.files[NAME][-1]).seq, digest_of(self.files[NAME][-1]))
         return name
 
@@ -139,9 +139,10 @@ def check(
     key: Key | None = None,
     anchors: Iterable[bytes] = (),
     is_part: bool = False,
+    sparse_until: int = 0,
 ) -> TrailReport:
     """Check the files off-line, as they would lie on a disk."""
-    whole = [TrailFile(name, partial(_read, lines)) for name, lines in files.items()]
+    whole = [TrailFile(name, partial(_read, lines), sparse_until) for name, lines in files.items()]
     noted: list[Anchor] = list(read_anchors("anchors", anchors, key.public)) if key else []
     return check_trail(whole, public_key=key.public if key else None, anchors=noted, is_part=is_part)
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from kmsd.api.administration import GET_AUDIT_ANCHOR, GetAuditAnchorRequest
+from kmsd.api.administration import GET_AUDIT_ANCHOR, GET_AUDIT_RECORDS, GetAuditAnchorRequest, GetAuditRecordsRequest
 from kmsd.audit.anchors import Anchor, AnchorForgedError, read_anchors
 from kmsd.audit.public_key import from_text
 from kmsd.audit.trail_check import TrailReport, check_trail
@@ -55,7 +55,12 @@ def _verify_daemon(options: argparse.Namespace, key: bytes | None) -> TrailRepor
 
 
 def _daemons_trail(client: Client) -> TrailFile:
-    return TrailFile("the daemon's trail", lambda: (line + b"\n" for line in records_from(client, None)))
+    start = client.call(GET_AUDIT_RECORDS, GetAuditRecordsRequest(after_sequence=0, limit=1))
+    return TrailFile(
+        "the daemon's trail",
+        lambda: (line + b"\n" for line in records_from(client, None)),
+        sparse_until=start.dropped_until,
+    )
 
 
 def _verify(options: argparse.Namespace, key: bytes | None, *files: TrailFile) -> TrailReport:
@@ -89,8 +94,9 @@ def _tell(report: TrailReport) -> None:
     if report.dropped:
         print(f"dropped: {report.dropped} records, by retention")
     if report.signed is not None:
-        signed = f"to record {report.signed.seq} ({report.signed.event_time}), by {report.checkpoints} checkpoints"
-        print(printable(f"signed: {signed}; {report.unsigned} records behind it are not signed yet"))
+        print(printable(f"signed: to record {report.signed.seq} ({report.signed.event_time})"))
+        print(f"checkpoints: {report.checkpoints} verified")
+        print(f"not signed yet: {report.unsigned} records behind the last checkpoint")
     elif report.unchecked:
         print(f"signed: not checked: {report.unchecked} checkpoints, and no --public-key to verify them")
     else:
