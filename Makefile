@@ -31,7 +31,7 @@ test: setup .venv/.host
 
 # Kills the daemon at random moments, and `kmsd init` between any two steps, more often than `make test` does.
 crash: setup
-	KMSD_CRASH_RUNS=100 $(PY) -m pytest tests/e2e/test_crash.py tests/commands/test_init.py $(ARGS)
+	KMSD_CRASH_RUNS=100 $(PY) -m pytest tests/e2e/test_crash.py tests/commands/test_init.py tests/commands/test_init_shares.py $(ARGS)
 
 bench: setup
 	$(PY) -m tests.benchmarks $(ARGS)

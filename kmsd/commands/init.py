@@ -6,7 +6,6 @@ that is set up it changes nothing. It never takes the place of keys, a token, a 
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
 import os
 import sys
@@ -21,9 +20,12 @@ from kmsd.commands.credentials import CREDENTIAL, NAME, PinPlace, open_stored_pi
 from kmsd.commands.directories import make_directories
 from kmsd.commands.failures import exit_code_of
 from kmsd.commands.pins import HeldPin, vendor_pin
+from kmsd.commands.recovery_choice import RecoveryOptions, SharePlan, check_options, choose
 from kmsd.commands.service_process import as_service
 from kmsd.commands.settings import write_settings
-from kmsd.commands.steps import SetupError, drop_draft, tell
+from kmsd.commands.share_files import ShareFiles
+from kmsd.commands.shares import HeldKey, hand_out, has_keys, publish
+from kmsd.commands.steps import SetupError, UsageError, drop_draft, tell
 from kmsd.commands.tokens import make_root_key, make_softhsm, softhsm_directory, softhsm_pin_file
 from kmsd.commands.units import start_units
 from kmsd.config import DEFAULT_PATH, Config, Hsm, load_config
@@ -36,16 +38,6 @@ from kmsd.server.daemon import run_daemon
 from kmsd.server.deployment import founding, store_path
 
 _EXIT_USAGE = 2
-NO_RECOVERY = "none"
-
-_RECOVERY = """\
-Keys that only the token can open are lost with the token. kmsd cannot split a recovery key yet, so that the choice is
-to go without: keep backups of the token and of its PIN.
-"""
-
-
-class UsageError(ValueError):
-    """The command line lacks something; the message says what."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +46,7 @@ class Choices:
 
     settings: Path
     interactive: bool
-    recovery: str | None
+    recovery: RecoveryOptions
     module: str | None
     token_label: str | None
     pin_file: str | None
@@ -72,27 +64,12 @@ class Choices:
 def run_init(choices: Choices) -> int:
     """Set up the host; return the exit code."""
     try:
-        _check_recovery(choices)
+        check_options(choices.recovery, interactive=choices.interactive)
         _check_token(choices)
+        return exit_code_of(lambda: _Setup(choices).run())
     except UsageError as error:
         sys.stderr.write(f"kmsd: error: {error}\n")
         return _EXIT_USAGE
-    return exit_code_of(lambda: _Setup(choices).run())
-
-
-def _check_recovery(choices: Choices) -> None:
-    if choices.recovery == NO_RECOVERY:
-        return
-    if choices.recovery is None and choices.interactive:
-        print(_RECOVERY)
-        with contextlib.suppress(EOFError):
-            if input(f'Type "{NO_RECOVERY}" to go without recovery: ').strip() == NO_RECOVERY:
-                return
-        raise UsageError("no recovery was chosen, so nothing was done")
-    raise UsageError(
-        f"say what becomes of the keys when the token is lost: the only choice yet is --recovery {NO_RECOVERY}, which "
-        "means that they are lost with it"
-    )
 
 
 def _check_token(choices: Choices) -> None:
@@ -116,6 +93,9 @@ class _Setup:
         self._has_settings = os.path.lexists(self._path)
         self._config = load_config(self._path) if self._has_settings else Config()
         self._place = PinPlace(self._path, self._config.hsm.pin if self._has_settings else None)
+        self._plan: SharePlan | None = None
+        directory = choices.recovery.directory
+        self._share_files = ShareFiles(directory, os.uname().nodename) if directory is not None else None
 
     def run(self) -> None:
         if os.getuid() != 0:
@@ -127,6 +107,8 @@ class _Setup:
         check_identity_map()
         if self._has_settings:
             self._check_settings()
+        if not self._is_founded():
+            self._plan = choose(self._choices.recovery, interactive=self._choices.interactive)
         make_accounts(self._config.user, self._config.paths.state)
         account = find_account(self._config.user)
         make_directories(self._config, self._path, account)
@@ -166,6 +148,8 @@ class _Setup:
             pin = self._pin()
             self._open_store(pin, account)
         tell(made=not is_founded, what=f"store {store_path(self._config)} and audit trail {self._config.paths.audit}")
+        if self._share_files is not None:
+            publish(self._share_files, self._config, account)
         self._keep_pin(pin, account)
 
     def _open_store(self, pin: HeldPin, account: Account) -> None:
@@ -173,9 +157,11 @@ class _Setup:
         # A store was made under the root key that was there then; another one could not open it.
         if not self._is_softhsm() and not store_path(self._config).exists():
             make_root_key(self._config, pin, account)
+        # Last, so that nobody is shown shares in vain.
+        recovery_key = self._recovery_key(account)
         config = self._config
         try:
-            as_service(account, lambda: _run(config, pin))
+            as_service(account, lambda: _run(config, pin, recovery_key))
         except SetupError as error:
             if self._has_settings or self._is_softhsm():
                 raise
@@ -183,6 +169,19 @@ class _Setup:
                 f"{error}. From here on the module may reach only what it is given: if it needs files, devices, pcscd "
                 "or a network, name them by --module-reads, --module-writes and --module-connects"
             ) from None
+        finally:
+            if recovery_key is not None:
+                recovery_key.close()
+
+    def _recovery_key(self, account: Account) -> HeldKey | None:
+        """Return the key of a store that is yet to be made, when its shares are out of our hands."""
+        if self._plan is None:
+            return None
+        if has_keys(self._config, account):
+            # A run that was killed made it, with shares that were handed out before.
+            tell(made=False, what="recovery, as it was chosen when the store was made")
+            return None
+        return hand_out(self._plan, self._share_files)
 
     def _token(self, account: Account) -> Hsm:
         """Return the settings of the token, which is made if it is one of ours and not there."""
@@ -304,7 +303,7 @@ class _Setup:
                 place = place_of(stored)
                 how = f"systemd-creds decrypt --name={NAME} {CREDENTIAL} FILE" if place == CREDENTIAL else place
                 print(f"      back up its PIN, apart:  {how}")
-        print("Without token and PIN nothing that was encrypted can be read again.")
+        print("Without token and PIN, or enough recovery shares, nothing that was encrypted can be read again.")
 
 
 def _other_pin(stored: str) -> SetupError:
@@ -314,6 +313,6 @@ def _other_pin(stored: str) -> SetupError:
     )
 
 
-def _run(config: Config, pin: HeldPin) -> bool:
-    run_daemon(founding(config, pin, None))
+def _run(config: Config, pin: HeldPin, recovery_key: HeldKey | None) -> bool:
+    run_daemon(founding(config, pin, recovery_key.mapped if recovery_key is not None else None))
     return True

@@ -12,8 +12,8 @@ from kmsd.commands.dev import run_dev
 from kmsd.commands.serve import run_serve
 from kmsd.config import DEFAULT_PATH, Config, ConfigurationError, load_config
 
-# The one choice of --recovery yet.
-NO_RECOVERY = "none"
+# The choices of --recovery; what they mean is in `recovery_choice`, which the other verbs do without.
+_RECOVERIES = ["shares", "none"]
 # What shells and sysexits use for a wrong command line.
 _EXIT_USAGE = 2
 # 128 + SIGINT, as shells say it.
@@ -54,7 +54,12 @@ def make_parser() -> argparse.ArgumentParser:
         "kmsd. Changes nothing that is there, so it can be run again. Without --module it makes a SoftHSM2 token.",
     )
     init.add_argument("--non-interactive", action="store_true", help="ask nothing")
-    init.add_argument("--recovery", choices=[NO_RECOVERY], help="what opens the keys when the token is lost")
+    init.add_argument("--recovery", choices=_RECOVERIES, help="what opens the keys when the token is lost")
+    init.add_argument("--shares", type=int, metavar="N", help="how many shares of a recovery key are made (3)")
+    init.add_argument("--threshold", type=int, metavar="M", help="how many of them together open the keys (2)")
+    init.add_argument(
+        "--share-directory", type=Path, metavar="DIR", help="write each share into a file there, instead of showing it"
+    )
     init.add_argument("--module", metavar="PATH", help="the PKCS#11 library of a token that is set up")
     init.add_argument("--token-label", metavar="LABEL", help="which of its tokens")
     init.add_argument("--pin-file", metavar="FILE", help="a file with the token's PIN, - for standard input")
@@ -112,12 +117,18 @@ def _assignment(text: str) -> tuple[str, str]:
 
 def _init(options: argparse.Namespace) -> int:
     from kmsd.commands.init import Choices, run_init  # noqa: PLC0415 - it loads most of the daemon
+    from kmsd.commands.recovery_choice import RecoveryOptions  # noqa: PLC0415 - as above
 
     return run_init(
         Choices(
             settings=options.config,
             interactive=not options.non_interactive and sys.stdin.isatty(),
-            recovery=options.recovery,
+            recovery=RecoveryOptions(
+                options.recovery,
+                threshold=options.threshold,
+                shares=options.shares,
+                directory=options.share_directory.absolute() if options.share_directory is not None else None,
+            ),
             module=options.module,
             token_label=options.token_label,
             pin_file=options.pin_file,

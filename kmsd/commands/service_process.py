@@ -1,6 +1,7 @@
-"""Work of `kmsd init` in a process that has become the service's user, as the daemon will be.
+"""Work of `kmsd init` in processes of their own.
 
-Whatever loads a PKCS#11 module, or makes what the daemon will own, is done there and not by root.
+Whatever loads a PKCS#11 module, or makes what the daemon will own, is done in one that has become the service's user,
+as the daemon will be, and not by root. What has secrets as ordinary objects is done in one that ends with it.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable
+from functools import partial
 
 import msgspec
 
@@ -28,7 +30,21 @@ class _Ended(msgspec.Struct):
 
 
 def as_service(account: Account, work: Callable[[], bool]) -> bool:
-    """Return what `work` returns in a process of its own; raises SetupError with the reason when it fails."""
+    """Return what `work` returns in a process of the service's user; raises SetupError with the reason it fails for."""
+    return _apart(f"user {account.name}", partial(become, account), work)
+
+
+def as_root(work: Callable[[], None]) -> None:
+    """Call `work` in a process of its own; raises SetupError with the reason it fails for."""
+
+    def done() -> bool:
+        work()
+        return True
+
+    _apart("root", lambda: None, done)
+
+
+def _apart(who: str, become_it: Callable[[], None], work: Callable[[], bool]) -> bool:
     sys.stdout.flush()
     reading, writing = os.pipe()
     parent = os.getpid()
@@ -39,7 +55,7 @@ def as_service(account: Account, work: Callable[[], bool]) -> bool:
             os.close(reading)
             # Ctrl-C ends the parent, and with it this process.
             signal.signal(signal.SIGINT, signal.SIG_IGN)
-            os.write(writing, msgspec.json.encode(_outcome(account, work, parent)))
+            os.write(writing, msgspec.json.encode(_outcome(become_it, work, parent)))
             code = 0
         finally:
             # Whatever happens, this process never returns into the code of the other.
@@ -52,20 +68,20 @@ def as_service(account: Account, work: Callable[[], bool]) -> bool:
         told = stream.read(_MOST_BYTES)
     _, status = os.waitpid(child, 0)
     if os.waitstatus_to_exitcode(status) or not told:
-        raise SetupError(f"a process as user {account.name} ended unexpectedly")
+        raise SetupError(f"a process as {who} ended unexpectedly")
     ended = msgspec.json.decode(told, type=_Ended)
     if ended.failure is not None:
         raise SetupError(ended.failure)
     return ended.made
 
 
-def _outcome(account: Account, work: Callable[[], bool], parent: int) -> _Ended:
+def _outcome(become_it: Callable[[], None], work: Callable[[], bool], parent: int) -> _Ended:
     ended = _Ended()
 
     def run() -> None:
         os.chdir("/")
         os.umask(0o077)
-        become(account)
+        become_it()
         harden_process()
         # A set-up that is killed leaves nobody at work behind it. A change of user takes this back, so only now.
         die_with_parent(parent)

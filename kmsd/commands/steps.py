@@ -6,6 +6,10 @@ import os
 from pathlib import Path
 
 
+class UsageError(ValueError):
+    """The command line lacks something; the message says what."""
+
+
 class SetupError(RuntimeError):
     """A step cannot be done; the message says what to do. What was done so far stays, and is found by the next run."""
 
@@ -30,7 +34,7 @@ def write_new(path: Path, data: bytes | memoryview, *, mode: int, owner: tuple[i
             os.fchmod(descriptor, mode)
             os.fsync(descriptor)
             path.hardlink_to(draft)
-            _sync_directory(path.parent)
+            sync_directory(path.parent)
         finally:
             os.close(descriptor)
             draft.unlink()
@@ -55,7 +59,8 @@ def _write_whole(descriptor: int, data: memoryview) -> None:
         data = data[os.write(descriptor, data) :]
 
 
-def _sync_directory(directory: Path) -> None:
+def sync_directory(directory: Path) -> None:
+    """See to it that the names in `directory` survive a power cut."""
     descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)

@@ -8,9 +8,7 @@ only ever the input of KBKDF with label `kmsd/wrap/1`. A wrapped secret is
 and its binding, which is also part of the AAD, names in length-prefixed members the format version, the domain key,
 the table, the record, the material number and the spec: a wrapped secret moved to any other place does not open.
 
-A host may have a recovery key, which wraps each domain key a second time, in the same format but with label
-`kmsd/recovery/1` and a binding that names the format version, the domain key and its generation. The recovery key is
-never kept here: it is borrowed for a call.
+A host may have a recovery key, which wraps each domain key a second time (`recovery`).
 """
 
 from __future__ import annotations
@@ -18,11 +16,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from kmsd.api.errors import IntegrityError, InvalidCiphertextError, RecoverySharesError, SealedError
+from kmsd.api.errors import IntegrityError, InvalidCiphertextError, SealedError
 from kmsd.hsm.root import PinSource, Root, WrappedDomainKey
 from kmsd.material.committed import OVERHEAD_BYTES, CommittedCipher
 from kmsd.material.derivation import Label
+from kmsd.material.recovery import RecoveryWrap, RecoveryWrapped
 from kmsd.memory.arena import Arena, Slot
+
+__all__ = ["DOMAIN_KEY_BYTES", "WRAP_OVERHEAD_BYTES", "Hierarchy", "Place", "RecoveryWrapped"]
 
 _FORMAT = b"\x01"
 DOMAIN_KEY_BYTES = 32
@@ -38,14 +39,6 @@ class Place(NamedTuple):
     spec: str
 
 
-class RecoveryWrapped(NamedTuple):
-    """A domain key as the recovery key opens it."""
-
-    domain_key_id: str
-    generation: int
-    wrapped: bytes
-
-
 class Hierarchy:
     """Holds the unwrapped domain keys and wraps secrets under the newest."""
 
@@ -53,7 +46,7 @@ class Hierarchy:
         self._arena = arena
         self._root = root
         self._cipher = CommittedCipher(arena, Label.WRAP, random)
-        self._recovery_cipher = CommittedCipher(arena, Label.RECOVERY, random)
+        self._recovery = RecoveryWrap(arena, random)
         self._domain_keys: dict[str, Slot] = {}
         self._current = ""
 
@@ -94,10 +87,7 @@ class Hierarchy:
 
     def wrap_for_recovery(self, domain_key_id: str, generation: int, recovery_key: memoryview) -> bytes:
         """Return a domain key that is in memory, wrapped by the recovery key (32 bytes)."""
-        binding = _recovery_binding(domain_key_id, generation)
-        return self._recovery_cipher.seal(
-            recovery_key, self._domain_key(domain_key_id), binding=binding, prefix=_FORMAT, suffix=binding
-        )
+        return self._recovery.wrap(domain_key_id, generation, self._domain_key(domain_key_id), recovery_key)
 
     def unseal_by_recovery(self, records: Sequence[RecoveryWrapped], recovery_key: memoryview) -> None:
         """Unwrap all domain keys without the token; the highest generation wraps from now on.
@@ -107,24 +97,12 @@ class Hierarchy:
         slots = [self._arena.lease(DOMAIN_KEY_BYTES) for _ in records]
         try:
             for record, slot in zip(records, slots, strict=True):
-                self._unwrap_for_recovery(record, recovery_key, slot.view)
+                self._recovery.unwrap_into(record, recovery_key, slot.view)
         except BaseException:
             for slot in slots:
                 slot.release()
             raise
         self._keep(list(zip(records, slots, strict=True)))
-
-    def _unwrap_for_recovery(self, record: RecoveryWrapped, recovery_key: memoryview, into: memoryview) -> None:
-        try:
-            # A changed format version is found like any change: it is a part of the AAD.
-            binding = _recovery_binding(record.domain_key_id, record.generation)
-            self._recovery_cipher.open_into(
-                recovery_key, record.wrapped, into, binding=binding, prefix_bytes=len(_FORMAT), suffix=binding
-            )
-        except InvalidCiphertextError:
-            raise RecoverySharesError(
-                "these recovery shares are not of this store, or its domain keys were changed"
-            ) from None
 
     def _keep(self, domain_keys: Sequence[tuple[WrappedDomainKey | RecoveryWrapped, Slot]]) -> None:
         for record, slot in domain_keys:
@@ -175,12 +153,5 @@ class Hierarchy:
 
 def _binding(domain_key_id: str, place: Place) -> bytes:
     members = (_FORMAT, domain_key_id.encode(), place.table.encode(), place.record.encode())
-    return _length_prefixed(*members, place.number.to_bytes(4, "big"), place.spec.encode())
-
-
-def _recovery_binding(domain_key_id: str, generation: int) -> bytes:
-    return _length_prefixed(_FORMAT, domain_key_id.encode(), generation.to_bytes(8, "big"))
-
-
-def _length_prefixed(*members: bytes) -> bytes:
-    return b"".join(len(member).to_bytes(2, "big") + member for member in members)
+    numbers = (place.number.to_bytes(4, "big"), place.spec.encode())
+    return b"".join(len(member).to_bytes(2, "big") + member for member in members + numbers)

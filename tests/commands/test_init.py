@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from kmsd.hsm.softhsm import find_module
-from tests.support.killed_init import NUMBERS
+from tests.support.killed_init import kill
 from tests.support.private_host import PrivateHost
 
 pytestmark = pytest.mark.root
@@ -409,38 +409,17 @@ def test_the_stored_pin_of_another_token_is_not_tried(host: PrivateHost) -> None
     assert host.path(_PIN_FILE).read_text() == "left from before"
 
 
-def _killed(host: PrivateHost, at: int) -> int:
-    """Run init, and kill all its processes before the thing number `at`; return how many things it did."""
-    counted = host.top / "counted"
-    counted.write_bytes(NUMBERS.pack(0, 0))
-    command = host.command(
-        *(sys.executable, "-m", "tests.support.killed_init", str(counted), str(at)),
-        *("--non-interactive", "--recovery", "none"),
-    )
-    with subprocess.Popen(
-        command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True
-    ) as process:
-        while process.poll() is None:
-            done, reached = NUMBERS.unpack(counted.read_bytes())
-            if reached:
-                os.killpg(process.pid, signal.SIGKILL)
-                break
-            time.sleep(0.002)
-    done, _ = NUMBERS.unpack(counted.read_bytes())
-    return int(done)
-
-
 @pytest.fixture(scope="module")
 def steps(module_path: Path) -> int:
     """How many things a whole run does."""
-    return _killed(PrivateHost(module_path / "whole"), 0)
+    return kill(PrivateHost(module_path / "whole"), 0, "--recovery", "none")
 
 
 @pytest.mark.parametrize("number", range(_KILLS))
 def test_a_run_that_was_killed_anywhere_is_finished_by_the_next(host: PrivateHost, steps: int, number: int) -> None:
     """What the killed run had finished stays as it is, and the PIN that is there in the end opens the token."""
     assert steps
-    _killed(host, 1 + number * (steps - 1) // max(_KILLS - 1, 1))
+    kill(host, 1 + number * (steps - 1) // max(_KILLS - 1, 1), "--recovery", "none")
     tokens = {path.name for path in host.path(_TOKENS).glob("*")}
     trail = host.path(_TRAIL).read_bytes() if host.path(_TRAIL).exists() else b""
     ran = host.init()

@@ -1,20 +1,24 @@
-"""`kmsd init`, stopped before the N-th thing that it does to the files of the host, so that it can be killed there.
+"""`kmsd init`, stopped before one of the things that it does to the files of the host, so that it can be killed there.
 
-`python -m tests.support.killed_init FILE N INIT-OPTIONS...`: FILE holds two numbers of eight bytes each, for all
-processes together: how many things were done, and whether the N-th has been reached. It waits there to be killed.
+`python -m tests.support.killed_init FILE WHERE INIT-OPTIONS...`: FILE holds two numbers of eight bytes each, for all
+processes together: how many things were done, and whether the place has been reached. It waits there to be killed.
+WHERE is the number of the thing, or a part of its description: "os.link('/etc/a'".
 """
 
 from __future__ import annotations
 
 import mmap
 import os
+import signal
 import struct
+import subprocess
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
 from kmsd.commands.main import main as kmsd
+from tests.support.private_host import PrivateHost
 
 NUMBERS = struct.Struct("=QQ")
 # Audit events (sys.audit) of what changes files or makes processes.
@@ -28,7 +32,7 @@ _HOST = ("/etc/", "/var/")
 
 
 def main() -> int:
-    file, at, *options = sys.argv[1:]
+    file, where, *options = sys.argv[1:]
     with Path(file).open("r+b") as stream:
         shared = mmap.mmap(stream.fileno(), NUMBERS.size)
 
@@ -36,7 +40,7 @@ def main() -> int:
         if event not in _EVENTS and not (event == "open" and _writes(*arguments)):
             return
         done, _ = NUMBERS.unpack(shared[:])
-        reached = done + 1 == int(at)
+        reached = done + 1 == int(where) if where.isdecimal() else where in f"{event}{arguments}"
         shared[:] = NUMBERS.pack(done + 1, reached)
         if reached:
             # It is killed here, or its parent is, after which it must not stay behind.
@@ -47,6 +51,27 @@ def main() -> int:
 
     sys.addaudithook(look)
     return kmsd(["init", *options])
+
+
+def kill(host: PrivateHost, where: int | str, *options: str) -> int:
+    """Run init on `host`, and kill all its processes before it does this; return how many things it did."""
+    counted = host.top / "counted"
+    counted.write_bytes(NUMBERS.pack(0, 0))
+    command = host.command(
+        *(sys.executable, "-m", "tests.support.killed_init", str(counted), str(where), "--non-interactive", *options)
+    )
+    with subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True
+    ) as process:
+        while process.poll() is None:
+            _, reached = NUMBERS.unpack(counted.read_bytes())
+            if reached:
+                os.killpg(process.pid, signal.SIGKILL)
+                break
+            time.sleep(0.002)
+    done, reached = NUMBERS.unpack(counted.read_bytes())
+    assert reached or where == 0, f"it does not come to {where}"
+    return int(done)
 
 
 def _writes(path: object, mode: object, flags: int) -> bool:
