@@ -193,6 +193,8 @@ class _Course:
         for number, line in records:
             self._walk.heed(number, line)
             self._meet(number, line)
+        if not self._has_key:
+            self._notes.append(f"{name}: retention dropped {part.dropped} records, and no key is given to verify that")
         self._walk.records += len(records)
         self._dropped += part.dropped
         self._walk.jump(Head(part.last_seq, part.last_hash), forget=False)

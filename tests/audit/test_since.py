@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -11,7 +12,8 @@ from kmsd.audit.chain import GENESIS, digest_of
 from kmsd.audit.reading import CHUNK_BYTES
 from kmsd.audit.record import Kind, Record, encode
 from kmsd.audit.since import seq_before
-from tests.support.written_trail import time_of
+from kmsd.audit.writer import SyncMode, Trail
+from tests.support.written_trail import Key, signed_trail, time_of
 
 COUNT = 2000
 
@@ -49,3 +51,17 @@ def test_a_part_of_a_file_is_searched_alone(descriptor: int) -> None:
     assert seq_before(descriptor, 0, 0, time_of(1)) is None
     assert seq_before(descriptor, 0, 300, time_of(0)) is None
     assert seq_before(descriptor, 0, 300, time_of(1)) == 1
+
+
+def test_a_trail_is_searched_across_its_files(tmp_path: Path) -> None:
+    """From the newest to the one that has the time; also what retention left of one."""
+    written = signed_trail(Key())
+    written.reduce("audit.log.000000000001-000000000012")
+    for name, lines in written.files.items():
+        (tmp_path / name).write_bytes(b"".join(lines))
+    trail = Trail.open(tmp_path / "audit.log", sync=SyncMode.OS, clock=lambda: 1790000000.0)
+
+    # Each file is smaller than a chunk, so that its first record is the one before.
+    assert [trail.seq_before(time_of(second)) for second in (30, 20, 11, 0)] == [25, 13, 1, 0]
+    assert trail.reduced_until == 12
+    trail.close()

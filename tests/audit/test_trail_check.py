@@ -79,6 +79,7 @@ def test_retention_raises_no_alarm(trail: Writer) -> None:
     report = check(trail.files, key=KEY, anchors=noted(trail))
 
     assert (report.lines, report.dropped, report.anchors, report.notes) == (4 + 2 + 15, 8 + 10, 4, ())
+    assert all("no key is given to verify that" in note for note in check(trail.files).notes)
 
 
 def test_a_file_that_is_there_whole_and_reduced_counts_whole(trail: Writer) -> None:

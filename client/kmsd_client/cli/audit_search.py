@@ -14,6 +14,7 @@ from kmsd.api.keys import DESCRIBE_KEY, DescribeKeyRequest
 from kmsd_client import Client
 from kmsd_client.cli.audit_filters import Filter, parse_time
 from kmsd_client.cli.audit_records import Record, is_settled, records_from, records_of, told
+from kmsd_client.cli.keys import all_aliases
 from kmsd_client.cli.terminal import EXIT_USAGE, CommandError, context_of, print_json, print_table
 
 
@@ -110,9 +111,16 @@ def _trail(
         yield records_of(options.files), _key_id(key)
         return
     with Client(options.socket) as client:
-        if key is not None and "alias/" in key:
-            key = client.call(DESCRIBE_KEY, DescribeKeyRequest(key_id=key)).key_metadata.key_id
-        yield records_from(client, since), _key_id(key)
+        yield records_from(client, since), _key_behind(client, key) if key and "alias/" in key else _key_id(key)
+
+
+def _key_behind(client: Client, alias: str) -> str:
+    """Return the id of the key that has an alias; everybody may list aliases, and an auditor need not see the key."""
+    name = alias[alias.index("alias/") :]
+    for one in all_aliases(client, None):
+        if one.alias_name == name:
+            return one.target_key_id
+    return client.call(DESCRIBE_KEY, DescribeKeyRequest(key_id=alias)).key_metadata.key_id
 
 
 def _key_id(key: str | None) -> str | None:
