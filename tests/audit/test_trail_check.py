@@ -1,4 +1,4 @@
-"""Checking a whole trail off-line: what raises no alarm, and what the report says (what does: test_tampering.py)."""
+"""Checking a whole trail off-line: what raises no alarm, and what is reported (what does: test_trail_tampering.py)."""
 
 import msgspec
 import pytest
