@@ -50,8 +50,14 @@ class MultisetHasher:
 
     def sum_of(self, table: str, places: Iterable[bytes]) -> int:
         """Return what rows add to the sum of their table; raises SealedError."""
-        key, person, blake2b, number = self._held_key(), table.encode(), hashlib.blake2b, int.from_bytes
-        digests = [blake2b(one, digest_size=_BYTES, key=key, salt=_ROW, person=person).digest() for one in places]
+        keyed = hashlib.blake2b(digest_size=_BYTES, key=self._held_key(), salt=_ROW, person=table.encode())
+        # A copy takes half the time of a new object, whose constructor reads its arguments by name.
+        copy, digests = keyed.copy, []
+        for one in places:
+            row = copy()
+            row.update(one)
+            digests.append(row.digest())
+        number = int.from_bytes
         return sum([number(digest, "big") for digest in digests]) % MODULUS
 
     def masked(self, table: str, total: int, nonce: bytes) -> bytes:
