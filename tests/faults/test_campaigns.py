@@ -1,0 +1,36 @@
+"""What was acknowledged survives kills, power cuts and disks that fail, at any moment (DESIGN 8 and 9).
+
+`make test` takes a sample that a fresh seed draws, which is told when something is wrong and can be given again by
+KMSD_CAMPAIGN_SEED; `make crash` takes far more.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+from pathlib import Path
+
+import pytest
+
+from tests.faults.campaign import launch
+from tests.support.faulty_disk import build
+
+SEED = int(os.environ.get("KMSD_CAMPAIGN_SEED", str(random.SystemRandom().randrange(10**6))))
+# With those of the whole daemon, in tests/e2e/test_crash.py, 150 kills.
+KILLS = int(os.environ.get("KMSD_CRASH_KILLS", "140"))
+# All that there are in the thorough campaign.
+KILLS_AT_POINTS = 100 if KILLS < 1000 else 1500
+# They take some 7 s and 7 minutes on two cores.
+_LONGEST_SECONDS = 60 if KILLS < 1000 else 1800
+
+
+@pytest.fixture(scope="module")
+def shim(module_path: Path) -> Path:
+    """What a campaign has to have preloaded."""
+    return build(module_path)
+
+
+@pytest.mark.timeout(_LONGEST_SECONDS + 120)
+def test_what_was_acknowledged_survives_kills(shim: Path) -> None:
+    """Before, amid and after disk calls and at random times; also kills of the start that follows a kill."""
+    assert launch(shim, "kills", runs=KILLS, seconds=_LONGEST_SECONDS, seed=SEED, points=KILLS_AT_POINTS) == KILLS

@@ -1,0 +1,90 @@
+"""The daemon's service as it is assembled, without its socket, its token and its file workers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, TextIO, TypeVar, cast
+
+import msgspec
+
+from kmsd.api.administration import SEAL, SealRequest
+from kmsd.api.operation import Operation
+from kmsd.config import Audit, Config, Limits
+from kmsd.identity.principals import Administrators, SystemNames
+from kmsd.logs import StructuredLogger
+from kmsd.memory.arena import Arena
+from kmsd.processes.zygote import Zygote
+from kmsd.server.assembly import Foundation, Service
+from kmsd.service.batch import Batch
+from kmsd.wire.codec import ParamsDecoder, RequestDecoder
+from kmsd.wire.framing import LENGTH_BYTES
+from tests.support.embedded import MemoryRoot, answers_in, person, request_frame
+
+_ResponseT = TypeVar("_ResponseT", bound=msgspec.Struct)
+
+ADMINISTRATOR = person(0, user="root", gid=0, administrator=True)
+
+
+class Assembled:
+    """An unsealed service on the files of a directory; made by `open`."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+
+    @classmethod
+    async def open(cls, directory: Path, *, sync: str, log: TextIO) -> Assembled:
+        """Open, or begin, the store and the trail in `directory`, and unseal; raises what a start may raise."""
+        config = Config(
+            audit=Audit(sync=cast("Any", sync)), limits=Limits(keys_per_uid=100_000), shutdown_grace_seconds=10
+        )
+        service = await Service.open(
+            Foundation(
+                config=config,
+                zygote=cast("Zygote", None),  # nothing is asked of it while no file is encrypted
+                arena=Arena(256 * 1024),
+                logger=StructuredLogger(log),
+                root=MemoryRoot(),
+                pin_configured=True,
+                administrators=Administrators(uids=frozenset({0})),
+                admit=lambda _: None,
+                names=SystemNames(),
+                program_of=lambda _: None,
+                findings=[],
+                host_policy=None,
+                store_path=directory / "store.sqlite",
+                audit_path=directory / "audit.log",
+            )
+        )
+        try:
+            await service.unseal()
+        except BaseException:
+            await service.close()
+            raise
+        return cls(service)
+
+    async def ask(self, operation: Operation[Any, _ResponseT], request: msgspec.Struct) -> _ResponseT:
+        """Return the response to a request of an administrator; raises the error that it was answered with."""
+        batch = Batch()
+        pipeline = self._service._pipeline
+        frame = memoryview(request_frame(operation, request))[LENGTH_BYTES:]
+        later = pipeline.serve(ADMINISTRATOR, RequestDecoder().decode(frame), batch)
+        if later is not None:
+            batch = await later
+        else:
+            pipeline.finish(batch)
+            if pipeline.settles:
+                await pipeline.settle(batch)
+        [answer] = answers_in(batch.out)
+        if answer.error is not None:
+            raise answer.error
+        assert answer.result is not None
+        return ParamsDecoder(operation.response, max_bytes=1 << 20).decode(memoryview(answer.result))
+
+    async def seal_and_unseal(self) -> None:
+        """Take the keys away, as an administrator may, and bring them back."""
+        await self.ask(SEAL, SealRequest())
+        await self._service.unseal()
+
+    async def close(self) -> None:
+        """Stop, as on SIGTERM."""
+        await self._service.close()
