@@ -19,12 +19,13 @@ from pathlib import Path
 from typing import Any
 
 from tests.faults.kills import kills
+from tests.faults.outages import outages
 from tests.support.faulty_disk import FaultyDisk
 
 ROOT = Path(__file__).parent.parent.parent
 
 # What each campaign yields after each of its runs says nothing: it raises when something is wrong.
-CAMPAIGNS: dict[str, Callable[..., Iterator[Any]]] = {"kills": kills}
+CAMPAIGNS: dict[str, Callable[..., Iterator[Any]]] = {"kills": kills, "outages": outages}
 
 _PROGRESS_SECONDS = 10.0
 

@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import random
-import shutil
-import signal
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
-from typing import TextIO, cast
 
+from tests.faults.place import Place, was_killed
 from tests.support.assembled import Assembled
 from tests.support.faulty_disk import KILLS, Act, FaultyDisk
 from tests.support.forked import Say, run
-from tests.support.workload import Client, Told, all_aliases, all_keys, check, check_trail
+from tests.support.workload import Client
 
-SYNC_MODES = ("interval", "always")
 CLIENTS = 3
 
 # A start makes some 40 disk calls, or 70 in an empty directory, and a change some 15; the numbers of kills are drawn so
@@ -28,63 +25,6 @@ _LONGEST_SECONDS = 0.15
 
 # How often one directory is used, each time with what the earlier kills left.
 _KILLS_OF_ONE = (3, 12)
-
-
-class Faults:
-    """A service log that takes what was foreseen, and reports what was not."""
-
-    def __init__(self, say: Say) -> None:
-        self._say = say
-
-    def write(self, text: str) -> int:
-        if '"level": "error"' in text:
-            self._say({"failure": f"the service reported a fault: {text}"})
-        return len(text)
-
-    def flush(self) -> None:
-        return
-
-
-class Place:
-    """A directory, and what was acknowledged there."""
-
-    def __init__(self, directory: Path, disk: FaultyDisk, seed: int) -> None:
-        self.directory = directory
-        self.told = Told()
-        self._disk = disk
-        self._rng = random.Random(seed)
-
-    def make_empty(self) -> None:
-        shutil.rmtree(self.directory, ignore_errors=True)
-        self.directory.mkdir()
-        self.told = Told()
-
-    async def open(self, say: Say) -> Assembled:
-        self._disk.watch(self.directory)
-        log = cast("TextIO", Faults(say))
-        return await Assembled.open(self.directory, sync=self._rng.choice(SYNC_MODES), log=log)
-
-    async def check(self, service: Assembled) -> None:
-        await check(service, self.told, self._rng)
-        keys, aliases = await all_keys(service), await all_aliases(service)
-        check_trail(self.directory, self.told, keys, aliases)
-
-    def start_and_check(self) -> None:
-        """Start undisturbed, find everything as it has to be, and stop."""
-
-        async def main(say: Say) -> None:
-            service = await self.open(say)
-            await self.check(service)
-            await service.close()
-
-        assert run(main).signal == 0
-
-    def work(self, main: Callable[[Say], Awaitable[None]], *, kill_after: float | None = None) -> bool:
-        """Have a child work, note what it was told, and return whether it was killed."""
-        self._rng.random()  # children start with a copy of its state
-        ran = run(main, kill_after=kill_after)
-        self.told.add(ran.of("told"))
-        return ran.signal == signal.SIGKILL
 
 
 def injected_points(disk: FaultyDisk, directory: Path, rng: random.Random) -> Iterator[bool]:
@@ -120,7 +60,7 @@ def injected_points(disk: FaultyDisk, directory: Path, rng: random.Random) -> It
             await script(say)
 
         # When syncs come by time the script may have one less.
-        if place.work(killed):
+        if was_killed(place.work(killed)):
             place.start_and_check()
             yield True
 
@@ -142,7 +82,7 @@ def random_kills(disk: FaultyDisk, directory: Path, rng: random.Random) -> Itera
                 await place.check(service)
                 await asyncio.gather(*(work(service, f"r{number}c{one}", say) for one in range(CLIENTS)))
 
-            assert place.work(killed, kill_after=None if at else seconds)
+            assert was_killed(place.work(killed, kill_after=None if at else seconds))
             yield True
         place.start_and_check()
 

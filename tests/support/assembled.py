@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Any, TextIO, TypeVar, cast
 
 import msgspec
 
 from kmsd.api.administration import SEAL, SealRequest
+from kmsd.api.errors import KmsError
 from kmsd.api.operation import Operation
 from kmsd.config import Audit, Config, Limits
 from kmsd.identity.principals import Administrators, SystemNames
@@ -16,6 +18,7 @@ from kmsd.memory.arena import Arena
 from kmsd.processes.zygote import Zygote
 from kmsd.server.assembly import Foundation, Service
 from kmsd.service.batch import Batch
+from kmsd.store.base import StoreError
 from kmsd.wire.codec import ParamsDecoder, RequestDecoder
 from kmsd.wire.framing import LENGTH_BYTES
 from tests.support.embedded import MemoryRoot, answers_in, person, request_frame
@@ -58,7 +61,11 @@ class Assembled:
         try:
             await service.unseal()
         except BaseException:
-            await service.close()
+            # The daemon ends here, and records no stop of what never started.
+            with contextlib.suppress(KmsError, StoreError):
+                service._trail.close()
+            with contextlib.suppress(KmsError, StoreError):
+                await service._store.close()
             raise
         return cls(service)
 
