@@ -20,12 +20,13 @@ from typing import Any
 
 from tests.faults.kills import kills
 from tests.faults.outages import outages
+from tests.faults.power import power_cuts
 from tests.support.faulty_disk import FaultyDisk
 
 ROOT = Path(__file__).parent.parent.parent
 
 # What each campaign yields after each of its runs says nothing: it raises when something is wrong.
-CAMPAIGNS: dict[str, Callable[..., Iterator[Any]]] = {"kills": kills, "outages": outages}
+CAMPAIGNS: dict[str, Callable[..., Iterator[Any]]] = {"kills": kills, "outages": outages, "power": power_cuts}
 
 _PROGRESS_SECONDS = 10.0
 

@@ -124,7 +124,7 @@ class Life:
                 await step()
             except KmsError as error:
                 assert fails
-                _check_legal(error)
+                check_legal(error)
 
     async def _resume(self, client: Client, say: Say) -> Client:
         """Return when requests are answered again, after a restart where an error says that it takes one."""
@@ -134,7 +134,7 @@ class Life:
                 await client.create_key()
             except KmsError as error:
                 last = error
-                _check_legal(error)
+                check_legal(error)
             else:
                 return client
             if "restart kmsd" in last.message:
@@ -152,7 +152,8 @@ class Life:
             await self._service.close()
 
 
-def _check_legal(error: KmsError) -> None:
+def check_legal(error: KmsError) -> None:
+    """Hold that an error is one that a failing disk may cause, and says so."""
     assert isinstance(error, AuditUnavailableError | StorageError), repr(error)
     assert error.retryable
     assert ("audit.log" if isinstance(error, AuditUnavailableError) else "store.sqlite") in error.message

@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TextIO, cast
 
-from tests.support.assembled import Assembled
+from tests.support.assembled import FOLDERS, Assembled
 from tests.support.faulty_disk import FaultyDisk
 from tests.support.forked import Ran, Say, run
 from tests.support.workload import Told, all_aliases, all_keys, check, check_trail
@@ -43,7 +43,8 @@ class Place:
 
     def make_empty(self) -> None:
         shutil.rmtree(self.directory, ignore_errors=True)
-        self.directory.mkdir()
+        for folder in FOLDERS:
+            (self.directory / folder).mkdir(parents=True)
         self.told = Told()
 
     async def open(self, say: Say, *, sync: str | None = None) -> Assembled:

@@ -25,6 +25,9 @@ from tests.support.embedded import MemoryRoot, answers_in, person, request_frame
 
 _ResponseT = TypeVar("_ResponseT", bound=msgspec.Struct)
 
+# The folders of a service, two as on a host: what is synced in one says nothing of the other.
+STATE, AUDIT = FOLDERS = ("state", "audit")
+
 ADMINISTRATOR = person(0, user="root", gid=0, administrator=True)
 
 
@@ -54,8 +57,8 @@ class Assembled:
                 program_of=lambda _: None,
                 findings=[],
                 host_policy=None,
-                store_path=directory / "store.sqlite",
-                audit_path=directory / "audit.log",
+                store_path=directory / STATE / "store.sqlite",
+                audit_path=directory / AUDIT / "audit.log",
             )
         )
         try:

@@ -5,7 +5,7 @@
  *   disk_plan(kinds, at, act, error, on)    count calls of these kinds from now on, and act at number `at`, from 1
  *                                           (0: never); with `on` not 0 also at each one behind it
  *   disk_calls()                            how many calls were counted since the plan
- *   disk_record(fd)                         write every call that succeeds into this descriptor; -1 ends that
+ *   disk_record(fd)                         write calls that succeed, and syncs that fail, into this descriptor
  *   disk_note(data, length)                 put a note of the test's own into the record
  *
  * Kinds are bits, and acts as in the enumerations below. A record is `struct entry` followed by `length` bytes: what
@@ -41,6 +41,7 @@ enum kind {
     /* Only in records. */
     SYNC_BEGIN = 128,
     NOTE = 256,
+    SYNC_FAILED = 512,
 };
 
 enum act {
@@ -337,16 +338,16 @@ static int synced(int fd, int (*sync)(int))
     enum fate fate = enter(SYNC);
     int result;
 
+    record(SYNC_BEGIN, fd, 0, "", 0);
     if (fate == FAILS) {
+        record(SYNC_FAILED, fd, 0, "", 0);
         leave(fate);
         return -1;
     }
-    record(SYNC_BEGIN, fd, 0, "", 0);
     pthread_mutex_unlock(&order);
     result = sync(fd);
     pthread_mutex_lock(&order);
-    if (result == 0)
-        record(SYNC, fd, 0, "", 0);
+    record(result == 0 ? SYNC : SYNC_FAILED, fd, 0, "", 0);
     leave(fate);
     return result;
 }

@@ -19,7 +19,7 @@ _ENTRY = struct.Struct("@Iiqq")
 
 
 class Call(enum.IntFlag):
-    """Kinds of calls; the last two stand in records only."""
+    """Kinds of calls; the last three stand in records only."""
 
     OPEN = 1
     WRITE = 2
@@ -30,6 +30,7 @@ class Call(enum.IntFlag):
     UNLINK = 64
     SYNC_BEGIN = 128
     NOTE = 256
+    SYNC_FAILED = 512
 
 
 ALL_CALLS = Call.OPEN | Call.WRITE | Call.TRUNCATE | Call.SYNC | Call.RENAME | Call.LINK | Call.UNLINK

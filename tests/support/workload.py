@@ -29,7 +29,7 @@ from kmsd.api.keys import (
 )
 from kmsd.api.symmetric import DECRYPT, ENCRYPT, DecryptRequest, EncryptRequest
 from kmsd.audit.verify import read_lines, verify
-from tests.support.assembled import Assembled
+from tests.support.assembled import AUDIT, Assembled
 
 # So that the last runs do not take longer than the first, only so many of the older keys and ciphertexts are tried.
 OLDER_TRIED = 8
@@ -128,7 +128,7 @@ async def check(service: Assembled, told: Told, rng: random.Random) -> None:
 
 def check_trail(directory: Path, told: Told, keys: set[str], aliases: dict[str, str]) -> None:
     """The chain is whole and nothing open; it has each acknowledgement, and tells of what exists and nothing else."""
-    data = (directory / "audit.log").read_bytes()
+    data = (directory / AUDIT / "audit.log").read_bytes()
     report = verify(read_lines(io.BytesIO(data)))
     assert report.open_intents == (), f"open: {report.open_intents}"
     records = [msgspec.json.decode(line) for line in data.splitlines()]
