@@ -20,7 +20,8 @@ SEED = int(os.environ.get("KMSD_CAMPAIGN_SEED", str(random.SystemRandom().randra
 KILLS = int(os.environ.get("KMSD_CRASH_KILLS", "140"))
 # All that there are in the thorough campaign.
 KILLS_AT_POINTS = 100 if KILLS < 1000 else 1500
-OUTAGES = int(os.environ.get("KMSD_CRASH_OUTAGES", "150"))
+OUTAGES = int(os.environ.get("KMSD_CRASH_OUTAGES", "100"))
+POWER_CUTS = int(os.environ.get("KMSD_CRASH_POWER_CUTS", "100"))
 # So that a slow machine makes fewer runs instead of failing; on two cores `make test` takes a third of it.
 _LONGEST_SECONDS = 45 if KILLS < 1000 else 3600
 
@@ -41,3 +42,9 @@ def test_what_was_acknowledged_survives_kills(shim: Path) -> None:
 def test_whatever_disk_call_fails_the_outcome_is_legal(shim: Path) -> None:
     """Once or from then on, in a start, twenty operations or a stop; afterwards the service goes on."""
     assert launch(shim, "outages", runs=OUTAGES, seconds=_LONGEST_SECONDS, seed=SEED) > 0
+
+
+@pytest.mark.timeout(_LONGEST_SECONDS + 120)
+def test_what_was_acknowledged_survives_power_cuts(shim: Path) -> None:
+    """With `audit.sync = always`: keys, aliases, ciphertexts, and the line of each in a whole chain."""
+    assert launch(shim, "power", runs=POWER_CUTS, seconds=_LONGEST_SECONDS, seed=SEED) > 0
