@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
+from typing import Literal
 
 from kmsd.api.errors import AuditUnavailableError, KmsError, StorageError
 from kmsd.store.base import StoreUnavailableError
@@ -43,7 +44,7 @@ class Outage:
     error: int
     persists: bool
     in_use: bool
-    sync: str
+    sync: Literal["interval", "always"]
 
     @property
     def stays(self) -> bool:
@@ -165,7 +166,8 @@ def outages(disk: FaultyDisk, directory: Path, rng: random.Random) -> Iterator[O
     template = directory.with_name("in-use")
     place.make_empty()
     assert place.work(Life(place, disk, Outage(0, Act.FAIL, ALL_CALLS, 0, False, True, "always")).count).signal == 0
-    shutil.copytree(directory, template)
+    shutil.copytree(directory, template / directory.name)
+    shutil.copy(place.token, template)
     told = place.told.copy()
     planned = []
     for in_use in (False, True):
@@ -194,4 +196,5 @@ def prepare(place: Place, template: Path | None) -> None:
     """Have an empty directory, or a copy of the template."""
     place.make_empty()
     if template is not None:
-        shutil.copytree(template, place.directory, dirs_exist_ok=True)
+        shutil.copytree(template / place.directory.name, place.directory, dirs_exist_ok=True)
+        shutil.copy(template / place.token.name, place.token)

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import json
 import random
 import shutil
 import signal
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import TextIO, cast
+from typing import Literal, TextIO, cast
 
-from tests.support.assembled import FOLDERS, Assembled
+from kmsd.config import Audit
+from tests.support.assembled import FOLDERS, Assembled, KeptRoot
 from tests.support.faulty_disk import FaultyDisk
 from tests.support.forked import Ran, Say, run
 from tests.support.workload import Told, all_aliases, all_keys, check, check_trail
 
-SYNC_MODES = ("interval", "always")
+SYNC_MODES: tuple[Literal["interval"], Literal["always"]] = ("interval", "always")
+
+# A record has some 700 bytes: a new file every 30 records, or never; a signature every 8, or only where it has to be.
+_ROTATE_BYTES = (20_000, 0)
+_CHECKPOINT_RECORDS = (8, 10_000)
 
 
 class Faults:
@@ -37,21 +43,32 @@ class Place:
 
     def __init__(self, directory: Path, disk: FaultyDisk, seed: int) -> None:
         self.directory = directory
+        self.token = directory.with_name("token")  # not watched: it is another device
         self.told = Told()
         self._disk = disk
         self._rng = random.Random(seed)
 
     def make_empty(self) -> None:
         shutil.rmtree(self.directory, ignore_errors=True)
+        self.token.unlink(missing_ok=True)
         for folder in FOLDERS:
             (self.directory / folder).mkdir(parents=True)
         self.told = Told()
 
-    async def open(self, say: Say, *, sync: str | None = None) -> Assembled:
+    async def open(self, say: Say, *, sync: Literal["interval", "always"] | None = None) -> Assembled:
         """Start, in any mode if none is given."""
         self._disk.watch(self.directory)
-        log = cast("TextIO", Faults(say))
-        return await Assembled.open(self.directory, sync=sync or self._rng.choice(SYNC_MODES), log=log)
+        drawn = self._rng.choice(SYNC_MODES)
+        audit = Audit(
+            sync=sync or drawn,
+            rotate_bytes=self._rng.choice(_ROTATE_BYTES),
+            checkpoint_records=self._rng.choice(_CHECKPOINT_RECORDS),
+        )
+        root = KeptRoot(self.token, self._note_token)
+        return await Assembled.open(self.directory, audit=audit, root=root, log=cast("TextIO", Faults(say)))
+
+    def _note_token(self, store_id: str, sequence: int) -> None:
+        self._disk.note(json.dumps({"token": {store_id: sequence}}).encode())
 
     async def check(self, service: Assembled) -> None:
         """Find everything as it has to be."""

@@ -66,6 +66,8 @@ def fill(place: Place, files: Files, told: Told) -> None:
     """Have exactly these files in the directory."""
     place.make_empty()
     place.told = told.copy()
+    if told.token:
+        place.token.write_text(json.dumps(told.token))
     for name, content in files.items():
         (place.directory / name).write_bytes(content)
 

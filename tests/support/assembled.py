@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TextIO, TypeVar, cast
 
 import msgspec
 
 from kmsd.api.administration import SEAL, SealRequest
-from kmsd.api.errors import KmsError
+from kmsd.api.errors import AuditUnavailableError, KmsError
 from kmsd.api.operation import Operation
 from kmsd.config import Audit, Config, Limits
+from kmsd.hsm.root import PinSource, Root
 from kmsd.identity.principals import Administrators, SystemNames
 from kmsd.logs import StructuredLogger
 from kmsd.memory.arena import Arena
 from kmsd.processes.zygote import Zygote
-from kmsd.server.assembly import Foundation, Service
+from kmsd.server.assembly import Service
+from kmsd.server.foundation import Foundation
 from kmsd.service.batch import Batch
 from kmsd.store.base import StoreError
 from kmsd.wire.codec import ParamsDecoder, RequestDecoder
@@ -28,7 +31,29 @@ _ResponseT = TypeVar("_ResponseT", bound=msgspec.Struct)
 # The folders of a service, two as on a host: what is synced in one says nothing of the other.
 STATE, AUDIT = FOLDERS = ("state", "audit")
 
+# What is one administrator here stands for many clients.
+_LIMITS = Limits(keys_per_uid=100_000, audit_bytes_per_second_per_uid=1 << 40, audit_burst_bytes_per_uid=1 << 40)
+
 ADMINISTRATOR = person(0, user="root", gid=0, administrator=True)
+
+
+class KeptRoot(MemoryRoot):
+    """A token whose memory outlives the process: in a file, and told to `told` when it changes."""
+
+    def __init__(self, path: Path, told: Callable[[str, int], None]) -> None:
+        super().__init__()
+        self._path = path
+        self._told = told
+        if path.exists():
+            self.anchors = msgspec.json.decode(path.read_bytes(), type=dict[str, int])
+
+    async def keep_anchor(self, store_id: str, sequence: int, pin: PinSource | None = None) -> bool:
+        kept = await super().keep_anchor(store_id, sequence, pin)
+        draft = self._path.with_suffix(".new")
+        draft.write_bytes(msgspec.json.encode(self.anchors))
+        draft.rename(self._path)
+        self._told(store_id, self.anchors[store_id])
+        return kept
 
 
 class Assembled:
@@ -38,18 +63,15 @@ class Assembled:
         self._service = service
 
     @classmethod
-    async def open(cls, directory: Path, *, sync: str, log: TextIO) -> Assembled:
+    async def open(cls, directory: Path, *, audit: Audit, root: Root, log: TextIO) -> Assembled:
         """Open, or begin, the store and the trail in `directory`, and unseal; raises what a start may raise."""
-        config = Config(
-            audit=Audit(sync=cast("Any", sync)), limits=Limits(keys_per_uid=100_000), shutdown_grace_seconds=10
-        )
         service = await Service.open(
             Foundation(
-                config=config,
+                config=Config(audit=audit, limits=_LIMITS, shutdown_grace_seconds=10),
                 zygote=cast("Zygote", None),  # nothing is asked of it while no file is encrypted
                 arena=Arena(256 * 1024),
                 logger=StructuredLogger(log),
-                root=MemoryRoot(),
+                root=root,
                 pin_configured=True,
                 administrators=Administrators(uids=frozenset({0})),
                 admit=lambda _: None,
@@ -94,6 +116,12 @@ class Assembled:
         """Take the keys away, as an administrator may, and bring them back."""
         await self.ask(SEAL, SealRequest())
         await self._service.unseal()
+
+    async def maintain(self) -> None:
+        """Do what the service does every few seconds: sign the trail, begin a new file of it."""
+        with contextlib.suppress(AuditUnavailableError):  # is a warning in its log
+            await self._service._trail.maintain()
+        await self._service._custody.checkpoints.sign_if_possible()
 
     async def close(self) -> None:
         """Stop, as on SIGTERM."""

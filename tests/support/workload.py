@@ -38,21 +38,28 @@ _INTENT, _OUTCOME = "ApiCallIntent", "ApiCallOutcome"
 
 
 class Told:
-    """What was acknowledged: keys by their ARN, aliases and the ARN of their key, ciphertexts by their context."""
+    """What was acknowledged: keys by their ARN, aliases and the ARN of their key, ciphertexts by their context.
+
+    And what the token has been told of each store.
+    """
 
     def __init__(self) -> None:
         self.keys: list[str] = []
         self.aliases: dict[str, str] = {}
         self.blobs: dict[str, bytes] = {}
+        self.token: dict[str, int] = {}
 
     def copy(self) -> Told:
         other = Told()
-        other.keys, other.aliases, other.blobs = self.keys.copy(), self.aliases.copy(), self.blobs.copy()
+        other.keys, other.aliases = self.keys.copy(), self.aliases.copy()
+        other.blobs, other.token = self.blobs.copy(), self.token.copy()
         return other
 
-    def add(self, acknowledgements: Iterable[dict[str, str]]) -> None:
+    def add(self, acknowledgements: Iterable[dict[str, Any]]) -> None:
         for one in acknowledgements:
             match one:
+                case {"token": anchors}:
+                    self.token |= anchors
                 case {"alias": name, "key": arn}:
                     self.aliases[name] = arn
                 case {"blob": blob, "name": name}:
@@ -102,10 +109,13 @@ class Client:
     async def seal_and_unseal(self) -> None:
         await self._service.seal_and_unseal()
 
+    async def maintain(self) -> None:
+        await self._service.maintain()
+
     def steps(self, rng: random.Random) -> Iterator[Callable[[], Awaitable[None]]]:
         """Endless random steps; one that needs a key makes the first."""
         while True:
-            yield rng.choices((self.create_key, self.create_alias, self.encrypt), (4, 4, 2))[0]
+            yield rng.choices((self.create_key, self.create_alias, self.encrypt, self.maintain), (4, 4, 2, 2))[0]
 
 
 async def check(service: Assembled, told: Told, rng: random.Random) -> None:
@@ -126,9 +136,15 @@ async def check(service: Assembled, told: Told, rng: random.Random) -> None:
         assert bytes((await service.ask(DECRYPT, request)).plaintext) == name.encode()
 
 
+def trail_of(directory: Path) -> bytes:
+    """Return all lines of a trail, of the rotated files and the active one."""
+    rotated = sorted((directory / AUDIT).glob("audit.log.[0-9]*"))
+    return b"".join(path.read_bytes() for path in (*rotated, directory / AUDIT / "audit.log"))
+
+
 def check_trail(directory: Path, told: Told, keys: set[str], aliases: dict[str, str]) -> None:
     """The chain is whole and nothing open; it has each acknowledgement, and tells of what exists and nothing else."""
-    data = (directory / AUDIT / "audit.log").read_bytes()
+    data = trail_of(directory)
     report = verify(read_lines(io.BytesIO(data)))
     assert report.open_intents == (), f"open: {report.open_intents}"
     records = [msgspec.json.decode(line) for line in data.splitlines()]
