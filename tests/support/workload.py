@@ -7,7 +7,6 @@ exactly the keys and aliases that exist.
 from __future__ import annotations
 
 import base64
-import io
 import random
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 
 import msgspec
 
+from kmsd.api.administration import GET_AUDIT_ANCHOR, GetAuditAnchorRequest
 from kmsd.api.keys import (
     CREATE_ALIAS,
     CREATE_KEY,
@@ -28,7 +28,9 @@ from kmsd.api.keys import (
     ListKeysRequest,
 )
 from kmsd.api.symmetric import DECRYPT, ENCRYPT, DecryptRequest, EncryptRequest
-from kmsd.audit.verify import read_lines, verify
+from kmsd.audit.anchors import read_anchors
+from kmsd.audit.trail_check import check_trail as verify_trail
+from kmsd_client.cli.audit_records import trail_file
 from tests.support.assembled import AUDIT, Assembled
 
 # So that the last runs do not take longer than the first, only so many of the older keys and ciphertexts are tried.
@@ -40,26 +42,29 @@ _INTENT, _OUTCOME = "ApiCallIntent", "ApiCallOutcome"
 class Told:
     """What was acknowledged: keys by their ARN, aliases and the ARN of their key, ciphertexts by their context.
 
-    And what the token has been told of each store.
+    And what is remembered elsewhere: anchors of the trail, and what the token was told of each store.
     """
 
     def __init__(self) -> None:
         self.keys: list[str] = []
         self.aliases: dict[str, str] = {}
         self.blobs: dict[str, bytes] = {}
+        self.anchors: list[str] = []
         self.token: dict[str, int] = {}
 
     def copy(self) -> Told:
         other = Told()
         other.keys, other.aliases = self.keys.copy(), self.aliases.copy()
-        other.blobs, other.token = self.blobs.copy(), self.token.copy()
+        other.blobs, other.anchors, other.token = self.blobs.copy(), self.anchors.copy(), self.token.copy()
         return other
 
     def add(self, acknowledgements: Iterable[dict[str, Any]]) -> None:
         for one in acknowledgements:
             match one:
-                case {"token": anchors}:
-                    self.token |= anchors
+                case {"token": sequences}:
+                    self.token |= sequences
+                case {"anchor": line}:
+                    self.anchors.append(line)
                 case {"alias": name, "key": arn}:
                     self.aliases[name] = arn
                 case {"blob": blob, "name": name}:
@@ -136,18 +141,17 @@ async def check(service: Assembled, told: Told, rng: random.Random) -> None:
         assert bytes((await service.ask(DECRYPT, request)).plaintext) == name.encode()
 
 
-def trail_of(directory: Path) -> bytes:
-    """Return all lines of a trail, of the rotated files and the active one."""
+async def check_trail(service: Assembled, directory: Path, told: Told) -> None:
+    """It verifies and nothing is open; it has each acknowledgement, and tells of what exists and nothing else."""
+    keys, aliases = await all_keys(service), await all_aliases(service)
+    key = (await service.ask(GET_AUDIT_ANCHOR, GetAuditAnchorRequest())).public_key
+    assert key is not None
     rotated = sorted((directory / AUDIT).glob("audit.log.[0-9]*"))
-    return b"".join(path.read_bytes() for path in (*rotated, directory / AUDIT / "audit.log"))
-
-
-def check_trail(directory: Path, told: Told, keys: set[str], aliases: dict[str, str]) -> None:
-    """The chain is whole and nothing open; it has each acknowledgement, and tells of what exists and nothing else."""
-    data = trail_of(directory)
-    report = verify(read_lines(io.BytesIO(data)))
+    files = [*rotated, directory / AUDIT / "audit.log"]
+    anchors = read_anchors("log", [line.encode() for line in told.anchors], key)
+    report = verify_trail([trail_file(path) for path in files], public_key=key, anchors=anchors)
     assert report.open_intents == (), f"open: {report.open_intents}"
-    records = [msgspec.json.decode(line) for line in data.splitlines()]
+    records = [msgspec.json.decode(line) for path in files for line in path.read_bytes().splitlines()]
     encrypted = {_context(record) for record in records if record["eventName"] == "Encrypt" and _happened(record)}
     assert set(told.blobs) <= encrypted, f"no line for {set(told.blobs) - encrypted}"
     outcomes = [record for record in records if record["eventType"] == _OUTCOME and _happened(record)]
