@@ -112,7 +112,8 @@ def _show(shares: Sequence[str], threshold: int, host: str, keyboard: TextIO, sc
         for number, share in enumerate(shares, 1):
             screen.write(
                 f"{_CLEAR}Share {number} of {len(shares)} of the recovery key of kmsd on {host}.\n"
-                f"Any {threshold} of them open the keys without the token. Write all words down in their order.\n\n"
+                f"Any {threshold} of them open the keys without the token. Write all words down in their order.\n"
+                "If another run has to show shares again, only those of the last one count.\n\n"
                 f"{_table(share.split())}\nPress Enter when it is written down, and whoever keeps the next may look: "
             )
             screen.flush()
