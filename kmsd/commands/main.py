@@ -83,6 +83,15 @@ def make_parser() -> argparse.ArgumentParser:
         "without a change. Exit code 0: all is well, 1: not everything they name is, 2: they are not valid.",
     )
     check.add_argument("file", type=Path, nargs="?", default=DEFAULT_PATH, metavar="FILE", help="(%(default)s)")
+    upgrade = verbs.add_parser(
+        "upgrade",
+        help="bring the store to the schema of this version",
+        description="Upgrade the store that an older kmsd made, while kmsd does not run. A copy of it stays beside it. "
+        "Changes nothing if there is nothing to upgrade.",
+    )
+    which = upgrade.add_mutually_exclusive_group()
+    which.add_argument("--config", type=Path, metavar="FILE", help=f"settings, as TOML ({DEFAULT_PATH})")
+    which.add_argument("--dev", type=Path, metavar="DIR", help="the directory of `kmsd dev` instead")
     return parser
 
 
@@ -118,6 +127,12 @@ def _check_config(path: Path) -> int:
     return run_check_config(path)
 
 
+def _upgrade(settings: Path | None, development: Path | None) -> int:
+    from kmsd.commands.upgrade import run_upgrade  # noqa: PLC0415 - rarely needed
+
+    return run_upgrade(Config() if development else load_config(settings or DEFAULT_PATH), development)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run `kmsd` and return its exit code."""
     words = list(sys.argv[1:] if arguments is None else arguments)
@@ -129,6 +144,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _init(options)
         if options.verb == "check-config":
             return _check_config(options.file)
+        if options.verb == "upgrade":
+            return _upgrade(options.config, options.dev)
         config = load_config(options.config) if options.config else Config()
         if options.verb == "serve":
             return run_serve(config)

@@ -12,7 +12,8 @@ import fcntl
 import os
 import sqlite3
 import stat
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -61,13 +62,35 @@ class Step:
     must_match: bool = False
 
 
+# Sees to it that a database has the present schema: takes the connection, what messages call the database, and what
+# makes a transaction.
+Prepare: TypeAlias = Callable[[sa.Connection, str, Callable[[], AbstractContextManager[None]]], None]
+
+
+def _create_or_check(
+    connection: sa.Connection, name: str, transaction: Callable[[], AbstractContextManager[None]]
+) -> None:
+    with transaction():
+        create_or_check(connection, name)
+
+
+def sync_directory(directory: Path) -> None:
+    """Make the names of a directory's files survive a power cut."""
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 class Database:
     """An open database, which messages call `name`. All calls, and the opening, come from one and the same thread.
 
+    `prepare` is called before anything else uses it.
     Raises StoreUnavailableError and StoreFormatError, which name the file; no exception of the libraries underneath.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, prepare: Prepare | None = None) -> None:
         path = path.absolute()
         self.name = f"store {path}"
         self._broken: str | None = None
@@ -88,8 +111,7 @@ class Database:
             self._driver_connection.text_factory = partial(str, encoding="utf-8", errors="replace")
             for pragma in _PRAGMAS:
                 self._execute(f"PRAGMA {pragma}")
-            with self._transaction():
-                create_or_check(self._connection, self.name)
+            (prepare or _create_or_check)(self._connection, self.name, self._transaction)
             mode = self._connection.exec_driver_sql("PRAGMA journal_mode = WAL").scalar_one()
             if mode != "wal":
                 raise StoreUnavailableError(f"{self.name}: its file system allows no write-ahead log")
@@ -110,7 +132,7 @@ class Database:
                     raise StoreFormatError(f"{self.name} is no database")
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 os.fchmod(descriptor, 0o600)
-                self._sync_directory(path.parent)
+                sync_directory(path.parent)
             except BlockingIOError:
                 raise self._in_use() from None
             except OSError as exc:
@@ -118,15 +140,6 @@ class Database:
                 raise StoreUnavailableError(f"{self.name}: {reason}") from exc
             stack.pop_all()
             return descriptor
-
-    @staticmethod
-    def _sync_directory(directory: Path) -> None:
-        """Make the file's name survive a power cut."""
-        descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
 
     def rows(self, statement: sa.Executable, parameters: Mapping[str, Any]) -> list[tuple[Any, ...]]:
         """Return all rows that a query finds."""
@@ -184,19 +197,20 @@ class Database:
             raise StoreUnavailableError(self._broken)
         try:
             yield
-        except sa.exc.DBAPIError as exc:
+        except (sa.exc.DBAPIError, sqlite3.Error) as exc:
+            original = exc.orig if isinstance(exc, sa.exc.DBAPIError) else exc
             # The driver's own complaints have no code: they are about how it is called.
-            code: int = getattr(exc.orig, "sqlite_errorcode", sqlite3.SQLITE_MISUSE)
+            code: int = getattr(original, "sqlite_errorcode", sqlite3.SQLITE_MISUSE)
             if code & 0xFF in _IN_USE:
                 raise self._in_use() from exc
             if code & 0xFF in _WRONG_FILE:
-                raise StoreFormatError(f"{self.name} is no store, or is damaged: {exc.orig}") from exc
+                raise StoreFormatError(f"{self.name} is no store, or is damaged: {original}") from exc
             if code in _SYNC_FAILED:
                 # The kernel reports a failed sync once, and the next one succeeds without having written what was
                 # lost. So nothing is promised any more until the file is read anew.
                 self._broken = f"{self.name} could not be synced to its disk; check the disk, then restart kmsd"
                 raise StoreUnavailableError(self._broken) from exc
-            raise StoreUnavailableError(f"{self.name}: {exc.orig}") from exc
+            raise StoreUnavailableError(f"{self.name}: {original}") from exc
 
     def _in_use(self) -> StoreUnavailableError:
         return StoreUnavailableError(f"{self.name} is in use by another process")
