@@ -23,6 +23,7 @@ import sqlalchemy as sa
 
 from kmsd.store.base import RowChangedError, RowExistsError, StoreFormatError, StoreUnavailableError
 from kmsd.store.migrations.stamp import create_or_check
+from kmsd.store.schema import METADATA
 
 _PRAGMAS = (
     "locking_mode = EXCLUSIVE",
@@ -166,6 +167,44 @@ class Database:
                     raise RowExistsError(step.table, step.primary_key) from None
                 if step.must_match and result.rowcount != 1:
                     raise RowChangedError(step.table, step.primary_key)
+
+    def load(self, rows: Iterable[tuple[str, Mapping[str, Any]]]) -> None:
+        """Write rows, of which the database has none yet, in one transaction; raises StoreFormatError if it has."""
+        with self._errors_translated(), self._transaction():
+            for table, columns in rows:
+                try:
+                    self._connection.execute(METADATA.tables[table].insert(), columns)
+                except sa.exc.IntegrityError:
+                    raise StoreFormatError(f"{self.name}: {table} has a row twice") from None
+
+    def copy(self, path: Path) -> sqlite3.Connection:
+        """Return a connection, of no thread's own, to a copy of the database as it is now.
+
+        The copy is at `path` while it is made, and then in no directory any more: it goes when it is closed, or with
+        this process.
+        """
+        try:
+            with self._errors_translated():
+                path.unlink(missing_ok=True)
+                os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+                copy = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+                try:
+                    copy.execute("PRAGMA synchronous = OFF")  # nobody reads it after a power cut
+                    copy.execute("PRAGMA locking_mode = EXCLUSIVE")
+                    copy.execute("PRAGMA journal_mode = OFF")  # which would be a second file
+                    copy.text_factory = self._driver_connection.text_factory
+                    self._driver_connection.backup(copy)
+                    # Again: the original's first page says that there is a write-ahead log.
+                    copy.execute("PRAGMA journal_mode = OFF")
+                    copy.execute("SELECT count(*) FROM sqlite_master").fetchall()
+                except BaseException:
+                    copy.close()
+                    raise
+                finally:
+                    path.unlink()
+        except OSError as error:
+            raise StoreUnavailableError(f"{path}: {error.strerror}") from error
+        return copy
 
     def close(self) -> None:
         """Put the write-ahead log into the file and close it."""
