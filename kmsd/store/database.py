@@ -12,6 +12,7 @@ import fcntl
 import os
 import sqlite3
 import stat
+import urllib.parse
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -45,6 +46,14 @@ _IN_USE = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}
 _SYNC_FAILED = {sqlite3.SQLITE_IOERR_FSYNC, sqlite3.SQLITE_IOERR_DIR_FSYNC}
 
 
+# What to do about those that a person can mend.
+_ADVICE = {
+    sqlite3.SQLITE_FULL: "make room on its file system",
+    sqlite3.SQLITE_READONLY: "kmsd has to write there: look at owner, mode and mount",
+    sqlite3.SQLITE_CANTOPEN: "kmsd has to make files there: look at owner and mode of the folder",
+    sqlite3.SQLITE_IOERR: "look at the disk, the kernel's log may tell more",
+}
+
 # A statement and its parameters.
 Query: TypeAlias = tuple[sa.Executable, Mapping[str, Any]]
 
@@ -75,6 +84,13 @@ def _create_or_check(
         create_or_check(connection, name)
 
 
+def _has_bytes(path: Path) -> bool:
+    try:
+        return path.stat().st_size > 0
+    except OSError:
+        return False
+
+
 def sync_directory(directory: Path) -> None:
     """Make the names of a directory's files survive a power cut."""
     descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -97,7 +113,10 @@ class Database:
         self._broken: str | None = None
         with contextlib.ExitStack() as stack:
             # Entered first and so left last: closing any descriptor of the file drops the locks that SQLite has on it.
+            log = path.with_name(f"{path.name}-wal")
+            self._check_missing(path, log)
             stack.callback(os.close, self._lock(path))
+            self._check_log(path, log)
             stack.enter_context(self._errors_translated())
             url = sa.URL.create("sqlite", database=str(path))
             engine = sa.create_engine(
@@ -141,6 +160,39 @@ class Database:
                 raise StoreUnavailableError(f"{self.name}: {reason}") from exc
             stack.pop_all()
             return descriptor
+
+    def _check_missing(self, path: Path, log: Path) -> None:
+        """See that no write-ahead log is left of a store that is away: SQLite would remove it, and commits with it."""
+        if _has_bytes(log) and not _has_bytes(path):
+            raise StoreFormatError(
+                f"{self.name} is missing or empty, but its write-ahead log {log} is there: put the store back beside "
+                "it, or move the log away to begin anew"
+            )
+
+    def _check_log(self, path: Path, log: Path) -> None:
+        """See that a log which a killed daemon left fits: SQLite would merge any other as well."""
+        if not _has_bytes(log):
+            return
+        index = path.with_name(f"{path.name}-shm")
+        is_ours = not index.exists()
+        try:
+            # Whoever opens it so reads it with its log, and writes neither.
+            url = f"file:{urllib.parse.quote(str(path))}?mode=ro"
+            with contextlib.closing(sqlite3.connect(url, uri=True, timeout=0)) as connection:
+                faults = [str(fault) for (fault,) in connection.execute("PRAGMA quick_check(3)")]
+        except sqlite3.DatabaseError as error:
+            if getattr(error, "sqlite_errorcode", 0) & 0xFF not in _WRONG_FILE:
+                return  # what it is will be told by whoever opens it to write
+            faults = [str(error)]
+        finally:
+            if is_ours:
+                with contextlib.suppress(OSError):
+                    index.unlink()
+        if faults != ["ok"]:
+            raise StoreFormatError(
+                f"{self.name} is damaged, or its write-ahead log {log} is another store's: {'; '.join(faults)}; "
+                "nothing was changed"
+            )
 
     def rows(self, statement: sa.Executable, parameters: Mapping[str, Any]) -> list[tuple[Any, ...]]:
         """Return all rows that a query finds."""
@@ -243,13 +295,16 @@ class Database:
             if code & 0xFF in _IN_USE:
                 raise self._in_use() from exc
             if code & 0xFF in _WRONG_FILE:
-                raise StoreFormatError(f"{self.name} is no store, or is damaged: {original}") from exc
+                raise StoreFormatError(
+                    f"{self.name} is no store, or is damaged: {original}; keep a copy of it, and restore a backup"
+                ) from exc
             if code in _SYNC_FAILED:
                 # The kernel reports a failed sync once, and the next one succeeds without having written what was
                 # lost. So nothing is promised any more until the file is read anew.
                 self._broken = f"{self.name} could not be synced to its disk; check the disk, then restart kmsd"
                 raise StoreUnavailableError(self._broken) from exc
-            raise StoreUnavailableError(f"{self.name}: {original}") from exc
+            advice = f"; {_ADVICE[code & 0xFF]}" if code & 0xFF in _ADVICE else ""
+            raise StoreUnavailableError(f"{self.name}: {original}{advice}") from exc
 
     def _in_use(self) -> StoreUnavailableError:
         return StoreUnavailableError(f"{self.name} is in use by another process")

@@ -124,8 +124,10 @@ class _Draft:
 
     def begin(self) -> None:
         """Make it, without rows, unless there is a store."""
-        if os.path.lexists(self._path):
-            raise self._exists()
+        # A log or journal of another store would become this one's.
+        for suffix in ("", "-wal", "-journal"):
+            if os.path.lexists(there := self._path.with_name(self._path.name + suffix)):
+                raise _exists(there)
         try:
             with contextlib.ExitStack() as stack:
                 lock = os.open(self._path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -156,7 +158,7 @@ class _Draft:
             self._draft.unlink()
             sync_directory(self._path.parent)
         except FileExistsError:
-            raise self._exists() from None
+            raise _exists(self._path) from None
         except OSError as error:
             raise StoreUnavailableError(f"store {self._path}: {error.strerror}") from error
 
@@ -173,8 +175,9 @@ class _Draft:
         for suffix in ("", "-wal", "-journal"):
             self._draft.with_name(self._draft.name + suffix).unlink(missing_ok=True)
 
-    def _exists(self) -> StoreUnavailableError:
-        return StoreUnavailableError(f"{self._path} is there: a store is restored only where there is none")
+
+def _exists(path: Path) -> StoreUnavailableError:
+    return StoreUnavailableError(f"{path} is there: a store is restored only where there is none")
 
 
 def _rows_of(pieces: Iterable[bytes]) -> Iterator[tuple[str, dict[str, Any]]]:

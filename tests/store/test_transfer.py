@@ -186,7 +186,7 @@ async def streamed_elsewhere(store: SqlStore, path: Path) -> bytes:
 
 
 async def test_nothing_is_restored_over_a_store(path: Path) -> None:
-    """Whatever has the name stays, a link that leads nowhere as well."""
+    """Whatever has the name stays, a link that leads nowhere as well, and no earlier log becomes this one's."""
     async with opened(path) as store:
         await fill(store)
         stream = await streamed(store)
@@ -194,11 +194,16 @@ async def test_nothing_is_restored_over_a_store(path: Path) -> None:
     link = path.with_name("link")
     link.symlink_to(path.with_name("nowhere"))
 
-    for there in (path, link):
+    logs = [path.with_name("other.sqlite-wal"), path.with_name("another.sqlite-journal")]
+    for log in logs:
+        log.write_bytes(b"of another store")
+
+    for there in (path, link, path.with_name("other.sqlite"), path.with_name("another.sqlite")):
         with pytest.raises(StoreUnavailableError, match="is there"):
             await restored(there, stream)
 
     assert path.read_bytes() == before
+    assert {log.read_bytes() for log in logs} == {b"of another store"}
     assert link.is_symlink()
 
 
