@@ -105,6 +105,15 @@ def make_parser() -> argparse.ArgumentParser:
     )
     place.add_argument("--dev", type=Path, metavar="DIR", help="the trail of kmsd dev DIR")
     repair.add_argument("--yes", action="store_true", help="do not ask")
+    upgrade = verbs.add_parser(
+        "upgrade",
+        help="bring the store to the schema of this version",
+        description="Upgrade the store that an older kmsd made, while kmsd does not run. A copy of it stays beside it. "
+        "Changes nothing if there is nothing to upgrade.",
+    )
+    which = upgrade.add_mutually_exclusive_group()
+    which.add_argument("--config", type=Path, metavar="FILE", help=f"settings, as TOML ({DEFAULT_PATH})")
+    which.add_argument("--dev", type=Path, metavar="DIR", help="the directory of `kmsd dev` instead")
     return parser
 
 
@@ -153,6 +162,12 @@ def _audit_repair(options: argparse.Namespace) -> int:
     return run_audit_repair(trail.absolute(), confirmed=options.yes)
 
 
+def _upgrade(settings: Path | None, development: Path | None) -> int:
+    from kmsd.commands.upgrade import run_upgrade  # noqa: PLC0415 - rarely needed
+
+    return run_upgrade(Config() if development else load_config(settings or DEFAULT_PATH), development)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run `kmsd` and return its exit code."""
     words = list(sys.argv[1:] if arguments is None else arguments)
@@ -166,6 +181,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _check_config(options.file)
         if options.verb == "audit-repair":
             return _audit_repair(options)
+        if options.verb == "upgrade":
+            return _upgrade(options.config, options.dev)
         config = load_config(options.config) if options.config else Config()
         if options.verb == "serve":
             return run_serve(config)

@@ -16,6 +16,8 @@ from kmsd.identity.principals import Administrators
 from kmsd.processes.zygote import Zygote
 from kmsd.server.notify import Notifier
 
+_STORE = "store.sqlite"
+
 
 @dataclass(frozen=True)
 class Token:
@@ -93,7 +95,7 @@ def development(
 
     return Deployment(
         config=config,
-        store_path=directory / "store.sqlite",
+        store_path=development_store_path(directory),
         audit_path=directory / "audit.log",
         host_policy=None,
         administrators=Administrators(uids=frozenset({os.getuid()}), groups=("kms-admin",)),
@@ -194,7 +196,12 @@ def _of_host(
 
 def store_path(config: Config) -> Path:
     """Return where a host's daemon has its store."""
-    return Path(config.paths.state, "store.sqlite")
+    return Path(config.paths.state, _STORE)
+
+
+def development_store_path(directory: Path) -> Path:
+    """Return where the daemon of `kmsd dev` has its store."""
+    return directory / _STORE
 
 
 def token_config(config: Config) -> TokenConfig:

@@ -12,7 +12,9 @@ import fcntl
 import os
 import sqlite3
 import stat
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import urllib.parse
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -22,6 +24,7 @@ import sqlalchemy as sa
 
 from kmsd.store.base import RowChangedError, RowExistsError, StoreFormatError, StoreUnavailableError
 from kmsd.store.migrations.stamp import create_or_check
+from kmsd.store.schema import METADATA
 
 _PRAGMAS = (
     "locking_mode = EXCLUSIVE",
@@ -43,6 +46,14 @@ _IN_USE = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}
 _SYNC_FAILED = {sqlite3.SQLITE_IOERR_FSYNC, sqlite3.SQLITE_IOERR_DIR_FSYNC}
 
 
+# What to do about those that a person can mend.
+_ADVICE = {
+    sqlite3.SQLITE_FULL: "make room on its file system",
+    sqlite3.SQLITE_READONLY: "kmsd has to write there: look at owner, mode and mount",
+    sqlite3.SQLITE_CANTOPEN: "kmsd has to make files there: look at owner and mode of the folder",
+    sqlite3.SQLITE_IOERR: "look at the disk, the kernel's log may tell more",
+}
+
 # A statement and its parameters.
 Query: TypeAlias = tuple[sa.Executable, Mapping[str, Any]]
 
@@ -61,19 +72,51 @@ class Step:
     must_match: bool = False
 
 
+# Sees to it that a database has the present schema: takes the connection, what messages call the database, and what
+# makes a transaction.
+Prepare: TypeAlias = Callable[[sa.Connection, str, Callable[[], AbstractContextManager[None]]], None]
+
+
+def _create_or_check(
+    connection: sa.Connection, name: str, transaction: Callable[[], AbstractContextManager[None]]
+) -> None:
+    with transaction():
+        create_or_check(connection, name)
+
+
+def _has_bytes(path: Path) -> bool:
+    try:
+        return path.stat().st_size > 0
+    except OSError:
+        return False
+
+
+def sync_directory(directory: Path) -> None:
+    """Make the names of a directory's files survive a power cut."""
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 class Database:
     """An open database, which messages call `name`. All calls, and the opening, come from one and the same thread.
 
+    `prepare` is called before anything else uses it.
     Raises StoreUnavailableError and StoreFormatError, which name the file; no exception of the libraries underneath.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, prepare: Prepare | None = None) -> None:
         path = path.absolute()
         self.name = f"store {path}"
         self._broken: str | None = None
         with contextlib.ExitStack() as stack:
             # Entered first and so left last: closing any descriptor of the file drops the locks that SQLite has on it.
+            log = path.with_name(f"{path.name}-wal")
+            self._check_missing(path, log)
             stack.callback(os.close, self._lock(path))
+            self._check_log(path, log)
             stack.enter_context(self._errors_translated())
             url = sa.URL.create("sqlite", database=str(path))
             engine = sa.create_engine(
@@ -88,8 +131,7 @@ class Database:
             self._driver_connection.text_factory = partial(str, encoding="utf-8", errors="replace")
             for pragma in _PRAGMAS:
                 self._execute(f"PRAGMA {pragma}")
-            with self._transaction():
-                create_or_check(self._connection, self.name)
+            (prepare or _create_or_check)(self._connection, self.name, self._transaction)
             mode = self._connection.exec_driver_sql("PRAGMA journal_mode = WAL").scalar_one()
             if mode != "wal":
                 raise StoreUnavailableError(f"{self.name}: its file system allows no write-ahead log")
@@ -110,7 +152,7 @@ class Database:
                     raise StoreFormatError(f"{self.name} is no database")
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 os.fchmod(descriptor, 0o600)
-                self._sync_directory(path.parent)
+                sync_directory(path.parent)
             except BlockingIOError:
                 raise self._in_use() from None
             except OSError as exc:
@@ -119,14 +161,38 @@ class Database:
             stack.pop_all()
             return descriptor
 
-    @staticmethod
-    def _sync_directory(directory: Path) -> None:
-        """Make the file's name survive a power cut."""
-        descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    def _check_missing(self, path: Path, log: Path) -> None:
+        """See that no write-ahead log is left of a store that is away: SQLite would remove it, and commits with it."""
+        if _has_bytes(log) and not _has_bytes(path):
+            raise StoreFormatError(
+                f"{self.name} is missing or empty, but its write-ahead log {log} is there: put the store back beside "
+                "it, or move the log away to begin anew"
+            )
+
+    def _check_log(self, path: Path, log: Path) -> None:
+        """See that a log which a killed daemon left fits: SQLite would merge any other as well."""
+        if not _has_bytes(log):
+            return
+        index = path.with_name(f"{path.name}-shm")
+        is_ours = not index.exists()
         try:
-            os.fsync(descriptor)
+            # Whoever opens it so reads it with its log, and writes neither.
+            url = f"file:{urllib.parse.quote(str(path))}?mode=ro"
+            with contextlib.closing(sqlite3.connect(url, uri=True, timeout=0)) as connection:
+                faults = [str(fault) for (fault,) in connection.execute("PRAGMA quick_check(3)")]
+        except sqlite3.DatabaseError as error:
+            if getattr(error, "sqlite_errorcode", 0) & 0xFF not in _WRONG_FILE:
+                return  # what it is will be told by whoever opens it to write
+            faults = [str(error)]
         finally:
-            os.close(descriptor)
+            if is_ours:
+                with contextlib.suppress(OSError):
+                    index.unlink()
+        if faults != ["ok"]:
+            raise StoreFormatError(
+                f"{self.name} is damaged, or its write-ahead log {log} is another store's: {'; '.join(faults)}; "
+                "nothing was changed"
+            )
 
     def rows(self, statement: sa.Executable, parameters: Mapping[str, Any]) -> list[tuple[Any, ...]]:
         """Return all rows that a query finds."""
@@ -153,6 +219,44 @@ class Database:
                     raise RowExistsError(step.table, step.primary_key) from None
                 if step.must_match and result.rowcount != 1:
                     raise RowChangedError(step.table, step.primary_key)
+
+    def load(self, rows: Iterable[tuple[str, Mapping[str, Any]]]) -> None:
+        """Write rows, of which the database has none yet, in one transaction; raises StoreFormatError if it has."""
+        with self._errors_translated(), self._transaction():
+            for table, columns in rows:
+                try:
+                    self._connection.execute(METADATA.tables[table].insert(), columns)
+                except sa.exc.IntegrityError:
+                    raise StoreFormatError(f"{self.name}: {table} has a row twice") from None
+
+    def copy(self, path: Path) -> sqlite3.Connection:
+        """Return a connection, of no thread's own, to a copy of the database as it is now.
+
+        The copy is at `path` while it is made, and then in no directory any more: it goes when it is closed, or with
+        this process.
+        """
+        try:
+            with self._errors_translated():
+                path.unlink(missing_ok=True)
+                os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+                copy = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+                try:
+                    copy.execute("PRAGMA synchronous = OFF")  # nobody reads it after a power cut
+                    copy.execute("PRAGMA locking_mode = EXCLUSIVE")
+                    copy.execute("PRAGMA journal_mode = OFF")  # which would be a second file
+                    copy.text_factory = self._driver_connection.text_factory
+                    self._driver_connection.backup(copy)
+                    # Again: the original's first page says that there is a write-ahead log.
+                    copy.execute("PRAGMA journal_mode = OFF")
+                    copy.execute("SELECT count(*) FROM sqlite_master").fetchall()
+                except BaseException:
+                    copy.close()
+                    raise
+                finally:
+                    path.unlink()
+        except OSError as error:
+            raise StoreUnavailableError(f"{path}: {error.strerror}") from error
+        return copy
 
     def close(self) -> None:
         """Put the write-ahead log into the file and close it."""
@@ -184,19 +288,23 @@ class Database:
             raise StoreUnavailableError(self._broken)
         try:
             yield
-        except sa.exc.DBAPIError as exc:
+        except (sa.exc.DBAPIError, sqlite3.Error) as exc:
+            original = exc.orig if isinstance(exc, sa.exc.DBAPIError) else exc
             # The driver's own complaints have no code: they are about how it is called.
-            code: int = getattr(exc.orig, "sqlite_errorcode", sqlite3.SQLITE_MISUSE)
+            code: int = getattr(original, "sqlite_errorcode", sqlite3.SQLITE_MISUSE)
             if code & 0xFF in _IN_USE:
                 raise self._in_use() from exc
             if code & 0xFF in _WRONG_FILE:
-                raise StoreFormatError(f"{self.name} is no store, or is damaged: {exc.orig}") from exc
+                raise StoreFormatError(
+                    f"{self.name} is no store, or is damaged: {original}; keep a copy of it, and restore a backup"
+                ) from exc
             if code in _SYNC_FAILED:
                 # The kernel reports a failed sync once, and the next one succeeds without having written what was
                 # lost. So nothing is promised any more until the file is read anew.
                 self._broken = f"{self.name} could not be synced to its disk; check the disk, then restart kmsd"
                 raise StoreUnavailableError(self._broken) from exc
-            raise StoreUnavailableError(f"{self.name}: {exc.orig}") from exc
+            advice = f"; {_ADVICE[code & 0xFF]}" if code & 0xFF in _ADVICE else ""
+            raise StoreUnavailableError(f"{self.name}: {original}{advice}") from exc
 
     def _in_use(self) -> StoreUnavailableError:
         return StoreUnavailableError(f"{self.name} is in use by another process")

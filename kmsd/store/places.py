@@ -12,13 +12,13 @@ twice the time: it makes an object of each column, and takes the interpreter's l
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, get_type_hints
+from typing import Any
 
 import msgspec
 import sqlalchemy as sa
 
 from kmsd.store.kinds import KINDS, Kind
-from kmsd.store.schema import NUMBER, TABLES
+from kmsd.store.schema import NUMBER, TABLES, column_types
 
 # SQLite's rowids are all 64-bit numbers; rows of ours have positive ones.
 FIRST_ROW, LAST_ROW = -(1 << 63), (1 << 63) - 1
@@ -31,9 +31,9 @@ class Places:
     """The places of one kind of rows."""
 
     def __init__(self, kind: Kind[Any]) -> None:
-        types = get_type_hints(kind.row_type)
+        types = column_types(kind.table)
         names = (*((NUMBER,) if kind.numbered else ()), *kind.key, *kind.lookup)
-        self._types = [types.get(name, int) for name in names]
+        self._types = [types[name] for name in names]
         typed = [f"typeof({name}) = '{_SQL_TYPES[one]}'" for name, one in zip(names, self._types, strict=True)]
         # Of the rows from rowid :first on, at most :limit: the last rowid, how many, how many with columns of the right
         # types, and the places.

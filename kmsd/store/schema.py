@@ -61,6 +61,12 @@ def _table(kind: Kind[Any]) -> sa.Table:
 TABLES = {kind.table: _table(kind) for kind in KINDS}
 
 
+def column_types(table: str) -> dict[str, type]:
+    """Return the columns of a table, in its order, and the type of what each holds; raises KeyError."""
+    types = {sa.Text: str, sa.BigInteger: int, sa.Integer: int, _Bytes: bytes}
+    return {str(column.name): types[type(column.type)] for column in TABLES[table].columns}
+
+
 class Statements(Generic[RowT]):
     """The statements that work on rows of one kind; they select columns in the order of a `Record`.
 

@@ -7,6 +7,7 @@ is also the one that seals: so no other thread can be reading the MAC key while 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -56,12 +57,21 @@ from kmsd.store.schema import (
     STATEMENTS,
 )
 from kmsd.store.sealing import Record, Sealer, unverified_row
+from kmsd.store.transfer import SNAPSHOT_NAME, Snapshot
 from kmsd.store.writing import Writer
 
 _T = TypeVar("_T")
 
 # Verifying a row takes some 8 us, so the event loop serves others at least every half millisecond.
 _ROWS_AT_ONCE = 64
+
+
+def _open(path: Path) -> Database:
+    database = Database(path)
+    # Behind the lock: what is there was left by a daemon that was killed while it made a snapshot.
+    with contextlib.suppress(OSError):
+        path.with_name(SNAPSHOT_NAME).unlink(missing_ok=True)
+    return database
 
 
 def _close_if_open(opening: Future[Database]) -> None:
@@ -92,7 +102,7 @@ class SqlStore:
         Raises StoreUnavailableError, also while another process has it open, and StoreFormatError.
         """
         executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="kmsd-store")
-        opening = executor.submit(Database, path)
+        opening = executor.submit(_open, path)
         try:
             return cls(await asyncio.wrap_future(opening), executor, random)
         except BaseException:
@@ -192,6 +202,13 @@ class SqlStore:
             self._sealer.verify(record)
         # Only now: while one of them fails, each attempt to unseal has to fail.
         self._early.clear()
+
+    async def snapshot(self, path: Path) -> Snapshot:
+        """Return a copy of all rows as the last commit left them; `path`, in a folder of the store's own, is for it.
+
+        Raises StoreUnavailableError, for lack of space for example, and IntegrityError.
+        """
+        return await self._writer.snapshot(path)
 
     @property
     def sequence(self) -> int:

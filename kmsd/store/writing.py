@@ -12,10 +12,11 @@ import asyncio
 import contextlib
 import dataclasses
 from collections.abc import AsyncIterator, Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from kmsd.api.errors import IntegrityError, SealedError
-from kmsd.store.base import Change, Insert, Replace, StateReport, StateRow
+from kmsd.store.base import Change, Insert, Replace, StateReport, StateRow, StoreUnavailableError
 from kmsd.store.database import Database, Query, Step
 from kmsd.store.draft import Draft
 from kmsd.store.inspection import Inspection, Run
@@ -24,6 +25,7 @@ from kmsd.store.multiset import MultisetHasher
 from kmsd.store.schema import FORGET_ANCHOR, FORGET_STATE, LAST_MUTATION, OLD_MUTATIONS, STATE_ROWS
 from kmsd.store.sealing import Record, Sealer
 from kmsd.store.state import Tally, is_unadopted, new_store_id
+from kmsd.store.transfer import Snapshot
 
 # Whoever looks after a damaged store wants to see some rows; thousands would be a message that nobody reads.
 _ROWS_NAMED = 10
@@ -90,6 +92,14 @@ class Writer:
                 for columns in rows:
                     draft.forget(MUTATIONS, columns)
             await self._finish(state, draft)
+
+    async def snapshot(self, path: Path) -> Snapshot:
+        """Return a copy of all rows as the last commit left them."""
+        async with self._lock:
+            state, _, _ = await self._begin()
+            if state is None:
+                raise StoreUnavailableError(f"{self._database.name} is empty")
+            return Snapshot(await self._run(self._database.copy, path), state)
 
     async def check(self) -> StateReport:
         """Compare the rows with the state row."""

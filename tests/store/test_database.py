@@ -14,10 +14,11 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
+from kmsd.api.errors import IntegrityError
 from kmsd.store.base import Insert, StoreError, StoreFormatError, StoreUnavailableError
 from kmsd.store.migrations.stamp import SCHEMA_VERSION
 from kmsd.store.sql import SqlStore
-from tests.store.rows import KEY_IDS, edited, key_row, opened, unseal
+from tests.store.rows import KEY_IDS, MAC_KEY, edited, key_row, opened, unseal
 
 
 async def refusal(path: Path) -> StoreError:
@@ -176,19 +177,145 @@ async def test_a_missing_column_is_damage(path: Path) -> None:
                 await attempt
 
 
-async def test_damaged_pages_are_reported(path: Path) -> None:
-    """Garbage in the middle of the file is damage, not an empty answer."""
+async def filled(path: Path) -> None:
+    """Make a store of some pages at `path`."""
     async with opened(path) as store:
-        await store.commit("m", [Insert(key_row(one)) for one in KEY_IDS])
-    content = bytearray(path.read_bytes())
-    content[4096:] = b"\xff" * (len(content) - 4096)
-    path.write_bytes(content)
+        await store.commit("m", [Insert(key_row(one, policy="x" * 3000)) for one in KEY_IDS])
 
+
+async def test_a_damaged_header_is_refused_and_left_alone(path: Path) -> None:
+    """Whichever part of the first page is garbage, the file is named and stays as it is."""
+    await filled(path)
+    content = path.read_bytes()
+    for part in (slice(0, 16), slice(16, 18), slice(100, 108), slice(108, 4096)):
+        damaged = bytearray(content)
+        damaged[part] = b"\xff" * len(damaged[part])
+        path.write_bytes(damaged)
+
+        error = await refusal(path)
+
+        assert isinstance(error, StoreFormatError), part
+        assert "damaged" in str(error)
+        assert path.read_bytes() == damaged
+
+
+async def test_a_truncated_file_is_reported(path: Path) -> None:
+    """Pages that are not there are damage, wherever the file ends."""
+    await filled(path)
+    content = path.read_bytes()
+    for size in (600, 4096, 4 * 4096, len(content) - 4096, len(content) - 1):
+        path.write_bytes(content[:size])
+
+        with pytest.raises((StoreFormatError, IntegrityError)):
+            await everything_read(path)
+
+
+async def test_damaged_pages_are_reported(path: Path) -> None:
+    """Garbage in any page, of a table or of an index, is damage and not an empty answer."""
+    await filled(path)
+    content = path.read_bytes()
+    for page in range(1, len(content) // 4096):
+        damaged = bytearray(content)
+        damaged[page * 4096 : (page + 1) * 4096] = b"\xff" * 4096
+        path.write_bytes(damaged)
+
+        with pytest.raises((StoreFormatError, IntegrityError)):
+            await everything_read(path)
+
+
+async def everything_read(path: Path, *, mac_key: bytes = MAC_KEY) -> None:
+    """Open and verify everything; raises what is found."""
     async with opened(path, mac_key=None) as store:
-        unseal(store)
-        for attempt in (store.check_state(), store.keys(after=None, limit=9)):
-            with pytest.raises(StoreFormatError, match="damaged"):
-                await attempt
+        unseal(store, mac_key)
+        report = await store.check_state()
+        await store.verify_all()
+        assert report.findings == ()
+
+
+async def commit_and_be_killed(path: Path) -> None:
+    """Leave a store as a daemon does that is killed: some commits in the file, the last ones in the log."""
+    await filled(path)
+    program = (
+        "import asyncio, os, pathlib, sys\n"
+        "from kmsd.store.base import Insert\n"
+        "from tests.store.rows import alias_row, opened\n"
+        "async def main():\n"
+        "    async with opened(pathlib.Path(sys.argv[1])) as store:\n"
+        "        for number in range(3):\n"
+        "            await store.commit(f'n{number}', [Insert(alias_row(f'alias/{number}'))])\n"
+        "        os._exit(9)\n"
+        "asyncio.run(main())\n"
+    )
+    assert subprocess.run([sys.executable, "-c", program, str(path)], check=False).returncode == 9
+
+
+async def test_without_its_log_a_store_is_an_earlier_one(path: Path) -> None:
+    """It opens as of the last commit that is in the file, and its sequence shows that commits are missing."""
+    await commit_and_be_killed(path)
+    log = path.with_name("store.sqlite-wal")
+    commits = log.read_bytes()
+    log.unlink()
+    async with opened(path) as store:
+        report = await store.check_state()
+
+    assert (report.findings, report.sequence) == ((), 1)
+
+    log.write_bytes(commits)
+    async with opened(path) as store:
+        report = await store.check_state()
+
+    assert (report.findings, report.sequence) == ((), 4)
+
+
+async def test_a_torn_log_is_read_as_far_as_it_is_whole(path: Path) -> None:
+    """Commits behind the damage are gone, and the sequence shows it."""
+    await commit_and_be_killed(path)
+    log = path.with_name("store.sqlite-wal")
+    commits = log.read_bytes()
+    log.write_bytes(commits[: len(commits) - 5000])
+
+    async with opened(path) as store:
+        report = await store.check_state()
+
+    assert report.findings == ()
+    assert 1 <= report.sequence < 4
+
+
+async def test_the_log_of_another_store_is_noticed(path: Path) -> None:
+    """SQLite takes it for this store's; what comes out does not pass for a store that kmsd left."""
+    await commit_and_be_killed(path)
+    other = path.with_name("other.sqlite")
+    async with opened(other, mac_key=bytes(32)) as store:
+        await store.commit("other", [Insert(key_row(f"{number}", policy="y" * 3000)) for number in range(20)])
+    path.with_name("store.sqlite-wal").rename(path.with_name("other.sqlite-wal"))
+
+    before = {one.name: one.read_bytes() for one in path.parent.iterdir()}
+
+    with pytest.raises((StoreFormatError, IntegrityError)):
+        await everything_read(other, mac_key=bytes(32))
+
+    assert {one.name: one.read_bytes() for one in path.parent.iterdir()} == before
+
+
+@pytest.mark.parametrize("left", [None, b""])
+async def test_a_log_without_its_store_is_kept(path: Path, left: bytes | None) -> None:
+    """Where the file was lost or emptied, a new store would cost the commits that are in the log."""
+    await commit_and_be_killed(path)
+    content, log = path.read_bytes(), path.with_name("store.sqlite-wal")
+    commits = log.read_bytes()
+    path.unlink()
+    if left is not None:
+        path.write_bytes(left)
+
+    error = await refusal(path)
+
+    assert isinstance(error, StoreFormatError)
+    assert "put the store back" in str(error)
+    assert path.exists() is (left is not None)
+    assert log.read_bytes() == commits
+    path.write_bytes(content)
+    async with opened(path) as store:
+        assert store.sequence == 4
 
 
 async def test_only_a_regular_file_is_opened(path: Path) -> None:

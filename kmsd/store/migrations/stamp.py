@@ -14,7 +14,7 @@ from kmsd.store.schema import METADATA
 # "kmsd" in ASCII; the header has room for 4 bytes.
 APPLICATION_ID = int.from_bytes(b"kmsd", "big")
 
-# 1: the first schema. 2: the state row, anchors and backups.
+# 1: the first schema. 2: the state row, anchors and backups. Each has its revision in `versions`.
 SCHEMA_VERSION = 2
 
 
@@ -23,20 +23,43 @@ def create_or_check(connection: sa.Connection, name: str) -> None:
 
     Runs inside the caller's transaction. `name` is what messages call the database. Raises StoreFormatError.
     """
-    application = connection.exec_driver_sql("PRAGMA application_id").scalar_one()
-    version = connection.exec_driver_sql("PRAGMA user_version").scalar_one()
-    found = _objects(connection)
-    if not found and application == version == 0:
+    version = stamped(connection, name)
+    if version is None:
         METADATA.create_all(connection)
         connection.exec_driver_sql(f"PRAGMA application_id = {APPLICATION_ID}")
-        connection.exec_driver_sql(f"PRAGMA user_version = {SCHEMA_VERSION}")
+        stamp(connection)
         return
+    if 0 < version < SCHEMA_VERSION:
+        raise StoreFormatError(
+            f"{name} was made by an older kmsd (its schema is {version}, this one needs {SCHEMA_VERSION}): run `kmsd "
+            "upgrade`, with --dev DIR for one of `kmsd dev`"
+        )
+    check(connection, name)
+
+
+def stamped(connection: sa.Connection, name: str) -> int | None:
+    """Return which schema a database says it has; None if it is empty. Raises StoreFormatError if it is not ours."""
+    application = connection.exec_driver_sql("PRAGMA application_id").scalar_one()
+    version = int(connection.exec_driver_sql("PRAGMA user_version").scalar_one())
+    if application == version == 0 and not _objects(connection):
+        return None
     if application != APPLICATION_ID:
         raise StoreFormatError(f"{name} is a database of another application")
     if version > SCHEMA_VERSION:
         raise StoreFormatError(
             f"{name} was made by a newer kmsd (its schema is {version}, this one knows {SCHEMA_VERSION}): install that"
         )
+    return version
+
+
+def stamp(connection: sa.Connection) -> None:
+    """Say that a database has the present schema."""
+    connection.exec_driver_sql(f"PRAGMA user_version = {SCHEMA_VERSION}")
+
+
+def check(connection: sa.Connection, name: str) -> None:
+    """Check that a database of ours has the present schema, no less and no more; raises StoreFormatError."""
+    version, found = stamped(connection, name), _objects(connection)
     expected = _expected_objects()
     if version != SCHEMA_VERSION or found != expected:
         differing = ", ".join(f"{kind} {name}" for kind, name in sorted(found ^ expected))
