@@ -88,6 +88,7 @@ def open_trail(path: Path, system: System, now: float) -> Opened:
             head = Head(report.last_seq, report.last_hash)
             torn = _cut_torn_end(path, files.append, whole, head, system)
             # An earlier process may have left its last lines in the page cache, and its open intents are acted upon.
+            _write_again(files.fd, start, whole)
             system.fdatasync(files.append)
             first_seq, began = _beginning(first, head, now)
             file = ActiveFile(path, files, End(whole, head), system, first_seq=first_seq, began=began)
@@ -197,6 +198,20 @@ def _cut_torn_end(path: Path, fd: int, start: int, head: Head, system: System) -
     system.sync_directory(path.parent)
     system.ftruncate(fd, start)
     return Torn(stop - start, digest.hexdigest(), kept_as)
+
+
+def _write_again(fd: int, start: int, stop: int) -> None:
+    """Write lines that were read once more in their place, so that syncing writes them back.
+
+    The last sync of an earlier process may have failed before it was killed. Linux then holds for clean what is not on
+    the disk: the chain would be continued behind it, and a power cut would take all that came since.
+    """
+    offset = start
+    while offset < stop:
+        chunk = os.pread(fd, min(CHUNK_BYTES, stop - offset), offset)
+        if not chunk:
+            raise OSError(None, "the file was truncated while it was opened")
+        offset += os.pwrite(fd, chunk, offset)
 
 
 def _unused(path: Path, head: Head) -> Path:

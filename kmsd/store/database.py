@@ -39,6 +39,12 @@ _PRAGMAS = (
 # empty database, and would write over it.
 _SMALLEST_DATABASE_BYTES = 512
 
+# What SQLite adds to a database's name for its write-ahead log (https://www.sqlite.org/walformat.html).
+_LOG_SUFFIX = "-wal"
+
+# The log has some 4 MiB, when SQLite moves it into the database.
+_CHUNK_BYTES = 1024 * 1024
+
 # The result codes (https://www.sqlite.org/rescode.html) whose lower byte says that the file itself is wrong. ERROR is
 # what a statement gets when tables are not those it was written for; all statements are ours.
 _WRONG_FILE = {sqlite3.SQLITE_ERROR, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
@@ -112,11 +118,12 @@ class Database:
         self.name = f"store {path}"
         self._broken: str | None = None
         with contextlib.ExitStack() as stack:
-            # Entered first and so left last: closing any descriptor of the file drops the locks that SQLite has on it.
-            log = path.with_name(f"{path.name}-wal")
+            log = path.with_name(path.name + _LOG_SUFFIX)
             self._check_missing(path, log)
+            # Entered first and so left last: closing any descriptor of the file drops the locks that SQLite has on it.
             stack.callback(os.close, self._lock(path))
             self._check_log(path, log)
+            self._write_again(log)
             stack.enter_context(self._errors_translated())
             url = sa.URL.create("sqlite", database=str(path))
             engine = sa.create_engine(
@@ -160,6 +167,28 @@ class Database:
                 raise StoreUnavailableError(f"{self.name}: {reason}") from exc
             stack.pop_all()
             return descriptor
+
+    def _write_again(self, log: Path) -> None:
+        """Write what an earlier process left in the write-ahead log once more in its place, and sync it.
+
+        Its last sync may have failed before it was killed. Linux then holds what is not on the disk for clean: SQLite
+        would read it all the same and commit behind it, and a power cut would take those commits with it.
+        """
+        try:
+            descriptor = os.open(log, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+        except FileNotFoundError:
+            return
+        except OSError as exc:
+            raise StoreUnavailableError(f"{self.name}: its write-ahead log: {exc.strerror}") from exc
+        try:
+            offset = 0
+            while chunk := os.pread(descriptor, _CHUNK_BYTES, offset):
+                offset += os.pwrite(descriptor, chunk, offset)
+            os.fsync(descriptor)
+        except OSError as exc:
+            raise StoreUnavailableError(f"{self.name}: its write-ahead log: {exc.strerror}") from exc
+        finally:
+            os.close(descriptor)
 
     def _check_missing(self, path: Path, log: Path) -> None:
         """See that no write-ahead log is left of a store that is away: SQLite would remove it, and commits with it."""

@@ -186,3 +186,32 @@ def test_a_killed_writer_loses_nothing_it_had_accepted(open_trail: OpenTrail, pa
         assert trail.head[0] >= accepted
         assert (check(path).last_seq, check(path).last_hash) == trail.head
         trail.close()
+
+
+def test_what_an_earlier_process_left_is_written_again_and_synced(
+    tmp_path: Path, system: FaultySystem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before the chain goes on: if its last sync failed, the kernel holds the lines for clean and lost."""
+    path = tmp_path / "audit.log"
+    trail = Trail.open(path, sync=SyncMode.OS, clock=lambda: 0.0)
+    trail.append(lines_of(3))
+    trail.close()
+    written = bytearray()
+    synced: list[bytes] = []
+    real = os.pwrite
+
+    def pwrite(fd: int, data: bytes, offset: int) -> int:
+        assert offset == len(written)
+        written.extend(data)
+        return real(fd, data, offset)
+
+    def note_sync(call: str) -> None:
+        if call == "fdatasync":
+            synced.append(bytes(written))
+
+    monkeypatch.setattr(os, "pwrite", pwrite)
+    system.at_call = note_sync
+    left = path.read_bytes()
+    Trail.open(path, sync=SyncMode.OS, clock=lambda: 0.0, system=system.calls).close()
+
+    assert synced[0] == left

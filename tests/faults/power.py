@@ -1,7 +1,8 @@
 """Power cuts while a service works with `audit.sync = always`: disk calls are recorded, and what a cut leaves is tried.
 
-A record has several starts, of which some end by a kill, and in half of the records a sync fails on the way. Every
-start after a cut succeeds, and everything acknowledged before it is there with its line, in a chain that is whole.
+A record has several starts, of which some end by a kill; in most records a sync fails on the way, once or from then on
+until the process ends. Every start after a cut succeeds, and everything acknowledged before it is there with its line,
+in a chain that is whole.
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ import errno
 import json
 import os
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -76,23 +78,25 @@ def recorded(place: Place, disk: FaultyDisk, rng: random.Random) -> list[Entry]:
     """Return what a service does on the disk that is started several times, works, and stops or is killed."""
     path = place.directory.with_name("record")
     path.unlink(missing_ok=True)
-    faulty_start = rng.randrange(2 * STARTS)
+    faulty_start = rng.randrange(STARTS + 1)
 
     def acknowledge(told: dict[str, str]) -> None:
         disk.note(json.dumps(told).encode())
 
     for start in range(STARTS):
-        seed, fails_at = rng.getrandbits(32), rng.randint(1, _MOST_SYNCS) if start == faulty_start else 0
+        fails_at = rng.randint(1, _MOST_SYNCS) if start == faulty_start else 0
+        plan = partial(disk.plan, at=fails_at, kinds=Call.SYNC, error=errno.EIO, persists=rng.random() < 0.5)
+        seed, stops = rng.getrandbits(32), rng.random() < 0.5
 
-        async def main(say: Say, seed: int = seed, fails_at: int = fails_at) -> None:
+        async def main(say: Say, plan: Callable[[], None] = plan, seed: int = seed, stops: bool = stops) -> None:
             # Opened before the directory is watched.
             disk.record(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600))
-            disk.plan(at=fails_at, kinds=Call.SYNC, error=errno.EIO)
+            plan()
             with contextlib.suppress(AuditUnavailableError, StorageError, StoreUnavailableError):
                 service = await place.open(say, sync="always")
                 clients = [Client(service, f"n{seed}c{one}", acknowledge) for one in range(CLIENTS)]
                 await asyncio.gather(*(work(client, random.Random(seed + one)) for one, client in enumerate(clients)))
-                if seed % 2:
+                if stops:
                     await service.close()
 
         place.work(main)

@@ -1,5 +1,6 @@
 """What is acknowledged stays: a process that commits is killed, again and again."""
 
+import errno
 import os
 import random
 import signal
@@ -8,6 +9,10 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+
+from kmsd.store.base import StoreUnavailableError
+from kmsd.store.sql import SqlStore
 from tests.store.rows import opened
 
 # Commits pairs of rows and tells each pair's id once its commit returned.
@@ -55,3 +60,51 @@ async def test_an_acknowledged_commit_survives_kill(path: Path) -> None:
         assert committed == {f"m-{key_id}" for key_id in acknowledged[-10_000:]}
         assert keys >= set(acknowledged)
         assert materials == keys
+
+
+async def test_what_a_kill_left_in_the_log_is_written_again_and_synced(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before anything is committed behind it: if its last sync failed, the kernel holds it for clean and lost."""
+    kill_while_committing(path, 0)
+    log = path.with_name("store.sqlite-wal")
+    left = log.read_bytes()
+    written: list[bytes] = []
+    synced = b""
+    real_pwrite, real_fsync = os.pwrite, os.fsync
+
+    def pwrite(fd: int, data: bytes, offset: int) -> int:
+        if Path(f"/proc/self/fd/{fd}").readlink() == log:
+            assert offset == len(b"".join(written))
+            written.append(data)
+        return real_pwrite(fd, data, offset)
+
+    def fsync(fd: int) -> None:
+        nonlocal synced
+        if Path(f"/proc/self/fd/{fd}").readlink() == log:
+            synced = b"".join(written)
+        real_fsync(fd)
+
+    monkeypatch.setattr(os, "pwrite", pwrite)
+    monkeypatch.setattr(os, "fsync", fsync)
+    async with opened(path):
+        assert left
+        assert synced == left
+
+
+async def test_a_log_that_cannot_be_written_again_is_said(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The store does not open, and names the file and the reason; nothing is changed."""
+    kill_while_committing(path, 0)
+    left = {one.name: one.read_bytes() for one in path.parent.iterdir()}
+
+    def fail(fd: int, data: bytes, offset: int) -> int:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(os, "pwrite", fail)
+    with pytest.raises(StoreUnavailableError, match=r"store\.sqlite.*write-ahead log: Input/output error"):
+        await SqlStore.open(path)
+
+    monkeypatch.undo()
+    assert {one.name: one.read_bytes() for one in path.parent.iterdir()} == left
+    async with opened(path) as store:
+        assert await store.keys(after=None, limit=1)
