@@ -73,6 +73,15 @@ class KeepAnchor(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag=Tr
     sequence: int
 
 
+class WrapDomainKey(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag=True):
+    """Wrap a domain key that another token, or the recovery key, has given. Pages: PIN, key. `attended` as above."""
+
+    config: TokenConfig
+    attended: bool
+    domain_key_id: str
+    generation: int
+
+
 class MakeToken(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag=True):
     """Make a SoftHSM token with a root key. Pages: PIN."""
 
@@ -92,7 +101,7 @@ class Looked(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag=True):
 
 
 class Wrapped(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag=True):
-    """The answer to `MakeDomainKey`; the key itself is in its page."""
+    """The answer to `MakeDomainKey` and `WrapDomainKey`; the key itself is in its page."""
 
     wrapped: bytes
     info: TokenInfo
@@ -137,7 +146,7 @@ class Failed(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag=True):
         return ERRORS.get(self.error, TokenCrashedError)(self.message)
 
 
-Request = Look | MakeDomainKey | Unwrap | KeepAnchor | MakeToken | MakeRootKey
+Request = Look | MakeDomainKey | Unwrap | WrapDomainKey | KeepAnchor | MakeToken | MakeRootKey
 Reply = Looked | Wrapped | Unwrapped | AnchorKept | Done | RootKeyReady | Failed
 
 ERRORS: dict[str, type[RootError]] = {error.__name__: error for error in RootError.__subclasses__()}

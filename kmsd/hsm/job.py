@@ -31,6 +31,7 @@ from kmsd.hsm.conversation import (
     TokenConfig,
     Unwrap,
     Unwrapped,
+    WrapDomainKey,
     Wrapped,
 )
 from kmsd.hsm.root import DOMAIN_KEY_BYTES, PinIncorrectError, RootError, TokenFailedError
@@ -76,6 +77,8 @@ def _perform(request: Request, pages: Sequence[memoryview]) -> Reply:
     from kmsd.hsm import anchor, cryptoki, initialization  # noqa: PLC0415 - see above
 
     match request:
+        case WrapDomainKey():
+            return _wrap(request, pages)
         case Look(config):
             return Looked(cryptoki.describe(config))
         case MakeToken(config):
@@ -100,6 +103,16 @@ def _perform(request: Request, pages: Sequence[memoryview]) -> Reply:
                 return Unwrapped(info, None if store_id is None else anchor.read(config, session, store_id))
         case KeepAnchor(config, attended, store_id, sequence):
             return AnchorKept(anchor.keep(config, _pin(pages[0]), store_id, sequence, attended=attended))
+
+
+def _wrap(request: WrapDomainKey, pages: Sequence[memoryview]) -> Wrapped:
+    from kmsd.hsm import cryptoki  # noqa: PLC0415 - as in `_perform`
+
+    config = request.config
+    info = cryptoki.describe(config)
+    with cryptoki.logged_in(config, _pin(pages[0]), attended=request.attended) as session:
+        root_key = cryptoki.RootKey(config, session, os.urandom)
+        return Wrapped(root_key.wrap(pages[1][:DOMAIN_KEY_BYTES], request.domain_key_id, request.generation), info)
 
 
 def _pin(page: memoryview) -> str:

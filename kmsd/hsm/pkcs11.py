@@ -33,6 +33,7 @@ from kmsd.hsm.conversation import (
     TokenConfig,
     Unwrap,
     Unwrapped,
+    WrapDomainKey,
     Wrapped,
 )
 from kmsd.hsm.job import JOB_ENTRY, run_job
@@ -215,6 +216,20 @@ class Pkcs11Root:
         with self._login(pin) as login:
             request = KeepAnchor(self._config, pin is not None, store_id, sequence)
             return (await self._jobs.run(request, [login], AnchorKept)).kept
+
+    async def wrap_domain_key(
+        self, domain_key_id: str, generation: int, key: memoryview, pin: PinSource | None = None
+    ) -> WrappedDomainKey:
+        """Return a domain key wrapped that another root key has wrapped until now; `key` is borrowed."""
+        associated_data(domain_key_id, generation)
+        with self._login(pin) as login, Page.create() as page:
+            page.view[:DOMAIN_KEY_BYTES] = key
+            request = WrapDomainKey(self._config, pin is not None, domain_key_id, generation)
+            reply = await self._jobs.run(request, [login, page], Wrapped)
+        self.seen = reply.info
+        record = WrappedDomainKey(domain_key_id, generation, reply.wrapped)
+        split(record)
+        return record
 
     def _login(self, pin: PinSource | None) -> Page:
         source = pin or self._pin

@@ -111,6 +111,11 @@ class Root(Protocol):
     ) -> WrappedDomainKey:
         """Write a new random domain key into `into` (`DOMAIN_KEY_BYTES` long) and return it wrapped."""
 
+    async def wrap_domain_key(
+        self, domain_key_id: str, generation: int, key: memoryview, pin: PinSource | None = None
+    ) -> WrappedDomainKey:
+        """Return a domain key wrapped that another root key has wrapped until now; `key` is borrowed."""
+
     async def unwrap(
         self,
         records: Sequence[WrappedDomainKey],

@@ -85,6 +85,12 @@ class Hierarchy:
         self._keep(list(zip(records, slots, strict=True)))
         return sequence
 
+    async def wrap_for_root(
+        self, domain_key_id: str, generation: int, pin: PinSource | None = None
+    ) -> WrappedDomainKey:
+        """Return a domain key that is held here, wrapped by the token, which may be another than it was made with."""
+        return await self._root.wrap_domain_key(domain_key_id, generation, self._domain_key(domain_key_id), pin)
+
     def wrap_for_recovery(self, domain_key_id: str, generation: int, recovery_key: memoryview) -> bytes:
         """Return a domain key that is in memory, wrapped by the recovery key (32 bytes)."""
         return self._recovery.wrap(domain_key_id, generation, self._domain_key(domain_key_id), recovery_key)

@@ -54,6 +54,17 @@ def in_python(program: str, **environment: str) -> str:
     return ran.stdout
 
 
+async def test_a_key_of_another_token_is_wrapped_like_one_of_its_own(root: Pkcs11Root) -> None:
+    """So that a store can move to a new token; it is bound to its id and generation as all are."""
+    key = bytes(range(32))
+    record = await root.wrap_domain_key("key-7", 7, memoryview(key))
+
+    assert (record.domain_key_id, record.generation, len(record.wrapped)) == ("key-7", 7, WRAPPED_BYTES)
+    assert await unwrap(root, record) == [key]
+    with pytest.raises(WrappedKeyInvalidError):
+        await unwrap(root, WrappedDomainKey("key-7", 8, record.wrapped))
+
+
 async def test_the_token_describes_itself(root: Pkcs11Root, config: TokenConfig) -> None:
     """A look needs no PIN and tells what an administrator compares."""
     info = await root.look()

@@ -35,6 +35,12 @@ class PlainRoot:
         into[:] = os.urandom(len(into))
         return WrappedDomainKey(domain_key_id, generation, bytes(into))
 
+    async def wrap_domain_key(
+        self, domain_key_id: str, generation: int, key: memoryview, pin: PinSource | None = None
+    ) -> WrappedDomainKey:
+        self.pins.append(pin)
+        return WrappedDomainKey(domain_key_id, generation, bytes(key))
+
     async def unwrap(
         self,
         records: Sequence[WrappedDomainKey],
