@@ -22,6 +22,11 @@ from kmsd.api.administration import (
     UnsealRequest,
     UnsealResponse,
 )
+from kmsd.api.backups import (
+    CREATE_BACKUP,
+    CreateBackupRequest,
+    CreateBackupResponse,
+)
 from kmsd.api.files import (
     DECRYPT_FILE,
     ENCRYPT_FILE,
@@ -412,6 +417,13 @@ class Operations(ABC):
             ),
         )
 
+    def create_backup(self) -> tuple[CreateBackupResponse, list[int]]:
+        """Make a backup of all keys, which only the token or the recovery shares open.
+
+        The descriptors that come with the response are the caller's to close.
+        """
+        return self.call_with_descriptors(CREATE_BACKUP, CreateBackupRequest())
+
 
 class AsyncOperations(ABC):
     """The operations of the asyncio client; members and limits are in the request shapes."""
@@ -741,3 +753,10 @@ class AsyncOperations(ABC):
                 accept_changes=accept_changes,
             ),
         )
+
+    async def create_backup(self) -> tuple[CreateBackupResponse, list[int]]:
+        """Make a backup of all keys, which only the token or the recovery shares open.
+
+        The descriptors that come with the response are the caller's to close.
+        """
+        return await self.call_with_descriptors(CREATE_BACKUP, CreateBackupRequest())

@@ -53,6 +53,15 @@ class ProtectionStatus(Structure, frozen=True, kw_only=True):
     reason: str
 
 
+class BackupStatus(Structure, frozen=True, kw_only=True):
+    """The newest backup that was kept; `store_sequence` is the number of the store's last commit in it."""
+
+    created: dt.datetime
+    store_sequence: int
+    length: int
+    sha256: str
+
+
 class StatusRequest(Request, frozen=True, kw_only=True):
     """Status has no members."""
 
@@ -62,7 +71,8 @@ class StatusResponse(Response, frozen=True, kw_only=True):
 
     `unseal_failure` tells why the daemon is sealed: what came of the last attempt, or that the token was lost; nothing
     when it was sealed on request, or nobody has tried. `pin` tells whether it can unseal itself, `recovery` whether
-    shares can unseal it without the token; that is not known before the store was looked at.
+    shares can unseal it without the token; that is not known before the store was looked at. `store_sequence` is the
+    number of commits of the store so far, 0 before it is known; `last_backup` is known from the first unsealing on.
     """
 
     state: SealState
@@ -82,6 +92,8 @@ class StatusResponse(Response, frozen=True, kw_only=True):
     unseal_failure: str | None = None
     pin: PinSetting = PinSetting.NONE
     recovery: RecoverySetting | None = None
+    store_sequence: int = 0
+    last_backup: BackupStatus | None = None
 
 
 class GetAuditRecordsRequest(Request, frozen=True, kw_only=True):

@@ -23,7 +23,7 @@ from kmsd.server.custody import Custody
 from kmsd.server.foundation import Foundation
 from kmsd.server.limits import Shares
 from kmsd.server.listener import Listener
-from kmsd.service import administration, aliases, files, keys, seal_requests, symmetric
+from kmsd.service import administration, aliases, backups, files, keys, seal_requests, symmetric
 from kmsd.service.audit_accounts import AuditAccounts
 from kmsd.service.identifiers import Arns
 from kmsd.service.key_cipher import KeyCipher
@@ -98,6 +98,8 @@ class Service:
             findings=foundation.findings,
             connections=lambda: self._shares.connections,
             streams=lambda: self._files.streams,
+            store_sequence=lambda: store.sequence,
+            last_backup=lambda: self._custody.backups.last,
         )
         self._accounts = AuditAccounts(
             bytes_per_second=config.limits.audit_bytes_per_second_per_uid,
@@ -116,6 +118,7 @@ class Service:
                 **bind(files.HANDLERS, self._files),
                 **bind(administration.HANDLERS, administration_service),
                 **bind(seal_requests.HANDLERS, self._custody.requests),
+                **bind(backups.HANDLERS, self._custody.backups),
             },
             authorizer=self._authorizer,
             records=records,

@@ -6,12 +6,13 @@ import os
 import time
 from functools import partial
 
-from kmsd.audit.writer import Trail
+from kmsd.audit.writer import SyncMode, Trail
 from kmsd.material.hierarchy import Hierarchy
 from kmsd.material.versions import Versions
 from kmsd.recovery.jobs import RecoveryJobs
 from kmsd.server.foundation import Foundation
 from kmsd.service.administration import AuditKey
+from kmsd.service.backups import Backups
 from kmsd.service.checkpoints import Checkpoints, announce_nowhere, log_anchor
 from kmsd.service.gate import Gate
 from kmsd.service.identifiers import Arns
@@ -22,26 +23,42 @@ from kmsd.service.settling import Settling
 from kmsd.service.token_anchor import TokenAnchor
 from kmsd.service.token_watch import TokenWatch
 from kmsd.service.unsealing import Unsealing
-from kmsd.store.base import SettingsRow, Store
+from kmsd.store.base import SettingsRow
+from kmsd.store.sql import SqlStore
+from kmsd.store.transfer import SNAPSHOT_NAME
 
 
 class Custody:
     """Hierarchy, material and key records, and who brings them into memory and takes them away."""
 
     def __init__(
-        self, foundation: Foundation, store: Store, trail: Trail, settings: SettingsRow, *, is_new: bool
+        self, foundation: Foundation, store: SqlStore, trail: Trail, settings: SettingsRow, *, is_new: bool
     ) -> None:
         config, arena, logger = foundation.config, foundation.arena, foundation.logger
+        arns = Arns(settings.account, settings.region)
         self.hierarchy = Hierarchy(arena, foundation.root, os.urandom)
         self.versions = Versions(arena, self.hierarchy, store, capacity=config.limits.keys_in_memory)
         self.records = KeyRecords(
             store,
-            Arns(settings.account, settings.region),
+            arns,
             foundation.names,
             capacity=config.limits.keys_in_memory,
             clock=time.monotonic,
         )
         self.gate = Gate()
+        self._settling = Settling(store, trail)
+        self.backups = Backups(
+            store=store,
+            hierarchy=self.hierarchy,
+            arena=arena,
+            arns=arns,
+            trail=trail,
+            gate=self.gate,
+            logger=logger,
+            snapshot_path=foundation.store_path.with_name(SNAPSHOT_NAME),
+            clock=time.time,
+            settles=trail.mode is SyncMode.ALWAYS,
+        )
         self.checkpoints = Checkpoints(
             trail=trail,
             store=store,
@@ -68,7 +85,7 @@ class Custody:
             is_new=is_new,
             root=foundation.root,
             gate=self.gate,
-            settle=Settling(store, trail).settle,
+            settle=self._settle,
             checkpoints=self.checkpoints,
             token_anchor=self._token_anchor,
             trail=trail,
@@ -97,6 +114,11 @@ class Custody:
         """Bring the keys into memory, as `Unsealing.start` does."""
         await self.unsealing.start(means, serves_sealed=serves_sealed)
 
+    async def _settle(self) -> None:
+        """Bring what depends on the keys up to date, once they are there."""
+        await self._settling.settle()
+        await self.backups.remember()
+
     def watch(self) -> None:
         """Begin to look after the token, and after the trail's signatures and files."""
         self._watch.start()
@@ -106,6 +128,7 @@ class Custody:
         """Decide nothing more; what is under way ends."""
         await self._watch.close()
         await self.requests.close()
+        await self.backups.close()
         await self.unsealing.close()
         await self._token_anchor.close()
         await self.checkpoints.close()

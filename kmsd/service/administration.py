@@ -17,6 +17,7 @@ from kmsd.processes.confinement import Finding
 from kmsd.service.call import Call
 from kmsd.service.identifiers import Arns
 from kmsd.service.unsealing import Unsealing
+from kmsd.store.base import BackupRow
 
 # What a reply of audit records may hold: a frame, less its envelope and the prefix of each record.
 _MAX_RECORD_BYTES = MAX_FRAME_BYTES - 16 * 1024
@@ -58,7 +59,7 @@ class Administration:
     """Handlers of the service itself.
 
     `connections` and `streams` count what is under way; `findings` are the self-check's. `token` gives what the token
-    said at the last job, `audit_key` what vouches for the trail.
+    said at the last job, `audit_key` what vouches for the trail, `last_backup` the newest backup that was kept.
     """
 
     def __init__(
@@ -75,6 +76,8 @@ class Administration:
         findings: Sequence[Finding],
         connections: Callable[[], int],
         streams: Callable[[], int],
+        store_sequence: Callable[[], int],
+        last_backup: Callable[[], BackupRow | None],
     ) -> None:
         self._arns = arns
         self._arena = arena
@@ -87,6 +90,8 @@ class Administration:
         self._unsealing = unsealing
         self._connections = connections
         self._streams = streams
+        self._store_sequence = store_sequence
+        self._last_backup = last_backup
 
     async def status(self, call: Call, request: api.StatusRequest) -> api.StatusResponse:  # noqa: ARG002 - handlers share one form
         """Tell how the daemon is."""
@@ -117,6 +122,8 @@ class Administration:
             unseal_failure=self._unsealing.failure,
             recovery=_recovery(there=self._unsealing.has_recovery),
             pin=api.PinSetting.CONFIGURED if self._unsealing.configured else api.PinSetting.NONE,
+            store_sequence=self._store_sequence(),
+            last_backup=_backup_status(self._last_backup()),
             hardening=[
                 api.ProtectionStatus(process=one.process, protection=one.protection, state=one.state, reason=one.reason)
                 for one in self._findings
@@ -179,3 +186,14 @@ HANDLERS: dict[Operation[Any, Any], Callable[..., Any]] = {
     api.GET_AUDIT_RECORDS: Administration.get_audit_records,
     api.GET_AUDIT_ANCHOR: Administration.get_audit_anchor,
 }
+
+
+def _backup_status(row: BackupRow | None) -> api.BackupStatus | None:
+    if row is None:
+        return None
+    return api.BackupStatus(
+        created=dt.datetime.fromtimestamp(row.creation_ms / 1000, dt.UTC),
+        store_sequence=row.store_sequence,
+        length=row.length,
+        sha256=row.sha256,
+    )

@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Any
 
 
 class Gate:
     """Closed while the daemon is sealed."""
 
-    __slots__ = ("_changing", "closed")
+    __slots__ = ("_changing", "_interrupts", "closed")
 
     def __init__(self) -> None:
         self.closed = True
         self._changing: set[asyncio.Task[Any]] = set()
+        self._interrupts: list[Callable[[], None]] = []
 
     def pass_through(self, change: asyncio.Task[Any]) -> None:
         """Take note of a change that needs keys until it ends."""
         self._changing.add(change)
         change.add_done_callback(self._changing.discard)
+
+    def on_close(self, interrupt: Callable[[], None]) -> None:
+        """Have `interrupt` called whenever the gate closes: it ends what holds a key and is no change yet."""
+        self._interrupts.append(interrupt)
 
     def open(self) -> None:
         """Serve what needs keys from now on."""
@@ -27,5 +33,7 @@ class Gate:
     async def close(self, grace_seconds: float) -> None:
         """Refuse what needs keys from now on, and let the changes under way end for at most so long."""
         self.closed = True
+        for interrupt in self._interrupts:
+            interrupt()
         if self._changing:
             await asyncio.wait(self._changing, timeout=grace_seconds)

@@ -20,7 +20,6 @@ from dataclasses import dataclass
 from kmsd.api.errors import IntegrityError, RecoveryUnavailableError
 from kmsd.audit.writer import Trail
 from kmsd.hsm.root import PinSource, WrappedDomainKey
-from kmsd.material.derivation import Label, derive_into
 from kmsd.material.hierarchy import Hierarchy, Place, RecoveryWrapped
 from kmsd.material.versions import Versions
 from kmsd.memory.arena import Arena, Slot
@@ -28,14 +27,9 @@ from kmsd.service import audit_key
 from kmsd.service.audit_key import AuditKey
 from kmsd.service.integrity import Integrity
 from kmsd.service.records import KeyRecords
+from kmsd.service.row_keys import ROW_MAC, ROW_MAC_BYTES, ROW_MAC_PLACE, derive_set_key
 from kmsd.store.base import Change, DomainKeyRow, Insert, SecretRow, SettingsRow, Store
 
-_ROW_MAC = "row-mac"
-# HMAC-SHA-256 takes a key of its own output's size (RFC 2104, section 3).
-_ROW_MAC_BYTES = 32
-# RFC 7693 takes BLAKE2b keys of up to 64 bytes; this is as strong as the key that it is derived from.
-_SET_KEY_BYTES = 32
-_ROW_MAC_PLACE = Place("secrets", _ROW_MAC, 0, "HMAC_256")
 # The recovery key itself, so that it can wrap domain keys that are made later.
 _RECOVERY = "recovery"
 _RECOVERY_PLACE = Place("secrets", _RECOVERY, 0, "RECOVERY_256")
@@ -106,7 +100,7 @@ class Seal:
         domain_key_id = str(uuid.uuid4())
         made = await self._hierarchy.create(domain_key_id, generation=1, pin=pin)
         try:
-            mac_key = self._arena.random(_ROW_MAC_BYTES)
+            mac_key = self._arena.random(ROW_MAC_BYTES)
             self._give_keys(mac_key)
             await self._store.check_state()
             domain_key = DomainKeyRow(
@@ -121,7 +115,7 @@ class Seal:
                 ),
                 version=1,
             )
-            secrets = [self._wrapped(_ROW_MAC_PLACE, mac_key.view), self._make_audit_key()]
+            secrets = [self._wrapped(ROW_MAC_PLACE, mac_key.view), self._make_audit_key()]
             if recovery_key is not None:
                 secrets.append(self._wrapped(_RECOVERY_PLACE, recovery_key))
             changes: list[Change] = [Insert(settings), Insert(domain_key), *map(Insert, secrets)]
@@ -139,12 +133,12 @@ class Seal:
         RecoverySharesError when it is another's, IntegrityError for records that are not as kmsd left them.
         """
         rows = await self.look_for_recovery()
-        row_mac, audit = await self._store.secret(_ROW_MAC), await self._store.secret(audit_key.NAME)
+        row_mac, audit = await self._store.secret(ROW_MAC), await self._store.secret(audit_key.NAME)
         if not rows or row_mac is None:
             raise IntegrityError("the store has no domain key or no row-MAC key; restore it from a backup")
         token_sequence = await self._open_domain_keys(rows, means)
         try:
-            self._give_keys(self._hierarchy.unwrap(_ROW_MAC_PLACE, row_mac.domain_key_id, row_mac.wrapped))
+            self._give_keys(self._hierarchy.unwrap(ROW_MAC_PLACE, row_mac.domain_key_id, row_mac.wrapped))
             await self._store.verify_early_rows()
             if audit is not None:
                 self._use_audit_key(AuditKey.unwrap(audit, self._hierarchy))
@@ -169,11 +163,8 @@ class Seal:
     def _give_keys(self, mac_key: Slot) -> None:
         """Give the store its keys, which are kept here."""
         self._store_keys.append(mac_key)
-        set_key = self._arena.lease(_SET_KEY_BYTES)
+        set_key = derive_set_key(mac_key, self._arena)
         self._store_keys.append(set_key)
-        # The row-MAC key is both an HMAC key and, here, the key of a KDF made of the same HMAC. Their inputs differ in
-        # the fifth byte: 0x01, the version of the row format, and the first letter of the label.
-        derive_into(mac_key.view, Label.STORE_SET, b"", set_key.view)
         self._store.unseal(mac_key.view, set_key.view)
 
     async def _check(self, token_sequence: int | None, means: Means) -> list[str]:

@@ -24,7 +24,7 @@ from kmsd.api.operation import (
 from kmsd.api.shapes import Empty, Request, Response
 
 # Operations that AWS KMS has not.
-OURS = {"EncryptFile", "DecryptFile", "Status", "GetAuditAnchor", "GetAuditRecords", "Seal", "Unseal"}
+OURS = {"EncryptFile", "DecryptFile", "Status", "GetAuditAnchor", "GetAuditRecords", "Seal", "Unseal", "CreateBackup"}
 # AWS KMS, developer guide: the permission of each operation, where it is not kms:NAME.
 ACTIONS = {
     "ReEncrypt": ("kms:ReEncryptFrom", "kms:ReEncryptTo"),
@@ -134,9 +134,9 @@ def test_changes_are_no_cryptography(operation: Operation[Any, Any]) -> None:
 
 
 @of_each
-def test_descriptors_come_with_files_and_unsealing_only(operation: Operation[Any, Any]) -> None:
-    """One, to the worker or for the PIN."""
-    assert operation.descriptors == (operation.cost is Cost.FILE or operation.name == "Unseal")
+def test_descriptors_come_with_files_unsealing_and_backups_only(operation: Operation[Any, Any]) -> None:
+    """One, to the worker, for the PIN, or for the backup."""
+    assert operation.descriptors == (operation.cost is Cost.FILE or operation.name in {"Unseal", "CreateBackup"})
 
 
 def test_what_works_sealed_needs_no_key() -> None:

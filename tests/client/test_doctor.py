@@ -15,6 +15,7 @@ import pytest
 
 import kmsd
 from kmsd.api.administration import (
+    BackupStatus,
     PinSetting,
     ProtectionStatus,
     RecoverySetting,
@@ -27,6 +28,8 @@ from kmsd_client.cli.main import main
 from tests.client.scripted import ScriptedDaemon
 
 TOKEN = TokenStatus(label="l", manufacturer="m", model="o", serial="s", firmware="1.2", mechanisms=["AES_GCM", "RSA"])
+NOW = dt.datetime.now(dt.UTC)
+BACKUP = BackupStatus(created=NOW - dt.timedelta(days=6), store_sequence=100, length=5000, sha256="ab" * 32)
 WELL = StatusResponse(
     state=SealState.UNSEALED,
     version=kmsd.__version__,
@@ -42,6 +45,8 @@ WELL = StatusResponse(
     file_streams=0,
     token=TOKEN,
     pin=PinSetting.CONFIGURED,
+    store_sequence=1100,
+    last_backup=BACKUP,
     hardening=[
         ProtectionStatus(process="daemon", protection="no swap", state="on", reason=""),
         ProtectionStatus(process="daemon", protection="no core file", state="on", reason=""),
@@ -80,7 +85,7 @@ def test_all_is_well(daemon: ScriptedDaemon, capsys: pytest.CaptureFixture[str])
     assert code == 0
     assert {one["grade"] for one in of_daemon} == {"ok"}
     assert [one["check"] for one in of_daemon] == [
-        *("socket", "version", "seal", "PIN", "token", "token", "memory", "swap", "hardening", "audit"),
+        *("socket", "version", "seal", "PIN", "token", "token", "memory", "swap", "hardening", "backup", "audit"),
     ]
 
 
@@ -110,6 +115,16 @@ def test_all_is_well(daemon: ScriptedDaemon, capsys: pytest.CaptureFixture[str])
             "warn",
             "worker: no core file is off$",
             "CONFINEMENT.md",
+        ),
+        ({"last_backup": None}, "backup", "warn", "there is none", "kmsd backup FILE"),
+        ({"last_backup": None, "state": SealState.SEALED}, "seal", "fail", "", "kms unseal"),
+        ({"store_sequence": 1101}, "backup", "warn", "1001 changes ago", "kmsd backup FILE"),
+        (
+            {"last_backup": msgspec.structs.replace(BACKUP, created=NOW - dt.timedelta(days=8))},
+            "backup",
+            "warn",
+            "UTC, 1000 changes ago$",
+            "kmsd backup FILE",
         ),
     ],
 )

@@ -38,7 +38,7 @@ from kmsd.memory.arena import Arena
 from kmsd.memory.page import Page
 from kmsd.recovery.job import LENGTH_BYTES as LENGTH
 from kmsd.recovery.shares import SharesError, read_shares
-from kmsd.service import administration, aliases, files, keys, seal_requests, symmetric
+from kmsd.service import administration, aliases, backups, files, keys, seal_requests, symmetric
 from kmsd.service.audit_accounts import AuditAccounts
 from kmsd.service.batch import Batch
 from kmsd.service.call import Session
@@ -55,6 +55,7 @@ from kmsd.service.token_anchor import TokenAnchor
 from kmsd.service.unsealing import Unsealing
 from kmsd.store.base import Change, KeyRow, MaterialRow, SettingsRow
 from kmsd.store.sql import SqlStore
+from kmsd.store.transfer import SNAPSHOT_NAME
 from kmsd.wire.codec import ParamsDecoder, ReplyDecoder, RequestDecoder, append_request
 from kmsd.wire.framing import LENGTH_BYTES
 
@@ -100,6 +101,12 @@ class MemoryRoot:
         await self._login(pin)
         into[:] = os.urandom(len(into))
         return WrappedDomainKey(domain_key_id, generation, bytes(into))
+
+    async def wrap_domain_key(
+        self, domain_key_id: str, generation: int, key: memoryview, pin: PinSource | None = None
+    ) -> WrappedDomainKey:
+        await self._login(pin)
+        return WrappedDomainKey(domain_key_id, generation, bytes(key))
 
     async def unwrap(
         self,
@@ -431,6 +438,20 @@ class Embedded:
             wall_clock=time.time,
             sleep=self.summary_sleeps,
         )
+        self.backups = backups.Backups(
+            store=store,
+            hierarchy=self.hierarchy,
+            arena=self.arena,
+            arns=self.arns,
+            trail=trail,
+            gate=self.gate,
+            logger=StructuredLogger(self.log),
+            snapshot_path=directory / SNAPSHOT_NAME,
+            clock=time.time,
+            settles=trail.mode is SyncMode.ALWAYS,
+            peer_seconds=0.3,
+            kept_seconds=0.3,
+        )
         self.scratch = Scratch(self.arena)
         cipher = KeyCipher(self.versions, BlobCipher(self.arena, os.urandom))
         self.pool = ScriptedPool()
@@ -464,6 +485,8 @@ class Embedded:
             findings=[],
             connections=lambda: 3,
             streams=lambda: self.files.streams,
+            store_sequence=lambda: store.sequence,
+            last_backup=lambda: self.backups.last,
         )
         self.pipeline = Pipeline(
             OPERATIONS,
@@ -474,6 +497,7 @@ class Embedded:
                 **bind(files.HANDLERS, self.files),
                 **bind(administration.HANDLERS, administration_service),
                 **bind(seal_requests.HANDLERS, self.seal_requests),
+                **bind(backups.HANDLERS, self.backups),
                 **handlers,
             },
             authorizer=Authorizer(HostPolicy.load(None, account=ACCOUNT, names=self.names)),
@@ -535,6 +559,7 @@ class Embedded:
                 gate.opened.set()
         self.trail.refuses, self.trail.unsyncable = None, False
         await self.seal_requests.close()
+        await self.backups.close()
         await self.unsealing.close()
         await self.token_anchor.close()
         await self.pipeline.drain()

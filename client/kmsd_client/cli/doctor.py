@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import datetime as dt
 import enum
 import grp
 import os
@@ -34,6 +35,10 @@ _WRAPPING = "AES_GCM"
 _BEST_MEMORY = "memfd_secret"
 # Above this share the next keys may push others out of memory.
 _MEMORY_FULL = 0.9
+
+# A week of work is what a lost disk may cost on a host that is backed up weekly; where much is changed, less.
+_OLD_BACKUP = dt.timedelta(days=7)
+_MANY_COMMITS = 1000
 
 
 class Grade(enum.StrEnum):
@@ -148,6 +153,7 @@ def _status(status: StatusResponse) -> Iterator[Finding]:
     yield from _recovery(status)
     yield _memory(status)
     yield from _hardening(status.hardening)
+    yield _backup(status, dt.datetime.now(dt.UTC))
     yield Finding(
         "audit", Grade.OK, f"the trail takes records ({status.audit_sequence} so far, sync {status.audit_sync})"
     )
@@ -221,6 +227,21 @@ def _memory(status: StatusResponse) -> Finding:
     if used > limit * _MEMORY_FULL:
         return Finding("memory", Grade.WARN, told, "raise LimitMEMLOCK= of the unit and memory.limit_bytes")
     return Finding("memory", Grade.OK, told)
+
+
+def _backup(status: StatusResponse, now: dt.datetime) -> Finding:
+    last, hint = status.last_backup, "as an administrator: kmsd backup FILE, and keep the file on another machine"
+    if last is None:
+        if status.state is SealState.SEALED:
+            return Finding(
+                "backup", Grade.WARN, "while kmsd is sealed nobody can tell when the last one was made", None
+            )
+        return Finding("backup", Grade.WARN, "there is none: a lost disk is the loss of all keys", hint)
+    behind = status.store_sequence - last.store_sequence
+    told = f"the last one was made at {last.created:%Y-%m-%d %H:%M:%S} UTC, {behind} changes ago"
+    if now - last.created > _OLD_BACKUP or behind > _MANY_COMMITS:
+        return Finding("backup", Grade.WARN, told, hint)
+    return Finding("backup", Grade.OK, told)
 
 
 def _hardening(found: list[ProtectionStatus]) -> Iterator[Finding]:

@@ -5,7 +5,15 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from kmsd.api.administration import STATUS, PinSetting, ProtectionStatus, RecoverySetting, SealState, StatusRequest
+from kmsd.api.administration import (
+    STATUS,
+    PinSetting,
+    ProtectionStatus,
+    RecoverySetting,
+    SealState,
+    StatusRequest,
+    StatusResponse,
+)
 from kmsd_client import Client
 from kmsd_client.cli.terminal import EXIT_ERROR, add_json_option, print_facts, print_json
 
@@ -38,6 +46,7 @@ def run(options: argparse.Namespace) -> int:
                 ("started", f"{status.started:%Y-%m-%d %H:%M:%S} UTC"),
                 ("secret memory", f"{status.secret_memory}, {used} of {limit} KiB used"),
                 ("audit trail", f"{status.audit_sequence} records, sync {status.audit_sync}"),
+                ("last backup", _backup(status)),
                 ("in use", f"{status.connections} connections, {status.file_streams} file streams"),
                 ("hardening", _hardening(status.hardening)),
                 ("token", f"{token.label} ({token.manufacturer} {token.model})" if token else "not seen"),
@@ -47,6 +56,14 @@ def run(options: argparse.Namespace) -> int:
             ]
         )
     return 0 if status.state is SealState.UNSEALED else EXIT_ERROR
+
+
+def _backup(status: StatusResponse) -> str:
+    last = status.last_backup
+    if last is None:
+        return "unknown while sealed" if status.state is SealState.SEALED else "never"
+    behind = status.store_sequence - last.store_sequence
+    return f"{last.created:%Y-%m-%d %H:%M:%S} UTC, {behind} changes ago"
 
 
 def _hardening(found: Sequence[ProtectionStatus]) -> str:
