@@ -13,6 +13,7 @@ import subprocess
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 from typing import NoReturn
@@ -29,14 +30,32 @@ class DirectoryError(RuntimeError):
     """The directory cannot be used; the message says why."""
 
 
-def run_dev(directory: Path, config: Config, *, shared: bool, accepts_changes: bool, command: Sequence[str]) -> int:
-    """Run the daemon, and a command beside it if there is one; return the exit code."""
+def run_dev(
+    directory: Path,
+    config: Config,
+    *,
+    shared: bool,
+    accepts_changes: bool,
+    recovery_shares: Path | None,
+    command: Sequence[str],
+) -> int:
+    """Run the daemon, and a command beside it if there is one; return the exit code.
+
+    With `recovery_shares`, the store is made with a recovery key, whose shares are written there.
+    """
 
     def serve(ready: Callable[[], None]) -> int:
-        return _run_daemon(directory, config, shared=shared, accepts_changes=accepts_changes, ready=ready)
+        return _run_daemon(
+            directory,
+            config,
+            shared=shared,
+            accepts_changes=accepts_changes,
+            recovery_shares=recovery_shares,
+            ready=ready,
+        )
 
     try:
-        directory = _prepare(directory, shared=shared)
+        directory = prepare_directory(directory, shared=shared)
     except DirectoryError as error:
         sys.stderr.write(f"kmsd: error: {error}\n")
         return 1
@@ -45,8 +64,8 @@ def run_dev(directory: Path, config: Config, *, shared: bool, accepts_changes: b
     return _run_beside(directory, command, serve)
 
 
-def _prepare(directory: Path, *, shared: bool) -> Path:
-    """Make the directory, or check that it is this user's own; return its absolute path."""
+def prepare_directory(directory: Path, *, shared: bool = False) -> Path:
+    """Make the directory, or check that it is this user's own; return its absolute path. Raises DirectoryError."""
     directory = directory.absolute()
     if len(os.fsencode(directory / "kmsd.sock")) > SOCKET_PATH_BYTES:
         raise DirectoryError(f"{directory}: a socket's path may have {SOCKET_PATH_BYTES} bytes; use a shorter one")
@@ -69,7 +88,13 @@ def _say_ready(directory: Path) -> None:
 
 
 def _run_daemon(
-    directory: Path, config: Config, *, shared: bool, accepts_changes: bool, ready: Callable[[], None]
+    directory: Path,
+    config: Config,
+    *,
+    shared: bool,
+    accepts_changes: bool,
+    recovery_shares: Path | None,
+    ready: Callable[[], None],
 ) -> int:
     # Imported here: beside a command, only the child that becomes the daemon needs any of it.
     from kmsd.identity.peer import IncompleteUidMapError, check_identity_map  # noqa: PLC0415
@@ -87,7 +112,17 @@ def _run_daemon(
     deployment = development(
         directory, config, shared=shared, only_uid=only_uid, ready=ready, accepts_changes=accepts_changes
     )
-    return exit_code_of(lambda: run_daemon(deployment))
+
+    def run() -> None:
+        if recovery_shares is None:
+            run_daemon(deployment)
+            return
+        from kmsd.commands.dev_shares import make_shares  # noqa: PLC0415 - hardly anybody needs it
+
+        key = make_shares(deployment.store_path, recovery_shares)
+        run_daemon(replace(deployment, recovery_key=key.mapped))
+
+    return exit_code_of(run)
 
 
 def _run_beside(directory: Path, command: Sequence[str], serve: Callable[[Callable[[], None]], int]) -> int:

@@ -26,6 +26,8 @@ def failure_of(run: Callable[[], None]) -> str | None:
     from kmsd.access.host import HostPolicyError  # noqa: PLC0415
     from kmsd.api.errors import KmsError  # noqa: PLC0415
     from kmsd.audit.succession import AuditBrokenError  # noqa: PLC0415
+    from kmsd.backup.header import BackupError  # noqa: PLC0415
+    from kmsd.commands.dev import DirectoryError  # noqa: PLC0415
     from kmsd.commands.steps import SetupError  # noqa: PLC0415
     from kmsd.config import ConfigurationError  # noqa: PLC0415
     from kmsd.hsm.root import RootError  # noqa: PLC0415
@@ -44,8 +46,10 @@ def failure_of(run: Callable[[], None]) -> str | None:
         return f"{error}. Find out why; kmsd audit-repair keeps the file and begins a new chain"
     except (
         ActivationError,
+        BackupError,
         ConfigurationError,
         ConfinementError,
+        DirectoryError,
         HostPolicyError,
         IncompleteUidMapError,
         KmsError,

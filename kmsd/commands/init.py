@@ -65,14 +65,15 @@ def run_init(choices: Choices) -> int:
     """Set up the host; return the exit code."""
     try:
         check_options(choices.recovery, interactive=choices.interactive)
-        _check_token(choices)
-        return exit_code_of(lambda: _Setup(choices).run())
+        check_token(choices)
+        return exit_code_of(lambda: Setup(choices).run())
     except UsageError as error:
         sys.stderr.write(f"kmsd: error: {error}\n")
         return _EXIT_USAGE
 
 
-def _check_token(choices: Choices) -> None:
+def check_token(choices: Choices) -> None:
+    """Raise UsageError for options of the token that contradict each other."""
     if choices.module is None:
         if choices.token_label or choices.pin_file or choices.names_module_needs:
             raise UsageError("--token-label, --pin-file and those that begin with --module- belong to --module")
@@ -85,7 +86,9 @@ def _check_token(choices: Choices) -> None:
         raise UsageError("--module needs --pin-file here: a file with the token's PIN, or - for standard input")
 
 
-class _Setup:
+class Setup:
+    """The steps, each of which looks first."""
+
     def __init__(self, choices: Choices) -> None:
         self._choices = choices
         self._path = choices.settings.absolute()
@@ -98,6 +101,7 @@ class _Setup:
         self._share_files = ShareFiles(directory, os.uname().nodename) if directory is not None else None
 
     def run(self) -> None:
+        """Do what is missing, step by step; raises what prevents it, SetupError among it."""
         if os.getuid() != 0:
             raise SetupError("kmsd init sets up the whole host: run it as root")
         # The PIN is in this process's memory, and may be typed into it: no core file, for its children neither.

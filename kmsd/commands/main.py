@@ -6,11 +6,17 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import kmsd
 from kmsd.commands.dev import run_dev
 from kmsd.commands.serve import run_serve
 from kmsd.config import DEFAULT_PATH, Config, ConfigurationError, load_config
+
+if TYPE_CHECKING:
+    from kmsd.commands.backup_files import Sources
+    from kmsd.commands.init import Choices
+    from kmsd.commands.recovery_choice import RecoveryOptions
 
 # The choices of --recovery; what they mean is in `recovery_choice`, which the other verbs do without.
 _RECOVERIES = ["shares", "none"]
@@ -38,6 +44,12 @@ def make_parser() -> argparse.ArgumentParser:
         action="store_true",
         help="take the store and the audit trail as they are, although kmsd did not leave them so; on record",
     )
+    dev.add_argument(
+        "--recovery-shares",
+        type=Path,
+        metavar="FOLDER",
+        help="give a new DIR a recovery key, and write its shares into files in FOLDER: any 2 of 3 open it",
+    )
     dev.add_argument("directory", type=Path, metavar="DIR", help="made if missing; only its owner may enter")
     serve = verbs.add_parser(
         "serve",
@@ -60,32 +72,10 @@ def make_parser() -> argparse.ArgumentParser:
     init.add_argument(
         "--share-directory", type=Path, metavar="DIR", help="write each share into a file there, instead of showing it"
     )
-    init.add_argument("--module", metavar="PATH", help="the PKCS#11 library of a token that is set up")
-    init.add_argument("--token-label", metavar="LABEL", help="which of its tokens")
-    init.add_argument("--pin-file", metavar="FILE", help="a file with the token's PIN, - for standard input")
-    init.add_argument(
-        "--module-environment",
-        metavar="NAME=VALUE",
-        action="append",
-        default=[],
-        type=_assignment,
-        help="a variable that the library reads; may be repeated",
-    )
-    for name, what in (("reads", "reads"), ("writes", "writes, beside what it reads")):
-        init.add_argument(
-            f"--module-{name}",
-            metavar="PATH",
-            action="append",
-            default=[],
-            help=f"a file, folder or device that the library {what}; may be repeated",
-        )
-    init.add_argument(
-        "--module-connects",
-        choices=["nothing", "local", "network"],
-        default="nothing",
-        help="what the library connects to: Unix sockets of this host, or the network as well (%(default)s)",
-    )
+    _add_token(init)
     init.add_argument("--config", type=Path, default=DEFAULT_PATH, metavar="FILE", help="settings (%(default)s)")
+    _add_backup(verbs)
+    _add_restore(verbs)
     check = verbs.add_parser(
         "check-config",
         help="look for mistakes in the settings",
@@ -117,6 +107,111 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _add_token(parser: argparse.ArgumentParser) -> None:
+    """Declare which token a host gets, instead of one that is made."""
+    parser.add_argument("--module", metavar="PATH", help="the PKCS#11 library of a token that is set up")
+    parser.add_argument("--token-label", metavar="LABEL", help="which of its tokens")
+    parser.add_argument("--pin-file", metavar="FILE", help="a file with the token's PIN, - for standard input")
+    parser.add_argument(
+        "--module-environment",
+        metavar="NAME=VALUE",
+        action="append",
+        default=[],
+        type=_assignment,
+        help="a variable that the library reads; may be repeated",
+    )
+    for name, what in (("reads", "reads"), ("writes", "writes, beside what it reads")):
+        parser.add_argument(
+            f"--module-{name}",
+            metavar="PATH",
+            action="append",
+            default=[],
+            help=f"a file, folder or device that the library {what}; may be repeated",
+        )
+    parser.add_argument(
+        "--module-connects",
+        choices=["nothing", "local", "network"],
+        default="nothing",
+        help="what the library connects to: Unix sockets of this host, or the network as well (%(default)s)",
+    )
+
+
+def _add_backup(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    backup = verbs.add_parser(
+        "backup",
+        help="back up all keys of a running kmsd (as an administrator)",
+        description="Have the running kmsd write a backup of all keys to FILE (- for standard output), which appears "
+        "when it is complete and on the disk. It opens only with the host's token, or with recovery shares. With "
+        "--verify, check that FILE is whole and opens, and print what is in it, without a running kmsd.",
+    )
+    backup.add_argument("file", metavar="FILE")
+    backup.add_argument("--force", action="store_true", help="replace FILE if it is there")
+    backup.add_argument("--socket", type=Path, metavar="PATH", help="the daemon's socket; otherwise as kms finds it")
+    backup.add_argument("--verify", action="store_true", help="check the backup in FILE instead of making one")
+    _add_opening(backup)
+
+
+def _add_restore(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    restore = verbs.add_parser(
+        "restore",
+        help="make a host's keys out of a backup",
+        description="Make the store of this host out of the backup in FILE. There must be none; nothing is replaced. "
+        "The backup opens with the token that it was made with, or with recovery shares. The account, the region and "
+        "all key ARNs are those of the backup. As root, whatever else `kmsd init` makes is made, too.",
+    )
+    restore.add_argument("file", type=Path, metavar="FILE")
+    restore.add_argument(
+        "--token",
+        action="store_true",
+        help="wrap the keys by the token that is there now, made if it is kmsd's own and missing; needs shares",
+    )
+    _add_opening(restore)
+    _add_token(restore)
+
+
+def _add_opening(parser: argparse.ArgumentParser) -> None:
+    """Declare who opens a backup."""
+    place = parser.add_mutually_exclusive_group()
+    place.add_argument(
+        "--config", type=Path, default=DEFAULT_PATH, metavar="FILE", help="the host's settings (%(default)s)"
+    )
+    place.add_argument("--dev", type=Path, metavar="DIR", help="the directory of a `kmsd dev` instead of the host")
+    parser.add_argument("--share", action="store_true", help="ask for recovery shares")
+    parser.add_argument(
+        "--share-file",
+        type=Path,
+        metavar="FILE",
+        action="append",
+        default=[],
+        help="a file with one recovery share; once for each share",
+    )
+
+
+def _sources(options: argparse.Namespace) -> Sources:
+    from kmsd.commands.backup_files import Sources  # noqa: PLC0415 - it loads most of the daemon
+
+    return Sources(settings=options.config, dev=options.dev, typed=options.share, share_files=tuple(options.share_file))
+
+
+def _backup(options: argparse.Namespace) -> int:
+    if options.verify:
+        from kmsd.commands.backup_files import run_verify  # noqa: PLC0415 - as in _sources
+
+        return run_verify(Path(options.file), _sources(options))
+    from kmsd.commands.backup import run_backup  # noqa: PLC0415 - it loads the client
+
+    return run_backup(options.file, socket=options.socket, force=options.force)
+
+
+def _restore(options: argparse.Namespace) -> int:
+    from kmsd.commands.backup_files import run_restore  # noqa: PLC0415 - as in _sources
+    from kmsd.commands.recovery_choice import RecoveryOptions  # noqa: PLC0415 - as above
+
+    # What the backup has of recovery is kept, so that nothing is to be chosen.
+    choices = _choices(options, RecoveryOptions("none", None, None, None), interactive=sys.stdin.isatty())
+    return run_restore(options.file, _sources(options), choices, to_token=options.token)
+
+
 def _assignment(text: str) -> tuple[str, str]:
     name, separator, value = text.partition("=")
     if not name or not separator:
@@ -125,27 +220,32 @@ def _assignment(text: str) -> tuple[str, str]:
 
 
 def _init(options: argparse.Namespace) -> int:
-    from kmsd.commands.init import Choices, run_init  # noqa: PLC0415 - it loads most of the daemon
+    from kmsd.commands.init import run_init  # noqa: PLC0415 - it loads most of the daemon
     from kmsd.commands.recovery_choice import RecoveryOptions  # noqa: PLC0415 - as above
 
-    return run_init(
-        Choices(
-            settings=options.config,
-            interactive=not options.non_interactive and sys.stdin.isatty(),
-            recovery=RecoveryOptions(
-                options.recovery,
-                threshold=options.threshold,
-                shares=options.shares,
-                directory=options.share_directory.absolute() if options.share_directory is not None else None,
-            ),
-            module=options.module,
-            token_label=options.token_label,
-            pin_file=options.pin_file,
-            environment=tuple(options.module_environment),
-            readable_paths=tuple(options.module_reads),
-            writable_paths=tuple(options.module_writes),
-            connect=options.module_connects,
-        )
+    recovery = RecoveryOptions(
+        options.recovery,
+        threshold=options.threshold,
+        shares=options.shares,
+        directory=options.share_directory.absolute() if options.share_directory is not None else None,
+    )
+    return run_init(_choices(options, recovery, interactive=not options.non_interactive and sys.stdin.isatty()))
+
+
+def _choices(options: argparse.Namespace, recovery: RecoveryOptions, *, interactive: bool) -> Choices:
+    from kmsd.commands.init import Choices  # noqa: PLC0415 - as above
+
+    return Choices(
+        settings=options.config,
+        interactive=interactive,
+        recovery=recovery,
+        module=options.module,
+        token_label=options.token_label,
+        pin_file=options.pin_file,
+        environment=tuple(options.module_environment),
+        readable_paths=tuple(options.module_reads),
+        writable_paths=tuple(options.module_writes),
+        connect=options.module_connects,
     )
 
 
@@ -177,6 +277,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if options.verb == "init":
             return _init(options)
+        if options.verb == "backup":
+            return _backup(options)
+        if options.verb == "restore":
+            return _restore(options)
         if options.verb == "check-config":
             return _check_config(options.file)
         if options.verb == "audit-repair":
@@ -191,6 +295,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             config,
             shared=options.share,
             accepts_changes=options.accept_changes,
+            recovery_shares=options.recovery_shares,
             command=command,
         )
     except ConfigurationError as error:

@@ -31,20 +31,20 @@ class _Ended(msgspec.Struct):
 
 def as_service(account: Account, work: Callable[[], bool]) -> bool:
     """Return what `work` returns in a process of the service's user; raises SetupError with the reason it fails for."""
-    return _apart(f"user {account.name}", partial(become, account), work)
+    return _run_apart(f"user {account.name}", partial(become, account), work)
 
 
-def as_root(work: Callable[[], None]) -> None:
+def apart(work: Callable[[], None]) -> None:
     """Call `work` in a process of its own; raises SetupError with the reason it fails for."""
 
     def done() -> bool:
         work()
         return True
 
-    _apart("root", lambda: None, done)
+    _run_apart("before", lambda: None, done)
 
 
-def _apart(who: str, become_it: Callable[[], None], work: Callable[[], bool]) -> bool:
+def _run_apart(who: str, become_it: Callable[[], None], work: Callable[[], bool]) -> bool:
     sys.stdout.flush()
     reading, writing = os.pipe()
     parent = os.getpid()

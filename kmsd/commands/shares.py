@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TextIO
 
 from kmsd.commands.recovery_choice import SharePlan
-from kmsd.commands.service_process import as_root, as_service
+from kmsd.commands.service_process import apart, as_service
 from kmsd.commands.share_files import ShareFiles
 from kmsd.commands.steps import SetupError
 from kmsd.config import Config
@@ -58,7 +58,7 @@ def hand_out(plan: SharePlan, files: ShareFiles | None) -> HeldKey:
         files.check_room()
     key = HeldKey()
     fill_random(key.mapped())
-    as_root(lambda: _hand_out(plan, bytes(key.mapped()), files))
+    apart(lambda: _hand_out(plan, bytes(key.mapped()), files))
     return key
 
 
@@ -71,7 +71,7 @@ def publish(files: ShareFiles, config: Config, account: Account) -> None:
     def combine() -> None:
         key.mapped()[:] = files.recovery_key()
 
-    as_root(combine)
+    apart(combine)
     try:
         as_service(account, lambda: asyncio.run(_opens(config, key.mapped())))
     except SetupError as error:

@@ -17,6 +17,8 @@ from kmsd.processes.zygote import Zygote
 from kmsd.server.notify import Notifier
 
 _STORE = "store.sqlite"
+# Of the token that `kmsd dev` makes.
+DEVELOPMENT_LABEL = "kmsd-dev"
 
 
 @dataclass(frozen=True)
@@ -90,7 +92,7 @@ def development(
         return bind(path, 0o666 if shared else 0o600)
 
     async def find_token(zygote: Zygote) -> Token:
-        token = await make_token(zygote, directory / "token", label="kmsd-dev")
+        token = await make_token(zygote, directory / "token", label=DEVELOPMENT_LABEL)
         return Token(token, FilePin(directory / "token" / PIN_NAME))
 
     return Deployment(
