@@ -1,7 +1,9 @@
 """What somebody who can write the store's file can do to its rows, and how it is noticed."""
 
 import asyncio
+import contextlib
 import shutil
+import sqlite3
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -450,7 +452,8 @@ def test_no_edit_passes(prepared: tuple[Path, Path], data: st.DataObject, table:
             one = data.draw(st.sampled_from(rowids))
             column, value = data.draw(st.sampled_from(columns)), data.draw(VALUES).format(ONE=ONE, TWO=TWO)
             statement = data.draw(EDITS).format(table=table, one=one, column=column, value=value)
-            connection.executescript(statement)
+            with contextlib.suppress(sqlite3.IntegrityError):  # a rowid is a number, whoever writes it
+                connection.executescript(statement)
         assume(rows_in(copy) != before)
 
         assert asyncio.run(noticed(copy)), statement
