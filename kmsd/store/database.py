@@ -208,11 +208,14 @@ class Database:
             # Whoever opens it so reads it with its log, and writes neither.
             url = f"file:{urllib.parse.quote(str(path))}?mode=ro"
             with contextlib.closing(sqlite3.connect(url, uri=True, timeout=0)) as connection:
+                connection.text_factory = partial(str, encoding="utf-8", errors="replace")
                 faults = [str(fault) for (fault,) in connection.execute("PRAGMA quick_check(3)")]
         except sqlite3.DatabaseError as error:
             if getattr(error, "sqlite_errorcode", 0) & 0xFF not in _WRONG_FILE:
                 return  # what it is will be told by whoever opens it to write
             faults = [str(error)]
+        except UnicodeDecodeError:  # as in `_errors_translated`
+            faults = ["what it holds is no text"]
         finally:
             if is_ours:
                 with contextlib.suppress(OSError):
@@ -317,6 +320,9 @@ class Database:
             raise StoreUnavailableError(self._broken)
         try:
             yield
+        except UnicodeDecodeError:
+            # The driver fails to read what SQLite says when that quotes garbage; so would a traceback.
+            raise self._damaged("what it holds is no text") from None
         except (sa.exc.DBAPIError, sqlite3.Error) as exc:
             original = exc.orig if isinstance(exc, sa.exc.DBAPIError) else exc
             # The driver's own complaints have no code: they are about how it is called.
@@ -324,9 +330,7 @@ class Database:
             if code & 0xFF in _IN_USE:
                 raise self._in_use() from exc
             if code & 0xFF in _WRONG_FILE:
-                raise StoreFormatError(
-                    f"{self.name} is no store, or is damaged: {original}; keep a copy of it, and restore a backup"
-                ) from exc
+                raise self._damaged(original) from exc
             if code in _SYNC_FAILED:
                 # The kernel reports a failed sync once, and the next one succeeds without having written what was
                 # lost. So nothing is promised any more until the file is read anew.
@@ -334,6 +338,11 @@ class Database:
                 raise StoreUnavailableError(self._broken) from exc
             advice = f"; {_ADVICE[code & 0xFF]}" if code & 0xFF in _ADVICE else ""
             raise StoreUnavailableError(f"{self.name}: {original}{advice}") from exc
+
+    def _damaged(self, reason: object) -> StoreFormatError:
+        return StoreFormatError(
+            f"{self.name} is no store, or is damaged: {reason}; keep a copy of it, and restore a backup"
+        )
 
     def _in_use(self) -> StoreUnavailableError:
         return StoreUnavailableError(f"{self.name} is in use by another process")

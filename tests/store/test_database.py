@@ -199,6 +199,20 @@ async def test_a_damaged_header_is_refused_and_left_alone(path: Path) -> None:
         assert path.read_bytes() == damaged
 
 
+async def test_a_schema_that_is_no_text_is_damage(path: Path) -> None:
+    """What SQLite says of it is no text either, on which the driver stumbles."""
+    await filled(path)
+    content = path.read_bytes()
+    for name in (b"sqlite_autoindex_keys_1", b"CREATE TABLE keys", b"key_id TEXT NOT NULL"):
+        at = content.index(name)
+        path.write_bytes(content[:at] + b"\xce" * len(name) + content[at + len(name) :])
+
+        error = await refusal(path)
+
+        assert isinstance(error, StoreFormatError)
+        assert "damaged" in str(error)
+
+
 async def test_a_truncated_file_is_reported(path: Path) -> None:
     """Pages that are not there are damage, wherever the file ends."""
     await filled(path)
