@@ -143,6 +143,7 @@ class Life:
                 restarted = await self._start(say, fails=False)
                 assert restarted is not None
                 client = restarted
+            await client.maintain()  # as the service does every few seconds
             await asyncio.sleep(_PAUSE_SECONDS)
         raise AssertionError(f"did not resume: {last}")
 
