@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from kmsd.api.errors import AuditUnavailableError
+from kmsd.api.errors import AuditUnavailableError, StorageError
 from kmsd.api.files import ENCRYPT_FILE, EncryptFileRequest
 from kmsd.audit.verify import read_lines, verify
 from kmsd.envelope import conversation
@@ -21,6 +21,8 @@ from kmsd.envelope.conversation import Start
 from kmsd_client import Client
 from kmsd_client.files import encrypt_file
 from tests.support.dev_daemon import DevDaemon
+from tests.support.other_user import DAEMON_GID, DAEMON_UID
+from tests.support.served_daemon import ServedDaemon
 
 # As large as what `kmsd dev` makes, and some room to work.
 DISK_BYTES = 2 * 1024 * 1024
@@ -162,6 +164,13 @@ def test_the_command_names_the_file_and_what_to_do(daemon: DevDaemon, short_path
     assert hint.startswith("kms: hint: ")
 
 
+def fill(filler: Path) -> None:
+    """Leave no room on a disk but what `filler` takes."""
+    with filler.open("wb", buffering=0) as stream, contextlib.suppress(OSError):
+        while stream.write(bytes(4096)):
+            continue
+
+
 @pytest.fixture
 def small_disk(short_path: Path) -> Iterator[Path]:
     """A file system of DISK_BYTES."""
@@ -182,9 +191,7 @@ def test_nothing_is_answered_while_the_disk_is_full(small_disk: Path, prepared: 
     with running(Path(shutil.copytree(prepared, small_disk / "d"))) as daemon:
 
         def begin() -> None:
-            with filler.open("wb", buffering=0) as stream, contextlib.suppress(OSError):
-                while stream.write(bytes(4096)):
-                    continue
+            fill(filler)
             with daemon.client() as client, contextlib.suppress(AuditUnavailableError):
                 while True:  # the last page of the trail may have room for a few more
                     client.generate_random(number_of_bytes=8)
@@ -193,13 +200,51 @@ def test_nothing_is_answered_while_the_disk_is_full(small_disk: Path, prepared: 
 
 
 @pytest.mark.root
+def test_a_full_disk_of_the_store_alone_stops_changes_only(small_disk: Path, prepared: Path, short_path: Path) -> None:
+    """They fail with an error that names the store, and are on record; when there is room again they work."""
+    short_path.chmod(0o755)
+    daemon = ServedDaemon(Path(shutil.copytree(prepared, small_disk / "d")))
+    try:
+        trail = short_path / "audit" / "audit.log"
+        trail.parent.mkdir()
+        shutil.move(daemon.audit_log, trail)
+        for path in (trail.parent, trail):
+            os.chown(path, DAEMON_UID, DAEMON_GID)
+        daemon.audit_log = trail
+        daemon.settings["paths"]["audit"] = str(trail)
+        daemon.write_settings()
+        daemon.start()
+        with daemon.client() as client:
+            key = client.create_key().key_metadata.arn
+            keys = client.list_keys().keys
+            fill(small_disk / "filler")
+            with contextlib.suppress(StorageError):
+                while True:  # the write-ahead log may have room for a few more
+                    client.create_key()
+                    keys = client.list_keys().keys
+            with pytest.raises(StorageError, match=r"store\.sqlite.*full") as caught:
+                client.create_alias(alias_name="alias/during", target_key_id=key)
+            assert caught.value.retryable
+            assert client.list_keys().keys == keys
+            blob = client.encrypt(key_id=key, plaintext=b"text").ciphertext_blob
+            assert bytes(client.decrypt(ciphertext_blob=blob).plaintext) == b"text"
+            (small_disk / "filler").unlink()
+            client.create_alias(alias_name="alias/after", target_key_id=client.create_key().key_metadata.arn)
+        daemon.stop()
+        assert open_intents(daemon) == []
+        refused = [record for record in daemon.records() if record.get("errorCode") == "StorageException"]
+        assert [record["eventName"] for record in refused] == ["CreateKey", "CreateAlias"]
+        assert not any(record["additionalEventData"]["committed"] for record in refused)
+    finally:
+        daemon.end()
+
+
+@pytest.mark.root
 def test_a_full_disk_at_the_start_is_said(small_disk: Path, prepared: Path) -> None:
     """One line of error, no traceback."""
     daemon = DevDaemon(Path(shutil.copytree(prepared, small_disk / "d")))
     daemon._errors = small_disk.with_name("err")
-    with (small_disk / "filler").open("wb", buffering=0) as stream, contextlib.suppress(OSError):
-        while stream.write(bytes(4096)):
-            continue
+    fill(small_disk / "filler")
     daemon.launch()
     assert daemon.process is not None
 

@@ -17,11 +17,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import Literal
 
 from kmsd.api.errors import AuditUnavailableError, KmsError, StorageError
 from kmsd.store.base import StoreUnavailableError
-from tests.faults.place import SYNC_MODES, Place
+from tests.faults.place import SYNC_MODES, Mode, Place
 from tests.support.assembled import Assembled
 from tests.support.faulty_disk import ALL_CALLS, Act, Call, FaultyDisk
 from tests.support.forked import Say, run
@@ -44,7 +43,7 @@ class Outage:
     error: int
     persists: bool
     in_use: bool
-    sync: Literal["interval", "always"]
+    sync: Mode
 
     @property
     def stays(self) -> bool:
@@ -143,6 +142,7 @@ class Life:
                 restarted = await self._start(say, fails=False)
                 assert restarted is not None
                 client = restarted
+            await client.maintain()  # as the service does every few seconds
             await asyncio.sleep(_PAUSE_SECONDS)
         raise AssertionError(f"did not resume: {last}")
 
