@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import itertools
 import os
 import sqlite3
 import stat
@@ -17,6 +18,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, TypeAlias, cast
 
@@ -255,9 +257,9 @@ class Database:
     def load(self, rows: Iterable[tuple[str, Mapping[str, Any]]]) -> None:
         """Write rows, of which the database has none yet, in one transaction; raises StoreFormatError if it has."""
         with self._errors_translated(), self._transaction():
-            for table, columns in rows:
+            for table, some in itertools.groupby(rows, key=itemgetter(0)):
                 try:
-                    self._connection.execute(METADATA.tables[table].insert(), columns)
+                    self._connection.execute(METADATA.tables[table].insert(), [dict(columns) for _, columns in some])
                 except sa.exc.IntegrityError:
                     raise StoreFormatError(f"{self.name}: {table} has a row twice") from None
 

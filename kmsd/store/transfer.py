@@ -36,8 +36,9 @@ _MAX_RECORD_BYTES = 1024 * 1024
 _BATCH_BYTES = 64 * 1024
 # What SQLite takes for an integer.
 _NUMBERS = -(1 << 63), (1 << 63) - 1
-# What a restore writes in one transaction. It syncs each, and 300,000 rows take a second of that.
-_ROWS_AT_ONCE = 1000
+# What a restore writes in one transaction, of which each is synced: 100 MB are a few dozen.
+_ROW_BYTES = 200  # roughly what there is of a row beside its content
+_TRANSACTION_BYTES = 4 * 1024 * 1024
 
 
 class Snapshot:
@@ -101,12 +102,14 @@ async def restore_into(path: Path, pieces: Iterable[bytes]) -> None:
         draft = _Draft(path.absolute())  # noqa: ASYNC240 - asks the disk nothing
         try:
             await run(draft.begin)
-            rows = []
-            for row in _rows_of(pieces):
-                rows.append(row)
-                if len(rows) == _ROWS_AT_ONCE:
+            rows: list[tuple[str, dict[str, Any]]] = []
+            size = 0
+            for table, columns in _rows_of(pieces):
+                rows.append((table, columns))
+                size += _ROW_BYTES + len(columns["content"])
+                if size >= _TRANSACTION_BYTES:
                     await run(draft.add, rows)
-                    rows = []
+                    rows, size = [], 0
             await run(draft.add, rows)
             await run(draft.finish)
         finally:
