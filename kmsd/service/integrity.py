@@ -28,13 +28,17 @@ class Integrity:
         self._store = store
         self._trail = trail
 
-    async def findings(self, report: StateReport, token_sequence: int | None) -> list[str]:
-        """Return what differs, in sentences; `token_sequence` is what the token remembers, if it does."""
+    async def findings(self, report: StateReport, token_sequence: int | None, *, has_signed: bool) -> list[str]:
+        """Return what differs, in sentences.
+
+        `token_sequence` is what the token remembers, if it does; `has_signed` tells whether the store has an audit key.
+        """
         found = list(report.findings)
         told, remembered = self._trail.store_sequence, token_sequence or 0
         if report.adopted:
-            # Its rows come from a kmsd that kept no state: then nobody can remember one.
-            if told or remembered:
+            # Its rows come from a kmsd that kept no state: then nobody can remember one, it has signed nothing, and
+            # its trail is there. The mark by which an upgrade says so can be made by whoever can write the file.
+            if told or remembered or has_signed or not self._trail.head[0]:
                 found.append("the store lacks the state row that it had: it was removed, or an old store was put back")
         elif not report.findings:
             if report.sequence < told:

@@ -169,7 +169,7 @@ class Seal:
 
     async def _check(self, token_sequence: int | None, means: Means) -> list[str]:
         report = await self._store.check_state()
-        findings = await self._integrity.findings(report, token_sequence)
+        findings = await self._integrity.findings(report, token_sequence, has_signed=self._audit_key is not None)
         if findings and not means.accepts_changes:
             raise IntegrityError(
                 f"the records are not as kmsd left them: {'; '.join(findings)}. Find out why; if an administrator "

@@ -35,6 +35,10 @@ class Host:
             await service.token_anchor._task
         return service
 
+    def forget_token(self) -> None:
+        """Take a token that remembers nothing."""
+        self._anchors.clear()
+
     async def refusal(self) -> str:
         """Why a start is refused; nothing is in memory then."""
         with pytest.raises(IntegrityError) as refused:
@@ -218,3 +222,17 @@ async def test_sealing_signs_what_came_before(host: Host, tmp_path: Path) -> Non
     await service.unsealing.seal()
 
     assert f'"{CHECKPOINT}"' in (tmp_path / "audit.log").read_text().splitlines()[-1]
+
+
+async def test_a_store_that_only_looks_as_if_it_had_been_upgraded_is_refused(host: Host, tmp_path: Path) -> None:
+    """The mark of an upgrade can be written by anybody; a store that has an audit key had a state row, too."""
+    await (await host.start()).make_key()
+    await host.stop()
+    store = await SqlStore.open(tmp_path / "store.sqlite")
+    store._database._execute("DELETE FROM keys")
+    store._database._execute("UPDATE state SET version = 0, content = x'', mac = x''")
+    await store.close()
+    (tmp_path / "audit.log").unlink()
+    host.forget_token()
+
+    assert "the store lacks the state row that it had" in await host.refusal()
