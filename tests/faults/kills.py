@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
-from tests.faults.place import Place, was_killed
+from tests.faults.place import Place, Share, was_killed
 from tests.support.assembled import Assembled
 from tests.support.faulty_disk import KILLS, Act, FaultyDisk
 from tests.support.forked import Say, run
@@ -23,11 +23,14 @@ _MOST_CALLS = 400
 # A start takes some 30 ms.
 _LONGEST_SECONDS = 0.15
 
+# So that also those who make a few kills only have some of them.
+_RANDOM_FIRST = 20
+
 # How often one directory is used, each time with what the earlier kills left.
 _KILLS_OF_ONE = (3, 12)
 
 
-def injected_points(disk: FaultyDisk, directory: Path, rng: random.Random) -> Iterator[bool]:
+def injected_points(disk: FaultyDisk, directory: Path, rng: random.Random, share: Share) -> Iterator[bool]:
     """Kill a fixed script before, amid and after each of its disk calls, in random order; yields after each kill.
 
     The script starts in an empty directory or one in use, makes a key and an alias, encrypts, and stops.
@@ -52,7 +55,8 @@ def injected_points(disk: FaultyDisk, directory: Path, rng: random.Random) -> It
         prepare(in_use=in_use)
         [calls] = run(script).of("calls")
         points += [(in_use, number, act) for number in range(1, calls + 1) for act in KILLS]
-    for in_use, number, act in rng.sample(points, len(points)):
+    mine = share.of(points)
+    for in_use, number, act in rng.sample(mine, len(mine)):
         prepare(in_use=in_use)
 
         async def killed(say: Say, number: int = number, act: Act = act) -> None:
@@ -94,7 +98,8 @@ async def work(service: Assembled, name: str, say: Say) -> None:
         await step()
 
 
-def kills(disk: FaultyDisk, directory: Path, rng: random.Random, *, points: int) -> Iterator[bool]:
-    """Kill at so many injected points, or all there are, and then at random."""
-    yield from islice(injected_points(disk, directory, rng), points)
+def kills(disk: FaultyDisk, directory: Path, rng: random.Random, share: Share) -> Iterator[bool]:
+    """Kill at a few random moments, at every injected point once, and then at random again."""
+    yield from islice(random_kills(disk, directory, rng), _RANDOM_FIRST)
+    yield from injected_points(disk, directory, rng, share)
     yield from random_kills(disk, directory, rng)

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from kmsd.api.errors import AuditUnavailableError, KmsError, StorageError
 from kmsd.store.base import StoreUnavailableError
-from tests.faults.place import SYNC_MODES, Mode, Place
+from tests.faults.place import SYNC_MODES, Mode, Place, Share
 from tests.support.assembled import Assembled
 from tests.support.faulty_disk import ALL_CALLS, Act, Call, FaultyDisk
 from tests.support.forked import Say, run
@@ -160,8 +160,8 @@ def check_legal(error: KmsError) -> None:
     assert ("audit.log" if isinstance(error, AuditUnavailableError) else "store.sqlite") in error.message
 
 
-def outages(disk: FaultyDisk, directory: Path, rng: random.Random) -> Iterator[Outage]:
-    """Let every disk call fail in every way once, in random order; yields after each."""
+def outages(disk: FaultyDisk, directory: Path, rng: random.Random, share: Share) -> Iterator[Outage]:
+    """Let every disk call fail in every way once, in random order; yields after each. Processes share the work."""
     place = Place(directory, disk, rng.getrandbits(32))
     template = directory.with_name("in-use")
     place.make_empty()
@@ -180,7 +180,8 @@ def outages(disk: FaultyDisk, directory: Path, rng: random.Random) -> Iterator[O
                     [calls[kinds]] = run(Life(place, disk, one).count).of("calls")
                 for persists in (False, True):
                     planned += [replace(one, at=at, persists=persists) for at in range(1, calls[kinds] + 1)]
-    for outage in rng.sample(planned, len(planned)):
+    mine = share.of(planned)
+    for outage in rng.sample(mine, len(mine)):
         prepare(place, template if outage.in_use else None)
         if outage.in_use:
             place.told = told.copy()

@@ -6,15 +6,17 @@ import json
 import random
 import shutil
 import signal
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
-from typing import Literal, TextIO, cast
+from typing import Literal, NamedTuple, TextIO, TypeVar, cast
 
 from kmsd.config import Audit
 from tests.support.assembled import FOLDERS, Assembled, KeptRoot
 from tests.support.faulty_disk import FaultyDisk
 from tests.support.forked import Ran, Say, run
 from tests.support.workload import Told, check, check_trail
+
+_T = TypeVar("_T")
 
 Mode = Literal["interval", "always", "os"]
 
@@ -23,6 +25,17 @@ SYNC_MODES: tuple[Mode, ...] = ("interval", "always")
 # A record has some 700 bytes: a new file every 30 records, or never; a signature every 8, or only where it has to be.
 _ROTATE_BYTES = (20_000, 0)
 _CHECKPOINT_RECORDS = (8, 10_000)
+
+
+class Share(NamedTuple):
+    """The part of a process, `number` from 0, in what several do together."""
+
+    number: int
+    processes: int
+
+    def of(self, things: Sequence[_T]) -> Sequence[_T]:
+        """Return this process' part of what is there once."""
+        return things[self.number :: self.processes]
 
 
 class Log:
