@@ -9,7 +9,7 @@ from kmsd.api import errors
 from kmsd.hsm import root
 from kmsd.memory.arena import ArenaFullError
 from kmsd.memory.mapping import SecretMemoryUnavailableError
-from kmsd.store.base import StoreUnavailableError
+from kmsd.store.base import StoreFormatError, StoreUnavailableError
 
 # Every class of `RootError` stands here; a test holds that. Their messages are for administrators and hold no secret.
 _TOLD: dict[type[Exception], type[errors.KmsError]] = {
@@ -25,6 +25,8 @@ _TOLD: dict[type[Exception], type[errors.KmsError]] = {
     root.WrappedKeyInvalidError: errors.IntegrityError,
     root.AnchorInvalidError: errors.IntegrityError,
     StoreUnavailableError: errors.StorageError,
+    # SQLite takes a disk that fails to read for a damaged file; the former may pass.
+    StoreFormatError: errors.StorageError,
     SecretMemoryUnavailableError: errors.KeyUnavailableError,
     ArenaFullError: errors.KeyUnavailableError,
 }

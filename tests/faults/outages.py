@@ -19,10 +19,10 @@ from itertools import islice
 from pathlib import Path
 
 from kmsd.api.errors import AuditUnavailableError, KmsError, StorageError
-from kmsd.store.base import StoreUnavailableError
+from kmsd.store.base import StoreFormatError, StoreUnavailableError
 from tests.faults.place import SYNC_MODES, Mode, Place, Share
 from tests.support.assembled import Assembled
-from tests.support.faulty_disk import ALL_CALLS, Act, Call, FaultyDisk
+from tests.support.faulty_disk import CHANGES, Act, Call, FaultyDisk
 from tests.support.forked import Say, run
 from tests.support.workload import Client, check
 
@@ -57,11 +57,12 @@ class Outage:
 
 # What fails how. EMFILE is what an open says; a short write comes before a full disk.
 FAILURES = (
-    (Act.FAIL, ALL_CALLS, errno.ENOSPC),
-    (Act.FAIL, ALL_CALLS, errno.EIO),
-    (Act.FAIL, ALL_CALLS, errno.EROFS),
+    (Act.FAIL, CHANGES, errno.ENOSPC),
+    (Act.FAIL, CHANGES, errno.EIO),
+    (Act.FAIL, CHANGES, errno.EROFS),
     (Act.SHORTEN, Call.WRITE, errno.ENOSPC),
     (Act.FAIL, Call.OPEN, errno.EMFILE),
+    (Act.FAIL, Call.READ, errno.EIO),
 )
 
 
@@ -110,7 +111,9 @@ class Life:
             self._place.told.add([one])
             say({"told": one})
 
-        foreseen = (AuditUnavailableError, StorageError, StoreUnavailableError) if fails else ()
+        # What SQLite cannot read it takes for damaged.
+        damaged = (StoreFormatError,) if Call.READ in self._outage.kinds else ()
+        foreseen = (AuditUnavailableError, StorageError, StoreUnavailableError, *damaged) if fails else ()
         with contextlib.suppress(*foreseen):
             self._service = await self._place.open(say, sync=self._outage.sync)
             self._starts += 1
@@ -165,7 +168,7 @@ def outages(disk: FaultyDisk, directory: Path, rng: random.Random, share: Share)
     place = Place(directory, disk, rng.getrandbits(32))
     template = directory.with_name("in-use")
     place.make_empty()
-    assert place.work(Life(place, disk, Outage(0, Act.FAIL, ALL_CALLS, 0, False, True, "always")).count).signal == 0
+    assert place.work(Life(place, disk, Outage(0, Act.FAIL, CHANGES, 0, False, True, "always")).count).signal == 0
     shutil.copytree(directory, template / directory.name)
     shutil.copy(place.token, template)
     told = place.told.copy()

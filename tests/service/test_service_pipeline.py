@@ -44,7 +44,7 @@ from kmsd.audit.writer import SyncMode
 from kmsd.material.versions import NotLoadedError
 from kmsd.service.batch import Batch
 from kmsd.service.call import Call
-from kmsd.store.base import Replace, StoreUnavailableError
+from kmsd.store.base import Replace, StoreFormatError, StoreUnavailableError
 from kmsd.wire.codec import Request
 from tests.support.embedded import (
     ALICE,
@@ -201,9 +201,10 @@ async def test_a_handler_that_answers_nonsense_is_an_incident(open_service: Open
     ("fault", "told"),
     [
         (StoreUnavailableError("store: disk I/O error"), StorageError),
+        (StoreFormatError("store: damaged"), StorageError),
         (ZeroDivisionError(SECRET.decode()), KMSInternalError),
     ],
-    ids=["foreseen", "unforeseen"],
+    ids=["foreseen", "damaged", "unforeseen"],
 )
 @pytest.mark.parametrize("call", ["key", "material"])
 async def test_a_store_that_fails_while_something_is_loaded_is_told(

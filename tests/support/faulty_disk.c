@@ -1,5 +1,5 @@
 /* A disk that goes wrong when a test wants it to. Preloaded (LD_PRELOAD), it stands between a process and the calls of
- * libc by which files are changed, and lets pass all that is not below the watched directory.
+ * libc by which files are opened, read and changed, and lets pass all that is not below the watched directory.
  *
  *   disk_watch(directory)                   watch this directory, an absolute path, and forget what was open before
  *   disk_plan(kinds, at, act, error, on)    count calls of these kinds from now on, and act at number `at`, from 1
@@ -38,10 +38,11 @@ enum kind {
     RENAME = 16,
     LINK = 32,
     UNLINK = 64,
+    READ = 128, /* is not recorded */
     /* Only in records. */
-    SYNC_BEGIN = 128,
-    NOTE = 256,
-    SYNC_FAILED = 512,
+    SYNC_BEGIN = 256,
+    NOTE = 512,
+    SYNC_FAILED = 1024,
 };
 
 enum act {
@@ -267,6 +268,32 @@ int close(int fd)
     return REAL(close)(fd);
 }
 
+ssize_t read(int fd, void *data, size_t length)
+{
+    enum fate fate;
+    ssize_t done;
+
+    if (!is_watched(fd))
+        return REAL(read)(fd, data, length);
+    fate = enter(READ);
+    done = fate == FAILS ? -1 : REAL(read)(fd, data, length);
+    leave(fate);
+    return done;
+}
+
+ssize_t pread(int fd, void *data, size_t length, off_t offset)
+{
+    enum fate fate;
+    ssize_t done;
+
+    if (!is_watched(fd))
+        return REAL(pread)(fd, data, length, offset);
+    fate = enter(READ);
+    done = fate == FAILS ? -1 : REAL(pread)(fd, data, length, offset);
+    leave(fate);
+    return done;
+}
+
 ssize_t write(int fd, const void *data, size_t length)
 {
     enum fate fate;
@@ -434,5 +461,6 @@ int unlinkat(int directory, const char *path, int flags)
 /* The same calls under the names they have in programs that were compiled for large files. */
 int open64(const char *path, int flags, ...) __attribute__((alias("open")));
 int openat64(int directory, const char *path, int flags, ...) __attribute__((alias("openat")));
+ssize_t pread64(int fd, void *data, size_t length, off64_t offset) __attribute__((alias("pread")));
 ssize_t pwrite64(int fd, const void *data, size_t length, off64_t offset) __attribute__((alias("pwrite")));
 int ftruncate64(int fd, off64_t length) __attribute__((alias("ftruncate")));

@@ -28,12 +28,14 @@ class Call(enum.IntFlag):
     RENAME = 16
     LINK = 32
     UNLINK = 64
-    SYNC_BEGIN = 128
-    NOTE = 256
-    SYNC_FAILED = 512
+    READ = 128
+    SYNC_BEGIN = 256
+    NOTE = 512
+    SYNC_FAILED = 1024
 
 
-ALL_CALLS = Call.OPEN | Call.WRITE | Call.TRUNCATE | Call.SYNC | Call.RENAME | Call.LINK | Call.UNLINK
+# Those that change something, and opens.
+CHANGES = Call.OPEN | Call.WRITE | Call.TRUNCATE | Call.SYNC | Call.RENAME | Call.LINK | Call.UNLINK
 
 
 class Act(enum.IntEnum):
@@ -82,7 +84,7 @@ class FaultyDisk:
         self._shim.disk_watch(os.fsencode(directory))
 
     def plan(
-        self, *, at: int = 0, act: Act = Act.FAIL, kinds: Call = ALL_CALLS, error: int = 0, persists: bool = False
+        self, *, at: int = 0, act: Act = Act.FAIL, kinds: Call = CHANGES, error: int = 0, persists: bool = False
     ) -> None:
         """Count from now on, and act at call number `at`, 0 for never; `persists`: and at all behind it."""
         self._shim.disk_plan(ctypes.c_uint(kinds), ctypes.c_long(at), int(act), error, int(persists))
