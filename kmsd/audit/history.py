@@ -64,7 +64,7 @@ class History:
         except OSError as exc:
             raise unavailable(self._path, exc) from exc
 
-    def holds(self, checkpoint: Checkpoint, signer: Signer | None) -> bool:
+    def holds(self, checkpoint: Checkpoint, signer: Signer) -> bool:
         """Return whether exactly this checkpoint stands in the trail; raises AuditUnavailableError when it cannot tell.
 
         One older than all files that are still here cannot be looked up. It is vouched for by the next checkpoint that
@@ -75,7 +75,7 @@ class History:
             if found and _as_checkpoint(found[0].encode("ascii") + b"\n") == checkpoint:
                 return True
             oldest = next((rotated.first for rotated in self._rotated()), self._active().first_seq)
-            return 0 < checkpoint.seq < oldest and signer is not None and self._vouched(signer)
+            return 0 < checkpoint.seq < oldest and self._vouched(signer)
         except IntegrityError:
             return False
         except OSError as exc:

@@ -16,7 +16,7 @@ record, and the memories are made to agree again.
 from __future__ import annotations
 
 from kmsd.api.errors import IntegrityError
-from kmsd.audit.checkpoint import Checkpoint
+from kmsd.audit.checkpoint import Checkpoint, Signer
 from kmsd.audit.writer import Trail
 from kmsd.store.base import AnchorRow, StateReport, Store
 
@@ -28,13 +28,17 @@ class Integrity:
         self._store = store
         self._trail = trail
 
-    async def findings(self, report: StateReport, token_sequence: int | None) -> list[str]:
-        """Return what differs, in sentences; `token_sequence` is what the token remembers, if it does."""
+    async def findings(self, report: StateReport, token_sequence: int | None, signer: Signer) -> list[str]:
+        """Return what differs, in sentences; `token_sequence` is what the token remembers, if it does.
+
+        `signer` is the audit key, with which what it signed is recognized.
+        """
         found = list(report.findings)
         told, remembered = self._trail.store_sequence, token_sequence or 0
         if report.adopted:
-            # Its rows come from a kmsd that kept no state: then nobody can remember one.
-            if told or remembered:
+            # Its rows come from a kmsd that kept no state: then nobody can remember one, its settings included.
+            settings = await self._store.settings()
+            if told or remembered or (settings is not None and settings.counted):
                 found.append("the store lacks the state row that it had: it was removed, or an old store was put back")
         elif not report.findings:
             if report.sequence < told:
@@ -51,7 +55,7 @@ class Integrity:
             anchor = await self._store.anchor()
         except IntegrityError as error:
             return [*found, str(error)]
-        if anchor is not None and not self._trail.holds(_checkpoint(anchor)):
+        if anchor is not None and not self._trail.holds(_checkpoint(anchor), signer):
             found.append(
                 f"the audit trail does not hold record {anchor.seq} of {anchor.event_time}, a checkpoint that the "
                 "store remembers: the trail's end was cut off, it was changed, or another one was put in its place"

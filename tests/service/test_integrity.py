@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
 from kmsd.api.administration import GET_AUDIT_ANCHOR, GetAuditAnchorRequest
-from kmsd.api.errors import IntegrityError
+from kmsd.api.errors import AuditUnavailableError, IntegrityError, StorageError
 from kmsd.audit.checkpoint import CHECKPOINT, Checkpoint, check
 from kmsd.service.seal import CONFIGURED, Means
+from kmsd.store.base import StoreUnavailableError
 from kmsd.store.sql import SqlStore
-from tests.support.embedded import ALICE, ROOT, Embedded
+from tests.support.embedded import ALICE, ROOT, Embedded, Gate
 
 ACCEPTING = Means(accepts_changes=True)
 
@@ -27,12 +29,17 @@ class Host:
 
     async def start(self, means: Means = CONFIGURED) -> Embedded:
         """Stop what runs, and start anew."""
-        await self.stop()
-        self._service = service = await Embedded.open(self.directory, initialize=False)
-        service.root.anchors = self._anchors
+        service = await self.open()
         await service.unsealing.unseal(means, service.unsealing._record_success)
         if service.token_anchor._task is not None:
             await service.token_anchor._task
+        return service
+
+    async def open(self) -> Embedded:
+        """Stop what runs, and open anew; sealed."""
+        await self.stop()
+        self._service = service = await Embedded.open(self.directory, initialize=False)
+        service.root.anchors = self._anchors
         return service
 
     async def refusal(self) -> str:
@@ -134,6 +141,69 @@ async def test_a_row_put_back_is_refused_whatever_the_trail_tells(host: Host, tm
     await store.close()
 
     assert "keys: 1 row is missing" in await host.refusal()
+
+
+async def test_a_store_made_to_look_like_one_from_before_state_rows_is_refused(host: Host, tmp_path: Path) -> None:
+    """What an upgrade leaves in the place of a state row is no secret; a store that was begun with one says so."""
+    await (await host.start()).make_key()
+    await host.stop()
+    store = await SqlStore.open(tmp_path / "store.sqlite")
+    for statement in (
+        "UPDATE state SET version = 0, content = x'', mac = x''",
+        "DELETE FROM keys",
+        "DELETE FROM anchors",
+        "DELETE FROM secrets WHERE name = 'audit'",
+    ):
+        store._database._execute(statement)
+    await store.close()
+    (tmp_path / "audit.log").unlink()
+
+    assert "the store lacks the state row that it had" in await host.refusal()
+
+
+async def test_nothing_is_signed_before_the_records_were_compared(host: Host, tmp_path: Path) -> None:
+    """A signature that comes while they are would vouch for whatever somebody put there."""
+    await (await host.start()).make_key()
+    await host.stop()
+    service = await host.open()
+    service.store.gates["check_state"] = gate = Gate()
+    unsealing = asyncio.ensure_future(service.unsealing.unseal(CONFIGURED, service.unsealing._record_success))
+    await gate.arrived.wait()
+
+    assert service.trail.checkpoint() is None
+    gate.opened.set()
+    assert await unsealing
+    assert service.checkpoints.last is not None
+
+
+async def test_a_key_that_is_not_kept_signs_nothing(host: Host) -> None:
+    """What it had signed, nobody could verify by the next one."""
+    service = await host.open()
+    service.store.gates["commit"] = gate = Gate()
+    service.store.faults["commit"] = StoreUnavailableError("no space")
+    unsealing = asyncio.ensure_future(service.unsealing.unseal(CONFIGURED, service.unsealing._record_success))
+    await gate.arrived.wait()
+
+    assert service.trail.checkpoint() is None
+    gate.opened.set()
+    with pytest.raises(StorageError):
+        await unsealing
+    assert service.seal.audit_public_key is None
+
+
+async def test_an_acceptance_is_on_record_before_it_counts(host: Host, tmp_path: Path) -> None:
+    """A full disk, or a kill between the two, leaves nothing that was accepted and that the trail does not tell of."""
+    await (await host.start()).make_key()
+    before = await host.stop()
+    await (await host.start()).make_key()
+    await host.stop()
+    put_back(tmp_path, before, "store.sqlite*")
+    service = await host.open()
+    service.trail.refuses = lambda record: record.event_name == "AcceptChanges"
+    with pytest.raises(AuditUnavailableError):
+        await service.unsealing.unseal(ACCEPTING, service.unsealing._record_success)
+
+    assert "the store is older than its audit trail" in await host.refusal()
 
 
 async def test_an_administrator_accepts_on_record(host: Host, tmp_path: Path) -> None:
