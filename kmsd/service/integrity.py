@@ -5,7 +5,9 @@ somebody who has not the keys, unseen:
 
 1. The store's rows fit its state row (`Store.check_state`): no row was changed, removed, put back or added.
 2. The store's sequence is not below what the trail told of it: no older store was put in its place.
-3. The trail holds the checkpoint that the store remembers: it was not cut off, and is no other trail.
+3. The trail holds the checkpoint that the store remembers, and its chain goes on from there to its end: it was not cut
+   off, is no other trail, and was not begun anew by a repair that nobody accepted. Such a repair, once signed, would
+   explain why anchors in the journal are not in the trail.
 4. The store's sequence is not below what the token remembers: not store and trail together were put back.
 
 What all three cannot show is that store, trail and token were put back together; the anchors in the journal can.
@@ -55,10 +57,17 @@ class Integrity:
             anchor = await self._store.anchor()
         except IntegrityError as error:
             return [*found, str(error)]
-        if anchor is not None and not self._trail.holds(_checkpoint(anchor), signer):
+        if anchor is None:
+            return found
+        if not self._trail.holds(_checkpoint(anchor), signer):
             found.append(
                 f"the audit trail does not hold record {anchor.seq} of {anchor.event_time}, a checkpoint that the "
                 "store remembers: the trail's end was cut off, it was changed, or another one was put in its place"
+            )
+        elif fault := self._trail.fault_behind(_checkpoint(anchor), signer):
+            found.append(
+                f"the audit trail behind record {anchor.seq} of {anchor.event_time}, the last that the store remembers "
+                f"as signed, was changed, or begun anew by a repair: {fault}"
             )
         return found
 

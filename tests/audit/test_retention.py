@@ -138,6 +138,8 @@ async def test_a_reduced_file_is_read_like_any_other(
     trail.close()
     trail = open_trail()
     assert trail.holds(first, audit_key)
+    assert trail.fault_behind(first, audit_key) is None
+    assert "is not signed" in str(trail.fault_behind(first, type(audit_key)()))
     assert trail.read(after_seq=0, limit=100, max_bytes=1 << 20) == lines
 
 

@@ -185,9 +185,11 @@ async def test_rotation_signs_before_and_after(
         ["MarkAuditTrail", "SignAuditTrail"],
     ]
     assert trail.holds(first, audit_key)
+    assert trail.fault_behind(first, audit_key) is None
 
     files_of(path)[0].unlink()
     assert trail.holds(first, audit_key)
+    assert trail.fault_behind(first, audit_key) is None
     assert not trail.holds(first, type(audit_key)())
 
 

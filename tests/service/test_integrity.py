@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -10,7 +11,12 @@ import pytest
 
 from kmsd.api.administration import GET_AUDIT_ANCHOR, GetAuditAnchorRequest
 from kmsd.api.errors import AuditUnavailableError, IntegrityError, StorageError
+from kmsd.audit.chain import Head, format_time, link
 from kmsd.audit.checkpoint import CHECKPOINT, Checkpoint, check
+from kmsd.audit.files import rotated_files, rotated_path
+from kmsd.audit.repair import Repair, begin_anew, survey
+from kmsd.audit.rotation import Rotation
+from kmsd.audit.standing import Standing
 from kmsd.service.seal import CONFIGURED, Means
 from kmsd.store.base import StoreUnavailableError
 from kmsd.store.sql import SqlStore
@@ -204,6 +210,54 @@ async def test_an_acceptance_is_on_record_before_it_counts(host: Host, tmp_path:
         await service.unsealing.unseal(ACCEPTING, service.unsealing._record_success)
 
     assert "the store is older than its audit trail" in await host.refusal()
+
+
+def forge_repair(directory: Path) -> None:
+    """Begin a new chain behind what there is, as `kmsd audit-repair` would where the trail was broken."""
+    trail = directory / "audit.log"
+    found = survey(trail.read_bytes().splitlines(keepends=True))
+    assert found.last is not None
+    trail.rename(rotated_path(trail, 1, found.last.seq))
+    repair = Repair("audit.log.broken-1", "audit.log", 1, "0" * 64, found.last.seq, found.last.digest, "broken")
+    trail.write_bytes(b"".join(begin_anew(repair, found, format_time(time.time()))))
+
+
+def forge_mark(directory: Path) -> int:
+    """Append a mark that continues nothing; return the number of the last record before it."""
+    trail = directory / "audit.log"
+    found = survey(trail.read_bytes().splitlines(keepends=True))
+    mark = Standing(found.open_intents, found.store_sequence).mark()
+    assert found.last is not None
+    assert mark is not None
+    with trail.open("ab") as file:
+        file.writelines(link(Head(found.last.seq + 5, "1" * 64), [mark], format_time(time.time()))[0])
+    return found.last.seq
+
+
+@pytest.mark.parametrize("rotated_again", [False, True])
+async def test_a_repair_that_nobody_accepted_is_refused(host: Host, tmp_path: Path, *, rotated_again: bool) -> None:
+    """It would explain to whoever verifies why the trail lacks what anchors in the journal tell of."""
+    await (await host.start()).make_key()
+    await host.stop()
+    forge_repair(tmp_path)
+    if rotated_again:
+        service = await host.open()
+        service.trail._rotation = Rotation(max_bytes=1)
+        await service.trail.maintain()
+        assert len(rotated_files(tmp_path / "audit.log")) == 2
+
+    assert "the audit trail behind record" in await host.refusal()
+    await host.start(ACCEPTING)
+    await host.start()
+
+
+async def test_what_is_behind_the_last_mark_is_not_all_that_is_looked_at(host: Host, tmp_path: Path) -> None:
+    """A mark may stand anywhere; the chain has to be whole from the checkpoint that the store remembers."""
+    await (await host.start()).make_key()
+    await host.stop()
+    last = forge_mark(tmp_path)
+
+    assert f"the audit trail behind record {last}" in await host.refusal()
 
 
 async def test_an_administrator_accepts_on_record(host: Host, tmp_path: Path) -> None:
