@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import itertools
 from collections.abc import Callable, Generator
 from pathlib import Path
 
-from kmsd.api.errors import IntegrityError
+from kmsd.api.errors import IntegrityError, LimitExceededError
 from kmsd.audit.active import ActiveFile
-from kmsd.audit.chain import MAX_READ_LINE_BYTES, MalformedLineError, parse
+from kmsd.audit.chain import GENESIS, MAX_READ_LINE_BYTES, Head, MalformedLineError, parse, seq_of
 from kmsd.audit.checkpoint import CHECKPOINT, Checkpoint, Signer, sign
 from kmsd.audit.files import RotatedFile, open_part, rotated_files
-from kmsd.audit.reading import Part, lines_between, read_after, read_last
+from kmsd.audit.reading import START_BYTES, Part, lines_between, offset_near, read_after, read_last
 from kmsd.audit.record import Kind
+from kmsd.audit.reduced import head_line
+from kmsd.audit.reduced_check import check_reduced
 from kmsd.audit.since import seq_before
 from kmsd.audit.system import System, unavailable
+from kmsd.audit.verify import ChainBrokenError, Fault, Walk
 
 # What every checkpoint has near its start; a line that has it elsewhere is told apart when it is parsed.
 _IN_CHECKPOINT = f'"{CHECKPOINT}"'.encode("ascii")
@@ -64,32 +69,58 @@ class History:
         except OSError as exc:
             raise unavailable(self._path, exc) from exc
 
-    def holds(self, checkpoint: Checkpoint, signer: Signer | None) -> bool:
+    def holds(self, checkpoint: Checkpoint, signer: Signer) -> bool:
         """Return whether exactly this checkpoint stands in the trail; raises AuditUnavailableError when it cannot tell.
 
         One older than all files that are still here cannot be looked up. It is vouched for by the next checkpoint that
         is here, if `signer` signed that one: whoever has cut off or rewritten the trail cannot make it.
         """
+        return self._nearest(checkpoint, signer) is not None
+
+    def fault_behind(self, checkpoint: Checkpoint, signer: Signer) -> str | None:
+        """Return why what stands behind a checkpoint that the trail holds does not continue it, None if all of it does.
+
+        A new chain that a repair began does not. Raises AuditUnavailableError when it cannot tell.
+        """
+        nearest = self._nearest(checkpoint, signer)
+        if nearest is None:
+            return "it is not there"
+        walk = Walk(Head(nearest.seq - 1, nearest.prev))
+        try:
+            for rotated in self._rotated():
+                if rotated.last >= nearest.seq:
+                    _go_along(walk, rotated, signer, self._system)
+            _follow(walk, self._active().part)
+        except ChainBrokenError as exc:
+            return str(exc)
+        except OSError as exc:
+            raise unavailable(self._path, exc) from exc
+        return None
+
+    def _nearest(self, checkpoint: Checkpoint, signer: Signer) -> Checkpoint | None:
+        """Return the checkpoint itself, or the one that vouches for it, if either is there."""
         try:
             found = self.read(after_seq=checkpoint.seq - 1, limit=1, max_bytes=MAX_READ_LINE_BYTES)
             if found and _as_checkpoint(found[0].encode("ascii") + b"\n") == checkpoint:
-                return True
+                return checkpoint
             oldest = next((rotated.first for rotated in self._rotated()), self._active().first_seq)
-            return 0 < checkpoint.seq < oldest and signer is not None and self._vouched(signer)
-        except IntegrityError:
-            return False
+            return self._vouching(signer) if 0 < checkpoint.seq < oldest else None
+        except (IntegrityError, LimitExceededError):
+            return None
         except OSError as exc:
             raise unavailable(self._path, exc) from exc
 
-    def _vouched(self, signer: Signer) -> bool:
+    def _vouching(self, signer: Signer) -> Checkpoint | None:
+        """Return the first checkpoint that is here, if it was signed."""
         # Ed25519 is deterministic (RFC 8032, 5.1.6): signing again is checking.
         for part in self._parts(0):
             for line in lines_between(*part):
                 if _IN_CHECKPOINT in line[:_NAME_WITHIN_BYTES]:
                     found = _as_checkpoint(line)
                     if found is not None:
-                        return sign(signer, found.seq, found.prev, found.event_time) == found
-        return False
+                        is_signed = sign(signer, found.seq, found.prev, found.event_time) == found
+                        return found if is_signed else None
+        return None
 
     def _parts(self, after_seq: int) -> Generator[Part, None, None]:
         active = self._active()
@@ -108,6 +139,31 @@ class History:
 
     def _rotated(self) -> list[RotatedFile]:
         return rotated_files(self._path)
+
+
+def _go_along(walk: Walk, rotated: RotatedFile, signer: Signer, system: System) -> None:
+    """Go on to the end of a rotated file; raises ChainBrokenError."""
+    with open_part(rotated, system) as part:
+        if not rotated.is_reduced:
+            _follow(walk, part)
+            return
+        lines = list(lines_between(part.fd, 0, part.stop))
+        reduced, _ = check_reduced(lines, None)
+        if head_line(signer, reduced, hashlib.sha256(b"".join(lines[1:])).hexdigest()) != lines[0]:
+            what = f"what retention left in {rotated.path.name} is not signed"
+            raise ChainBrokenError(1, reduced.first_seq, Fault.FORGED, what)
+        before, head = Head(reduced.first_seq - 1, reduced.prev), walk.head or GENESIS
+        if head != before and not reduced.first_seq <= head.seq <= reduced.last_seq:
+            raise ChainBrokenError(1, reduced.first_seq, Fault.EDITED, "it does not continue the file before it")
+        walk.jump(Head(reduced.last_seq, reduced.last_hash), forget=False)
+
+
+def _follow(walk: Walk, part: Part) -> None:
+    """Go on to the end of a file of which some records may be behind already; raises ChainBrokenError."""
+    seq = (walk.head or GENESIS).seq
+    lines = lines_between(part.fd, offset_near(part, seq), part.stop)
+    for _ in walk.follow(itertools.dropwhile(lambda line: (seq_of(line[:START_BYTES]) or seq + 1) <= seq, lines)):
+        pass
 
 
 def _as_checkpoint(line: bytes) -> Checkpoint | None:

@@ -18,7 +18,7 @@ from kmsd.audit.chain import MAX_READ_LINE_BYTES, seq_of
 CHUNK_BYTES = 256 * 1024
 
 # Enough of a line to see its number: `{"seq":`, at most 19 digits and a comma.
-_START_BYTES = 40
+START_BYTES = 40
 
 
 class Part(NamedTuple):
@@ -71,7 +71,7 @@ def read_after(parts: Iterable[Part], *, after_seq: int, limit: int, max_bytes: 
     for line in _lines_after(parts, after_seq):
         if len(found) == limit:
             break
-        seq = seq_of(line[:_START_BYTES])
+        seq = seq_of(line[:START_BYTES])
         if seq is None:
             raise IntegrityError(f"the audit trail has a line behind record {after_seq} that is no record")
         if seq <= after_seq:
@@ -100,7 +100,7 @@ def read_last(parts: Iterable[Part], *, limit: int, max_bytes: int) -> list[str]
 
 def _lines_after(parts: Iterable[Part], after_seq: int) -> Iterator[bytes]:
     for part in parts:
-        yield from lines_between(part.fd, _offset_near(part, after_seq), part.stop)
+        yield from lines_between(part.fd, offset_near(part, after_seq), part.stop)
 
 
 def _lines_before(part: Part) -> Iterator[bytes]:
@@ -133,7 +133,7 @@ def _need_one(found: list[str], length: int, seq: int | None) -> None:
         raise LimitExceededError(f"{name} of the audit trail has {length} bytes, more than were asked for")
 
 
-def _offset_near(part: Part, after_seq: int) -> int:
+def offset_near(part: Part, after_seq: int) -> int:
     """Return the offset of a line at or before number `after_seq`, at most about a chunk before it, by bisection.
 
     The start of the part when all its lines are behind that number.
@@ -142,7 +142,7 @@ def _offset_near(part: Part, after_seq: int) -> int:
     while high - low > CHUNK_BYTES:
         middle = (low + high) // 2
         start = _next_line(fd, middle, high)
-        seq = None if start is None else seq_of(os.pread(fd, _START_BYTES, start))
+        seq = None if start is None else seq_of(os.pread(fd, START_BYTES, start))
         if start is not None and seq is not None and seq <= after_seq:
             low = start
         else:  # too far, or no line begins in the upper half

@@ -5,7 +5,9 @@ somebody who has not the keys, unseen:
 
 1. The store's rows fit its state row (`Store.check_state`): no row was changed, removed, put back or added.
 2. The store's sequence is not below what the trail told of it: no older store was put in its place.
-3. The trail holds the checkpoint that the store remembers: it was not cut off, and is no other trail.
+3. The trail holds the checkpoint that the store remembers, and its chain goes on from there to its end: it was not cut
+   off, is no other trail, and was not begun anew by a repair that nobody accepted. Such a repair, once signed, would
+   explain why anchors in the journal are not in the trail.
 4. The store's sequence is not below what the token remembers: not store and trail together were put back.
 
 What all three cannot show is that store, trail and token were put back together; the anchors in the journal can.
@@ -16,7 +18,7 @@ record, and the memories are made to agree again.
 from __future__ import annotations
 
 from kmsd.api.errors import IntegrityError
-from kmsd.audit.checkpoint import Checkpoint
+from kmsd.audit.checkpoint import Checkpoint, Signer
 from kmsd.audit.writer import Trail
 from kmsd.store.base import AnchorRow, StateReport, Store
 
@@ -28,17 +30,17 @@ class Integrity:
         self._store = store
         self._trail = trail
 
-    async def findings(self, report: StateReport, token_sequence: int | None, *, has_signed: bool) -> list[str]:
-        """Return what differs, in sentences.
+    async def findings(self, report: StateReport, token_sequence: int | None, signer: Signer) -> list[str]:
+        """Return what differs, in sentences; `token_sequence` is what the token remembers, if it does.
 
-        `token_sequence` is what the token remembers, if it does; `has_signed` tells whether the store has an audit key.
+        `signer` is the audit key, with which what it signed is recognized.
         """
         found = list(report.findings)
         told, remembered = self._trail.store_sequence, token_sequence or 0
         if report.adopted:
-            # Its rows come from a kmsd that kept no state: then nobody can remember one, it has signed nothing, and
-            # its trail is there. The mark by which an upgrade says so can be made by whoever can write the file.
-            if told or remembered or has_signed or not self._trail.head[0]:
+            # Its rows come from a kmsd that kept no state: then nobody can remember one, its settings included.
+            settings = await self._store.settings()
+            if told or remembered or (settings is not None and settings.counted) or not self._trail.head[0]:
                 found.append("the store lacks the state row that it had: it was removed, or an old store was put back")
         elif not report.findings:
             if report.sequence < told:
@@ -55,10 +57,17 @@ class Integrity:
             anchor = await self._store.anchor()
         except IntegrityError as error:
             return [*found, str(error)]
-        if anchor is not None and not self._trail.holds(_checkpoint(anchor)):
+        if anchor is None:
+            return found
+        if not self._trail.holds(_checkpoint(anchor), signer):
             found.append(
                 f"the audit trail does not hold record {anchor.seq} of {anchor.event_time}, a checkpoint that the "
                 "store remembers: the trail's end was cut off, it was changed, or another one was put in its place"
+            )
+        elif fault := self._trail.fault_behind(_checkpoint(anchor), signer):
+            found.append(
+                f"the audit trail behind record {anchor.seq} of {anchor.event_time}, the last that the store remembers "
+                f"as signed, was changed, or begun anew by a repair: {fault}"
             )
         return found
 

@@ -7,15 +7,19 @@ Unsealing, with N domain keys, is one job of the token (or of none, with the rec
 2. The token unwraps the domain keys into secret memory.
 3. Unwrap the row-MAC key and derive the set key from it; from now on every row is verified.
 4. Verify the rows of step 1 like all others.
-5. Unwrap the audit key: from now on the trail is signed.
+5. Unwrap the audit key.
 6. See that the rows are those that the last commit left, and that store, trail and token tell the same (`integrity`).
+7. Only now the audit key signs the trail: a signature vouches for all that is before it.
 """
 
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
+
+import msgspec
 
 from kmsd.api.errors import IntegrityError, RecoveryUnavailableError
 from kmsd.audit.writer import Trail
@@ -47,6 +51,9 @@ class Means:
     recovery_key: memoryview | None = None
     accepts_changes: bool = False
 
+
+# Is told what an administrator accepts, in sentences, before it is accepted; what it raises prevents that.
+Accepting: TypeAlias = Callable[[list[str]], Awaitable[None]]
 
 # The daemon by itself, at its start or when what prevented it has passed.
 CONFIGURED = Means()
@@ -115,19 +122,22 @@ class Seal:
                 ),
                 version=1,
             )
-            secrets = [self._wrapped(ROW_MAC_PLACE, mac_key.view), self._make_audit_key()]
+            self._audit_key = audit = AuditKey.generate(self._arena)
+            secrets = [self._wrapped(ROW_MAC_PLACE, mac_key.view), audit.row(self._hierarchy)]
             if recovery_key is not None:
                 secrets.append(self._wrapped(_RECOVERY_PLACE, recovery_key))
+            settings = msgspec.structs.replace(settings, counted=True)
             changes: list[Change] = [Insert(settings), Insert(domain_key), *map(Insert, secrets)]
             await self._store.commit(str(uuid.uuid4()), changes)
+            self._sign_by(audit)
         except BaseException:
             self.seal()
             raise
         self._sealed = False
         self.has_recovery = recovery_key is not None
 
-    async def unseal(self, means: Means = CONFIGURED) -> list[str]:
-        """Bring the keys into memory, and return what was accepted of changed records, in sentences.
+    async def unseal(self, accepting: Accepting, means: Means = CONFIGURED) -> None:
+        """Bring the keys into memory.
 
         Raises a RootError when the token refuses, RecoveryUnavailableError when the store has no recovery key,
         RecoverySharesError when it is another's, IntegrityError for records that are not as kmsd left them.
@@ -140,17 +150,18 @@ class Seal:
         try:
             self._give_keys(self._hierarchy.unwrap(ROW_MAC_PLACE, row_mac.domain_key_id, row_mac.wrapped))
             await self._store.verify_early_rows()
-            if audit is not None:
-                self._use_audit_key(AuditKey.unwrap(audit, self._hierarchy))
-            accepted = await self._check(token_sequence, means)
+            if audit is None:  # from the first kmsd, which signed nothing
+                self._audit_key = key = AuditKey.generate(self._arena)
+            else:
+                self._audit_key = key = AuditKey.unwrap(audit, self._hierarchy)
+            await self._check(token_sequence, key, means, accepting)
             if audit is None:
-                # From the first kmsd, which signed nothing.
-                await self._store.commit(str(uuid.uuid4()), [Insert(self._make_audit_key())])
+                await self._store.commit(str(uuid.uuid4()), [Insert(key.row(self._hierarchy))])
+            self._sign_by(key)
         except BaseException:
             self.seal()
             raise
         self._sealed = False
-        return accepted
 
     async def _open_domain_keys(self, rows: Sequence[DomainKeyRow], means: Means) -> int | None:
         """Bring the domain keys into memory; return the sequence that the token remembers, if it does."""
@@ -167,25 +178,21 @@ class Seal:
         self._store_keys.append(set_key)
         self._store.unseal(mac_key.view, set_key.view)
 
-    async def _check(self, token_sequence: int | None, means: Means) -> list[str]:
+    async def _check(self, token_sequence: int | None, signer: AuditKey, means: Means, accepting: Accepting) -> None:
         report = await self._store.check_state()
-        findings = await self._integrity.findings(report, token_sequence, has_signed=self._audit_key is not None)
+        findings = await self._integrity.findings(report, token_sequence, signer)
         if findings and not means.accepts_changes:
             raise IntegrityError(
                 f"the records are not as kmsd left them: {'; '.join(findings)}. Find out why; if an administrator "
                 "accepts them as they are: kms unseal --accept-changes (or kmsd dev --accept-changes)"
             )
+        if findings:
+            await accepting(findings)
         if findings or report.adopted:
             await self._store.accept_state(max(self._trail.store_sequence, token_sequence or 0))
-        return findings
 
-    def _make_audit_key(self) -> SecretRow:
-        key = AuditKey.generate(self._arena)
-        self._use_audit_key(key)
-        return key.row(self._hierarchy)
-
-    def _use_audit_key(self, key: AuditKey) -> None:
-        self._audit_key = key
+    def _sign_by(self, key: AuditKey) -> None:
+        """Have the trail signed, by a key that the store has."""
         self.audit_public_key = key.public
         self._trail.signer = key
 

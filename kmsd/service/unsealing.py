@@ -201,16 +201,13 @@ class Unsealing:
 
     async def _bring_keys(self, means: Means, record: Callable[[], None]) -> None:
         with told():
-            accepted: list[str] = []
             # An earlier attempt may have been ended just when it had committed. Shares begin no store.
             if means.recovery_key is None and self._is_new and await self._store.settings() is None:
                 await self._seal.initialize(self._settings, means.pin, self._recovery_key)
             else:
-                accepted = await self._seal.unseal(means)
+                await self._seal.unseal(self._record_acceptance, means)
             self._is_new = False
             try:
-                if accepted:
-                    self._trail.append([self._event("AcceptChanges", accepted=accepted)])
                 await self._settle()
                 record()
                 await self._checkpoints.sign_if_possible()
@@ -268,12 +265,13 @@ class Unsealing:
         if not task.cancelled() and (fault := task.exception()) is not None:
             self._logger.fault("unsealing_again_failed", fault)
 
-    def _record_success(self) -> None:
-        self._trail.append([self._event("Unseal")])
+    async def _record_acceptance(self, accepted: list[str]) -> None:
+        # It tells no sequence of the store: what is accepted may be that it is lower than what the trail told.
+        self._trail.append([system_record("AcceptChanges", accepted=accepted)])
+        await self._trail.sync()
 
-    def _event(self, name: str, **details: Any) -> Record:
-        """Return a record that tells how many changes the store counts."""
-        return system_record(name, storeSequence=self._store.sequence, **details)
+    def _record_success(self) -> None:
+        self._trail.append([system_record("Unseal", storeSequence=self._store.sequence)])
 
     def _record(self, record: Record) -> None:
         """Record what happened anyway: a trail that cannot be written does not undo it, and the log has it."""

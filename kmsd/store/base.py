@@ -81,10 +81,14 @@ class SecretRow(Row, frozen=True, kw_only=True):
 
 
 class SettingsRow(Row, frozen=True, kw_only=True):
-    """What ARNs are made of: the 12-digit account and the region."""
+    """What ARNs are made of: the 12-digit account and the region.
+
+    `counted`: the store has had a state row since its first commit, so that none can be missing.
+    """
 
     account: str
     region: str
+    counted: bool = False
     name: str = "settings"
 
 

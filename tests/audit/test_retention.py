@@ -134,10 +134,12 @@ async def test_a_reduced_file_is_read_like_any_other(
     assert trail.read(after_seq=7, limit=2, max_bytes=1 << 20) == lines[3:5]
     for count in range(1, len(lines) + 1):
         assert trail.read_tail(limit=count, max_bytes=1 << 20) == lines[-count:]
-    assert trail.holds(first)
+    assert trail.holds(first, audit_key)
     trail.close()
     trail = open_trail()
-    assert trail.holds(first)
+    assert trail.holds(first, audit_key)
+    assert trail.fault_behind(first, audit_key) is None
+    assert "is not signed" in str(trail.fault_behind(first, type(audit_key)()))
     assert trail.read(after_seq=0, limit=100, max_bytes=1 << 20) == lines
 
 

@@ -184,14 +184,13 @@ async def test_rotation_signs_before_and_after(
         ["Encrypt"] * 3 + ["SignAuditTrail", "Encrypt", "SignAuditTrail"],
         ["MarkAuditTrail", "SignAuditTrail"],
     ]
-    assert trail.holds(first)
+    assert trail.holds(first, audit_key)
+    assert trail.fault_behind(first, audit_key) is None
 
     files_of(path)[0].unlink()
-    assert trail.holds(first)
-    trail.signer = type(audit_key)()
-    assert not trail.holds(first)
-    trail.signer = None
-    assert not trail.holds(first)
+    assert trail.holds(first, audit_key)
+    assert trail.fault_behind(first, audit_key) is None
+    assert not trail.holds(first, type(audit_key)())
 
 
 async def test_what_is_appended_while_rotation_waits_is_in_the_old_file(

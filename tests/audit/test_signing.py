@@ -144,9 +144,9 @@ def test_a_checkpoint_is_found_in_the_trail_it_was_made_in(
     assert checkpoint is not None
     trail.append([make_record()] * 3)
 
-    assert trail.holds(checkpoint)
+    assert trail.holds(checkpoint, audit_key)
 
-    assert not other.holds(checkpoint)
+    assert not other.holds(checkpoint, audit_key)
     changes = ({"seq": 3}, {"seq": 0}, {"prev": "0" * 64}, {"event_time": "2020"}, {"key_id": "0"}, {"signature": ""})
     for change in changes:
-        assert not trail.holds(msgspec.structs.replace(checkpoint, **change))
+        assert not trail.holds(msgspec.structs.replace(checkpoint, **change), audit_key)

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
 from kmsd.api.administration import GET_AUDIT_ANCHOR, GetAuditAnchorRequest
-from kmsd.api.errors import IntegrityError
+from kmsd.api.errors import AuditUnavailableError, IntegrityError, StorageError
+from kmsd.audit.chain import Head, format_time, link
 from kmsd.audit.checkpoint import CHECKPOINT, Checkpoint, check
+from kmsd.audit.files import rotated_files, rotated_path
+from kmsd.audit.repair import Repair, begin_anew, survey
+from kmsd.audit.rotation import Rotation
+from kmsd.audit.standing import Standing
 from kmsd.service.seal import CONFIGURED, Means
+from kmsd.store.base import StoreUnavailableError
 from kmsd.store.sql import SqlStore
-from tests.support.embedded import ALICE, ROOT, Embedded
+from tests.support.embedded import ALICE, ROOT, Embedded, Gate
 
 ACCEPTING = Means(accepts_changes=True)
 
@@ -27,9 +35,7 @@ class Host:
 
     async def start(self, means: Means = CONFIGURED) -> Embedded:
         """Stop what runs, and start anew."""
-        await self.stop()
-        self._service = service = await Embedded.open(self.directory, initialize=False)
-        service.root.anchors = self._anchors
+        service = await self.open()
         await service.unsealing.unseal(means, service.unsealing._record_success)
         if service.token_anchor._task is not None:
             await service.token_anchor._task
@@ -38,6 +44,13 @@ class Host:
     def forget_token(self) -> None:
         """Take a token that remembers nothing."""
         self._anchors.clear()
+
+    async def open(self) -> Embedded:
+        """Stop what runs, and open anew; sealed."""
+        await self.stop()
+        self._service = service = await Embedded.open(self.directory, initialize=False)
+        service.root.anchors = self._anchors
+        return service
 
     async def refusal(self) -> str:
         """Why a start is refused; nothing is in memory then."""
@@ -138,6 +151,117 @@ async def test_a_row_put_back_is_refused_whatever_the_trail_tells(host: Host, tm
     await store.close()
 
     assert "keys: 1 row is missing" in await host.refusal()
+
+
+async def test_a_store_made_to_look_like_one_from_before_state_rows_is_refused(host: Host, tmp_path: Path) -> None:
+    """What an upgrade leaves in the place of a state row is no secret; a store that was begun with one says so."""
+    await (await host.start()).make_key()
+    await host.stop()
+    store = await SqlStore.open(tmp_path / "store.sqlite")
+    for statement in (
+        "UPDATE state SET version = 0, content = x'', mac = x''",
+        "DELETE FROM keys",
+        "DELETE FROM anchors",
+        "DELETE FROM secrets WHERE name = 'audit'",
+    ):
+        store._database._execute(statement)
+    await store.close()
+    (tmp_path / "audit.log").unlink()
+
+    assert "the store lacks the state row that it had" in await host.refusal()
+
+
+async def test_nothing_is_signed_before_the_records_were_compared(host: Host, tmp_path: Path) -> None:
+    """A signature that comes while they are would vouch for whatever somebody put there."""
+    await (await host.start()).make_key()
+    await host.stop()
+    service = await host.open()
+    service.store.gates["check_state"] = gate = Gate()
+    unsealing = asyncio.ensure_future(service.unsealing.unseal(CONFIGURED, service.unsealing._record_success))
+    await gate.arrived.wait()
+
+    assert service.trail.checkpoint() is None
+    gate.opened.set()
+    assert await unsealing
+    assert service.checkpoints.last is not None
+
+
+async def test_a_key_that_is_not_kept_signs_nothing(host: Host) -> None:
+    """What it had signed, nobody could verify by the next one."""
+    service = await host.open()
+    service.store.gates["commit"] = gate = Gate()
+    service.store.faults["commit"] = StoreUnavailableError("no space")
+    unsealing = asyncio.ensure_future(service.unsealing.unseal(CONFIGURED, service.unsealing._record_success))
+    await gate.arrived.wait()
+
+    assert service.trail.checkpoint() is None
+    gate.opened.set()
+    with pytest.raises(StorageError):
+        await unsealing
+    assert service.seal.audit_public_key is None
+
+
+async def test_an_acceptance_is_on_record_before_it_counts(host: Host, tmp_path: Path) -> None:
+    """A full disk, or a kill between the two, leaves nothing that was accepted and that the trail does not tell of."""
+    await (await host.start()).make_key()
+    before = await host.stop()
+    await (await host.start()).make_key()
+    await host.stop()
+    put_back(tmp_path, before, "store.sqlite*")
+    service = await host.open()
+    service.trail.refuses = lambda record: record.event_name == "AcceptChanges"
+    with pytest.raises(AuditUnavailableError):
+        await service.unsealing.unseal(ACCEPTING, service.unsealing._record_success)
+
+    assert "the store is older than its audit trail" in await host.refusal()
+
+
+def forge_repair(directory: Path) -> None:
+    """Begin a new chain behind what there is, as `kmsd audit-repair` would where the trail was broken."""
+    trail = directory / "audit.log"
+    found = survey(trail.read_bytes().splitlines(keepends=True))
+    assert found.last is not None
+    trail.rename(rotated_path(trail, 1, found.last.seq))
+    repair = Repair("audit.log.broken-1", "audit.log", 1, "0" * 64, found.last.seq, found.last.digest, "broken")
+    trail.write_bytes(b"".join(begin_anew(repair, found, format_time(time.time()))))
+
+
+def forge_mark(directory: Path) -> int:
+    """Append a mark that continues nothing; return the number of the last record before it."""
+    trail = directory / "audit.log"
+    found = survey(trail.read_bytes().splitlines(keepends=True))
+    mark = Standing(found.open_intents, found.store_sequence).mark()
+    assert found.last is not None
+    assert mark is not None
+    with trail.open("ab") as file:
+        file.writelines(link(Head(found.last.seq + 5, "1" * 64), [mark], format_time(time.time()))[0])
+    return found.last.seq
+
+
+@pytest.mark.parametrize("rotated_again", [False, True])
+async def test_a_repair_that_nobody_accepted_is_refused(host: Host, tmp_path: Path, *, rotated_again: bool) -> None:
+    """It would explain to whoever verifies why the trail lacks what anchors in the journal tell of."""
+    await (await host.start()).make_key()
+    await host.stop()
+    forge_repair(tmp_path)
+    if rotated_again:
+        service = await host.open()
+        service.trail._rotation = Rotation(max_bytes=1)
+        await service.trail.maintain()
+        assert len(rotated_files(tmp_path / "audit.log")) == 2
+
+    assert "the audit trail behind record" in await host.refusal()
+    await host.start(ACCEPTING)
+    await host.start()
+
+
+async def test_what_is_behind_the_last_mark_is_not_all_that_is_looked_at(host: Host, tmp_path: Path) -> None:
+    """A mark may stand anywhere; the chain has to be whole from the checkpoint that the store remembers."""
+    await (await host.start()).make_key()
+    await host.stop()
+    last = forge_mark(tmp_path)
+
+    assert f"the audit trail behind record {last}" in await host.refusal()
 
 
 async def test_an_administrator_accepts_on_record(host: Host, tmp_path: Path) -> None:

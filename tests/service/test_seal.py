@@ -13,6 +13,10 @@ from kmsd.store.base import Insert, Replace, SecretRow, SettingsRow
 from tests.support.embedded import ACCOUNT, ALICE, REGION, Embedded
 
 
+async def nobody(accepted: list[str]) -> None:
+    raise AssertionError(accepted)
+
+
 def is_sealed(service: Embedded) -> bool:
     return service.seal.sealed
 
@@ -26,7 +30,7 @@ async def test_a_new_store_is_unsealed_and_the_next_start_unseals_it(service: Em
 
     service.seal.seal()
     assert is_sealed(service)
-    await service.seal.unseal()
+    await service.seal.unseal(nobody)
 
     assert not is_sealed(service)
     assert bytes((await service.ask(ALICE, DECRYPT, DecryptRequest(ciphertext_blob=blob))).plaintext) == b"kept"
@@ -55,12 +59,12 @@ async def test_a_refusing_token_leaves_it_sealed(service: Embedded) -> None:
     service.root.fault = PinIncorrectError("the PIN is wrong")
 
     with pytest.raises(PinIncorrectError):
-        await service.seal.unseal()
+        await service.seal.unseal(nobody)
 
     assert is_sealed(service)
     assert service.arena.used_bytes == used
     service.root.fault = None
-    await service.seal.unseal()
+    await service.seal.unseal(nobody)
     assert not is_sealed(service)
 
 
@@ -83,7 +87,7 @@ async def test_a_changed_store_leaves_it_sealed(service: Embedded, wrapped: str)
     used = service.arena.used_bytes
 
     with pytest.raises(IntegrityError):
-        await service.seal.unseal()
+        await service.seal.unseal(nobody)
 
     assert is_sealed(service)
     assert service.arena.used_bytes == used
@@ -98,7 +102,7 @@ async def test_a_store_without_its_keys_is_not_unsealed(tmp_path: Path) -> None:
     service = await Embedded.open(tmp_path, initialize=False)
     try:
         with pytest.raises(IntegrityError, match="restore it from a backup"):
-            await service.seal.unseal()
+            await service.seal.unseal(nobody)
         assert is_sealed(service)
     finally:
         await service.close()
@@ -119,7 +123,7 @@ async def test_a_token_that_fails_at_first_leaves_an_empty_store(tmp_path: Path)
 
 async def test_the_first_start_is_one_commit(service: Embedded) -> None:
     """Settings, domain key and row-MAC key are there together or not at all."""
-    assert await service.store.settings() == SettingsRow(account=ACCOUNT, region=REGION, version=1)
+    assert await service.store.settings() == SettingsRow(account=ACCOUNT, region=REGION, counted=True, version=1)
     assert len(await service.store.domain_keys()) == 1
     assert await service.store.secret("row-mac") is not None
     with pytest.raises(Exception, match="exists"):

@@ -53,7 +53,7 @@ from kmsd.service.seal import Seal
 from kmsd.service.table import Handler, bind
 from kmsd.service.token_anchor import TokenAnchor
 from kmsd.service.unsealing import Unsealing
-from kmsd.store.base import Change, KeyRow, MaterialRow, SettingsRow
+from kmsd.store.base import Change, KeyRow, MaterialRow, SettingsRow, StateReport
 from kmsd.store.sql import SqlStore
 from kmsd.store.transfer import SNAPSHOT_NAME
 from kmsd.wire.codec import ParamsDecoder, ReplyDecoder, RequestDecoder, append_request
@@ -212,6 +212,10 @@ class SwitchedStore(SqlStore):
         await self._pass("commit")
         await super().commit(mutation_id, changes)
         await self._pass("committing")
+
+    async def check_state(self) -> StateReport:
+        await self._pass("check_state")
+        return await super().check_state()
 
     async def committed(self, mutation_ids: Sequence[str]) -> set[str]:
         await self._pass("committed")

@@ -6,6 +6,8 @@ SQLite keeps two numbers for this in the file's header (https://www.sqlite.org/p
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import sqlalchemy as sa
 
 from kmsd.store.base import StoreFormatError
@@ -62,18 +64,36 @@ def check(connection: sa.Connection, name: str) -> None:
     version, found = stamped(connection, name), _objects(connection)
     expected = _expected_objects()
     if version != SCHEMA_VERSION or found != expected:
-        differing = ", ".join(f"{kind} {name}" for kind, name in sorted(found ^ expected))
+        differing = ", ".join(sorted({f"{one.kind} {one.name}" for one in found ^ expected}))
         raise StoreFormatError(f"{name} is damaged: its schema {version} differs in: {differing or 'its number'}")
 
 
-def _objects(connection: sa.Connection) -> set[tuple[str, str]]:
-    """Return type and name of all that the database holds, triggers and views among them."""
-    rows = connection.exec_driver_sql("SELECT type, name FROM sqlite_master WHERE name NOT LIKE 'sqlite~_%' ESCAPE '~'")
-    return {(str(kind), str(name)) for kind, name in rows}
+class _Object(NamedTuple):
+    """A table, index, trigger or view, and the statement that made it; SQLite made those without one by itself."""
+
+    kind: str
+    name: str
+    table: str
+    made_by: str
 
 
-def _expected_objects() -> set[tuple[str, str]]:
-    tables = METADATA.tables.values()
-    return {("table", table.name) for table in tables} | {
-        ("index", str(index.name)) for table in tables for index in table.indexes
-    }
+def _objects(connection: sa.Connection) -> set[_Object]:
+    """Return all that the database holds.
+
+    Nothing is left out by its name: SQLite runs a trigger that somebody wrote into the file under a name like those of
+    its own objects, and such a trigger takes back what was committed. Nor is a name enough: a table may have been made
+    with other columns or collations, an index over some rows only.
+    """
+    rows = connection.exec_driver_sql("SELECT type, name, tbl_name, sql FROM sqlite_master")
+    return {_Object(str(kind), str(name), str(table), " ".join(str(sql).split())) for kind, name, table, sql in rows}
+
+
+def _expected_objects() -> set[_Object]:
+    """Return what a new database holds."""
+    engine = sa.create_engine("sqlite://")
+    try:
+        with engine.connect() as connection:
+            METADATA.create_all(connection)
+            return _objects(connection)
+    finally:
+        engine.dispose()
