@@ -1,8 +1,8 @@
 """When the trail is signed, and where that is remembered outside it.
 
-Every checkpoint is announced at once: on a host in the service log, which is the journal. The newest goes into the
-store too, by itself and only when the trail's part up to it is durable: a store that remembered more than a power cut
-left of the trail would accuse it of having been cut off.
+The newest checkpoint is announced, on a host in the service log, which is the journal, and goes into the store. Both
+only when the trail's part up to it is durable: whoever remembered more than a power cut left of the trail would accuse
+it of having been cut off. It covers the ones before, so that those that came by count meanwhile go nowhere.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _LOOK_SECONDS = 5.0
 class Checkpoints:
     """Signs the trail every `seconds` in which it grew, and keeps the store's anchor up to date.
 
-    `announce` is called with every checkpoint; what it does with it should lie out of reach of who can write the trail.
+    `announce` is called with what is to be remembered, which should lie out of reach of who can write the trail.
     """
 
     def __init__(
@@ -48,11 +48,13 @@ class Checkpoints:
         self._seconds = seconds
         self._clock = clock
         self._sleep = sleep
+        # The newest that is certainly on the disk.
         self.last: Checkpoint | None = None
+        self._written: Checkpoint | None = None
         self._kept: Checkpoint | None = None
         self._turn = asyncio.Lock()
         self._task: asyncio.Task[None] | None = None
-        trail.on_checkpoint = self._publish
+        trail.on_checkpoint = self._note
 
     def start(self) -> None:
         """Begin to sign by time, and to look after the trail's files."""
@@ -95,16 +97,18 @@ class Checkpoints:
                 due = self._clock() + self._seconds
                 await self.sign_if_possible()
 
-    def _publish(self, checkpoint: Checkpoint) -> None:
-        self.last = checkpoint
-        self._announce(checkpoint)
+    def _note(self, checkpoint: Checkpoint) -> None:
+        self._written = checkpoint
 
     async def _keep(self) -> None:
         async with self._turn:
-            checkpoint = self.last
+            checkpoint = self._written
             if checkpoint is None or checkpoint == self._kept:
                 return
             await self._trail.sync()
+            if checkpoint != self.last:
+                self.last = checkpoint
+                self._announce(checkpoint)
             with told():
                 row = await self._store.anchor()
                 new = AnchorRow(**msgspec.structs.asdict(checkpoint), version=row.version + 1 if row else 1)

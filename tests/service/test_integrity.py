@@ -320,6 +320,10 @@ async def test_a_checkpoint_is_kept_only_when_it_is_durable(host: Host) -> None:
     await service.checkpoints.sign_if_possible()
 
     assert await service.store.anchor() == before
+    assert service.checkpoints.last is not None
+    assert before is not None
+    assert service.checkpoints.last.seq == before.seq
+    assert service.log.getvalue().count('"audit_checkpoint"') == 1
     assert "audit_not_signed" in service.log.getvalue()
     service.trail.unsyncable = False
     await service.checkpoints.sign()
