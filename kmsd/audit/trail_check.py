@@ -170,7 +170,7 @@ class _Course:
         if placed.first is not None:
             self._check_name(placed.file, placed.first.seq)
             if begins_anew(placed.first):
-                self._begin_anew(name, 1, placed.first)
+                self._begin_anew(placed.file, 1, placed.first)
             else:
                 self._join(placed.file, placed.first.seq, placed.first.prev)
         before, _ = self._walk.head = self._walk.head or GENESIS
@@ -231,8 +231,7 @@ class _Course:
         if head is None:
             self._start = first_seq
             if first_seq - 1 > file.sparse_until and not self._is_part:
-                what = f"{_numbers(1, first_seq - 1)} missing: what was before {name} was removed, or is not given"
-                raise ChainBrokenError(1, 1, Fault.REMOVED, what)
+                raise ChainBrokenError(1, 1, Fault.REMOVED, _before(name, first_seq - 1))
             self._walk.head = own_word if first_seq > 1 else GENESIS
         elif self._is_ragged and own_word != head and own_word.seq >= head.seq:
             if own_word.seq > head.seq:
@@ -256,7 +255,7 @@ class _Course:
     def _resume(self, file: TrailFile, number: int, line: Line) -> Head | None:
         """Return what a line in the middle of a file continues that does not continue the one before it."""
         if begins_anew(line):
-            self._begin_anew(file.name, number, line)  # the daemon gives its files as one
+            self._begin_anew(file, number, line)  # the daemon gives its files as one
             return self._walk.head
         before, _ = self._walk.head or GENESIS
         if before < line.seq - 1 <= file.sparse_until:
@@ -265,12 +264,15 @@ class _Course:
             return Head(line.seq - 1, line.prev)
         return None
 
-    def _begin_anew(self, name: str, number: int, first: Line) -> None:
+    def _begin_anew(self, file: TrailFile, number: int, first: Line) -> None:
         """Take the first record of a new chain at its word, as far as the files do not contradict it."""
+        name = file.name
         try:
             repair = read_repair(first)
         except msgspec.ValidationError as exc:
             raise ChainBrokenError(number, first.seq, Fault.EDITED, f"a repair that says too little: {exc}") from None
+        if self._walk.head is None and repair.last_seq and not (self._is_part or file.omits_broken):
+            raise ChainBrokenError(number, 1, Fault.REMOVED, _before(name, repair.last_seq))
         head = self._walk.head or GENESIS
         last = Head(repair.last_seq, repair.last_hash)
         is_explained = repair.broken_file in self._broken
@@ -296,3 +298,7 @@ class _Course:
 
 def _numbers(first: int, last: int) -> str:
     return f"record {first} is" if first == last else f"records {first} to {last} are"
+
+
+def _before(name: str, last: int) -> str:
+    return f"{_numbers(1, last)} missing: what was before {name} was removed, or is not given"

@@ -33,11 +33,13 @@ class TrailFile:
     """A file of a trail: its name as it was given, and how its lines are read, each with its line feed.
 
     Up to record `sparse_until` lines may be missing, as retention drops them, without a head line that tells so.
+    `omits_broken`: those of files that a repair set aside are not among them, as the daemon does not read these.
     """
 
     name: str
     read: Callable[[], Iterator[bytes]]
     sparse_until: int = 0
+    omits_broken: bool = False
 
     @property
     def basename(self) -> str:

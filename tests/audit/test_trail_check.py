@@ -129,6 +129,17 @@ def test_without_the_key_a_repair_needs_its_broken_file(trail: Writer) -> None:
     assert "(not given)" in check(trail.files, key=KEY).notes[0]
 
 
+def test_a_repair_does_not_excuse_what_was_before_it(trail: Writer) -> None:
+    """An accepted one would let everybody remove all earlier files unseen, and their anchors with them."""
+    break_and_repair(trail)
+    trail.checkpoint()
+    trail.files = {NAME: trail.files[NAME]}
+
+    with pytest.raises(TrailBrokenError, match=r"line 1, seq 1: removed: records 1 to 39 are missing"):
+        check(trail.files, key=KEY, anchors=noted(trail))
+    assert check(trail.files, key=KEY, is_part=True).first_seq == 40
+
+
 def test_anchors_of_a_broken_file_are_met_as_far_as_it_holds(trail: Writer) -> None:
     """Of those behind the fault it is said why they are not."""
     break_and_repair(trail)

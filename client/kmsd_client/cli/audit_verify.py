@@ -60,6 +60,7 @@ def _daemons_trail(client: Client) -> TrailFile:
         "the daemon's trail",
         lambda: (line + b"\n" for line in records_from(client, None)),
         sparse_until=start.dropped_until,
+        omits_broken=True,
     )
 
 
