@@ -133,3 +133,13 @@ def edited(path: Path) -> Iterator[sqlite3.Connection]:
     """The database of a closed store, in the hands of somebody who can write its file."""
     with contextlib.closing(sqlite3.connect(path, timeout=0, isolation_level=None)) as connection:
         yield connection
+
+
+def hide_from_index(path: Path) -> None:
+    """Edit the entry of `alias/a` in the index of the aliases' names, and not the row."""
+    with edited(path) as connection:
+        [[root]] = connection.execute("SELECT rootpage FROM sqlite_master WHERE name = 'sqlite_autoindex_aliases_1'")
+    content = bytearray(path.read_bytes())
+    at = content.index(b"alias/a", (root - 1) * 4096, root * 4096)
+    content[at : at + 7] = b"alias/A"
+    path.write_bytes(content)

@@ -36,6 +36,7 @@ from tests.store.rows import (
     alias_row,
     domain_key_row,
     edited,
+    hide_from_index,
     key_row,
     material_row,
     opened,
@@ -355,16 +356,6 @@ async def test_a_sum_shows_nothing(path: Path) -> None:
 async def one_state_record(store: SqlStore) -> Record[StateRow]:
     [columns] = await store._run(store._database.rows, STATEMENTS["state"].all, {})
     return Record.from_columns(STATE, columns)
-
-
-def hide_from_index(path: Path) -> None:
-    """Edit the entry of `alias/a` in the index of the aliases' names, and not the row."""
-    with edited(path) as connection:
-        [[root]] = connection.execute("SELECT rootpage FROM sqlite_master WHERE name = 'sqlite_autoindex_aliases_1'")
-    content = bytearray(path.read_bytes())
-    at = content.index(b"alias/a", (root - 1) * 4096, root * 4096)
-    content[at : at + 7] = b"alias/A"
-    path.write_bytes(content)
 
 
 async def test_an_index_that_hides_a_row_is_found_by_verifying_everything(path: Path) -> None:
