@@ -8,7 +8,6 @@ it of having been cut off. It covers the ones before, so that those that came by
 from __future__ import annotations
 
 import asyncio
-import uuid
 from collections.abc import Awaitable, Callable
 
 import msgspec
@@ -112,7 +111,7 @@ class Checkpoints:
             with told():
                 row = await self._store.anchor()
                 new = AnchorRow(**msgspec.structs.asdict(checkpoint), version=row.version + 1 if row else 1)
-                await self._store.commit(str(uuid.uuid4()), [Replace(new) if row else Insert(new)])
+                await self._store.commit(None, [Replace(new) if row else Insert(new)])
             self._kept = checkpoint
 
     def _tell_fault(self, task: asyncio.Task[None]) -> None:

@@ -236,9 +236,10 @@ class Store(Protocol):
     async def last_backup(self) -> BackupRow | None:
         """Return what is known of the last backup."""
 
-    async def commit(self, mutation_id: str, changes: Sequence[Change]) -> None:
+    async def commit(self, mutation_id: str | None, changes: Sequence[Change]) -> None:
         """Make all changes in one transaction that is durable on return, and remember `mutation_id` with them.
 
+        None: nobody is going to ask whether it happened, and it must not push a mutation out of what is remembered.
         Raises RowExistsError (also for a mutation id used before), RowChangedError or StoreUnavailableError; nothing
         was written then, unless the message says that the disk failed to sync. A task that is cancelled while it waits
         leaves the commit done or not done; `committed` tells which. Raises IntegrityError unless `check_state` found
@@ -246,7 +247,7 @@ class Store(Protocol):
         """
 
     async def committed(self, mutation_ids: Sequence[str]) -> set[str]:
-        """Return those of the mutation ids whose commits happened, among the newest 10,000 commits."""
+        """Return those of the mutation ids whose commits happened, among the newest 10,000 mutations."""
 
     async def forget(self, mutation_ids: Sequence[str]) -> None:
         """Remember these mutations no longer; unknown ones are ignored."""

@@ -169,12 +169,12 @@ class SqlStore:
         """Return what is known of the last backup."""
         return await self._one(BACKUPS, "last")
 
-    async def commit(self, mutation_id: str, changes: Sequence[Change]) -> None:
-        """Make all changes in one transaction that is durable on return, and remember `mutation_id` with them."""
+    async def commit(self, mutation_id: str | None, changes: Sequence[Change]) -> None:
+        """Make all changes in one transaction that is durable on return; remember `mutation_id`."""
         await self._writer.commit(mutation_id, changes)
 
     async def committed(self, mutation_ids: Sequence[str]) -> set[str]:
-        """Return those of the mutation ids whose commits happened, among the newest 10,000 commits."""
+        """Return those of the mutation ids whose commits happened, among the newest 10,000 mutations."""
         self._require_key()
         mutations = STATEMENTS[MUTATIONS.table]
         each = [mutations.this(mutation_id) for mutation_id in mutation_ids]

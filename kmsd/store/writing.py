@@ -66,8 +66,8 @@ class Writer:
         async with self._lock:
             yield
 
-    async def commit(self, mutation_id: str, changes: Sequence[Change]) -> None:
-        """Make changes and remember the mutation."""
+    async def commit(self, mutation_id: str | None, changes: Sequence[Change]) -> None:
+        """Make changes and remember the mutation, if it is one."""
         taken = [change.row for change in changes if not isinstance(change, Insert)]
         async with self._lock:
             state, draft, [[(last,)], old, *found] = await self._begin(
@@ -76,11 +76,12 @@ class Writer:
             for row, rows in zip(taken, found, strict=True):
                 draft.tell(row, rows)
             # The mutation comes first: a commit that is repeated fails because of itself, not of what it did before.
-            draft.change(Insert(MutationRow(mutation_id=mutation_id, version=1)), number=(last or 0) + 1)
+            if mutation_id is not None:
+                draft.change(Insert(MutationRow(mutation_id=mutation_id, version=1)), number=(last or 0) + 1)
+                for columns in old:
+                    draft.forget(MUTATIONS, columns)
             for change in changes:
                 draft.change(change)
-            for columns in old:
-                draft.forget(MUTATIONS, columns)
             await self._finish(state, draft)
 
     async def forget(self, mutation_ids: Sequence[str]) -> None:

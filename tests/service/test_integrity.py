@@ -19,6 +19,8 @@ from kmsd.audit.rotation import Rotation
 from kmsd.audit.standing import Standing
 from kmsd.service.seal import CONFIGURED, Means
 from kmsd.store.base import StoreUnavailableError
+from kmsd.store.kinds import MUTATIONS
+from kmsd.store.schema import STATEMENTS
 from kmsd.store.sql import SqlStore
 from tests.support.embedded import ALICE, ROOT, Embedded, Gate
 
@@ -331,6 +333,18 @@ async def test_a_checkpoint_is_kept_only_when_it_is_durable(host: Host) -> None:
     assert after is not None
     assert before is not None
     assert after.seq > before.seq
+
+
+async def test_signing_pushes_no_mutation_out_of_memory(host: Host) -> None:
+    """With one a minute, a week would: an intent left open would be settled as if it had not been committed."""
+    service = await host.start()
+    await service.make_key()
+    mutations = STATEMENTS[MUTATIONS.table].all
+    before = await service.store._run(service.store._database.rows, mutations, {})
+
+    await service.checkpoints.sign()
+
+    assert await service.store._run(service.store._database.rows, mutations, {}) == before
 
 
 async def test_a_mutation_tells_the_trail_of_its_commit(host: Host) -> None:

@@ -208,7 +208,7 @@ class SwitchedStore(SqlStore):
         await self._pass("count_keys")
         return await super().count_keys(creator_uid)
 
-    async def commit(self, mutation_id: str, changes: Sequence[Change]) -> None:
+    async def commit(self, mutation_id: str | None, changes: Sequence[Change]) -> None:
         await self._pass("commit")
         await super().commit(mutation_id, changes)
         await self._pass("committing")
