@@ -12,12 +12,12 @@ from collections.abc import Awaitable, Callable
 
 import msgspec
 
-from kmsd.api.errors import AuditUnavailableError, KmsError, SealedError
+from kmsd.api.errors import AuditUnavailableError, IntegrityError, KmsError, SealedError
 from kmsd.audit.checkpoint import Checkpoint
 from kmsd.audit.writer import Trail
 from kmsd.logs import Logger
 from kmsd.service.telling import told
-from kmsd.store.base import AnchorRow, Insert, Replace, Store
+from kmsd.store.base import AnchorRow, Insert, Replace, Store, StoreError
 
 # How often the trail is asked whether a file is full: a look at two numbers.
 _LOOK_SECONDS = 5.0
@@ -79,6 +79,8 @@ class Checkpoints:
             return  # sealed in between: there is nothing to sign with
         except KmsError as error:
             self._logger.warning("audit_not_signed", code=error.code, reason=error.message)
+        except StoreError as error:  # the anchor was changed under the daemon, which the next unseal reports
+            self._logger.warning("audit_not_signed", code=IntegrityError.code, reason=str(error))
 
     async def _go_on(self) -> None:
         due = self._clock() + self._seconds

@@ -229,10 +229,12 @@ class Unsealing:
         if self._attempt is not None:
             self._attempt.cancel()
         async with self._turn:
-            await self._gate.close(_SEAL_GRACE_SECONDS)
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._checkpoints.sign_if_possible(), _SEAL_GRACE_SECONDS)
-            self._seal.seal()
+            try:
+                await self._gate.close(_SEAL_GRACE_SECONDS)
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._checkpoints.sign_if_possible(), _SEAL_GRACE_SECONDS)
+            finally:
+                self._seal.seal()
 
     async def _try(self) -> bool:
         """Try the configured PIN once; return whether what prevented it may pass."""

@@ -18,7 +18,8 @@ from kmsd.audit.repair import Repair, begin_anew, survey
 from kmsd.audit.rotation import Rotation
 from kmsd.audit.standing import Standing
 from kmsd.service.seal import CONFIGURED, Means
-from kmsd.store.base import StoreUnavailableError
+from kmsd.service.unsealing import system_record
+from kmsd.store.base import RowChangedError, StoreUnavailableError
 from kmsd.store.kinds import MUTATIONS
 from kmsd.store.schema import STATEMENTS
 from kmsd.store.sql import SqlStore
@@ -378,3 +379,19 @@ async def test_a_store_that_only_looks_as_if_it_had_been_upgraded_is_refused(hos
     host.forget_token()
 
     assert "the store lacks the state row that it had" in await host.refusal()
+
+
+async def test_whatever_signing_meets_the_keys_are_wiped(host: Host) -> None:
+    """An anchor that somebody changes under the daemon keeps neither a seal from happening nor the next signature."""
+    service = await host.start()
+    await service.make_key()
+    service.store.faults["commit"] = RowChangedError("anchors", "audit")
+
+    await service.checkpoints.sign_if_possible()
+    assert "audit_not_signed" in service.log.getvalue()
+
+    service.store.faults["commit"] = MemoryError()
+    service.trail.append([system_record("Start")])
+    with pytest.raises(MemoryError):
+        await service.unsealing.seal()
+    assert service.seal.sealed
