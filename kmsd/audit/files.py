@@ -20,7 +20,7 @@ from kmsd.audit.reading import Part
 from kmsd.audit.reduced import HEADER_BYTES
 from kmsd.audit.system import System, unavailable
 
-_REDUCED = ".reduced"
+REDUCED = ".reduced"
 _ROTATED = re.compile(r"\.([0-9]{12,19})-([0-9]{12,19})(\.reduced)?\Z")
 
 
@@ -40,7 +40,7 @@ def rotated_path(trail: Path, first: int, last: int) -> Path:
 
 def reduced_path(rotated: Path) -> Path:
     """Return the path that a rotated file has when it was reduced."""
-    return rotated.with_name(rotated.name + _REDUCED)
+    return rotated.with_name(rotated.name + REDUCED)
 
 
 def next_path(trail: Path) -> Path:

@@ -224,10 +224,11 @@ class Repairs:
         """Take from rotated files that a repair set aside the names that it had no time to take."""
         told = self._first_line(self._trail)
         name = (told.additional_event_data or {}).get("brokenFile") if told is not None else None
-        for one in self._rotated():
-            if isinstance(name, str) and _is_same(one.path, self._trail.with_name(Path(name).name)):
-                self._system.unlink(one.path)
-                self._system.sync_directory(self._trail.parent)
+        for aside in self._set_aside_before():
+            for one in self._rotated():
+                if aside.name == name and _is_same(one.path, aside):
+                    self._system.unlink(one.path)
+                    self._system.sync_directory(self._trail.parent)
 
     def _rotated(self) -> list[RotatedFile]:
         # An active file that a killed run was about to rotate has two names.

@@ -21,12 +21,12 @@ from pathlib import Path
 
 from kmsd.audit.chain import GENESIS, Head, Line, MalformedLineError, digest_of, parse, seq_of
 from kmsd.audit.files import (
+    REDUCED,
     RotatedFile,
     next_path,
     open_for_writing,
     open_part,
     open_regular,
-    reduced_path,
     rotated_files,
 )
 from kmsd.audit.reading import Part, last_line_end, lines_between
@@ -103,8 +103,10 @@ def check_start(trail: Path, first: Line, system: System) -> None:
         return
     name = (first.additional_event_data or {}).get("previousFile") if first.event_name == MARK else None
     previous = rotated[-1]
-    if not isinstance(name, str) or previous.path.name not in {name, reduced_path(trail.with_name(name)).name}:
-        raise broken(trail, f"{name or 'the file before it'}, which it continues, is missing")
+    # The name is whatever somebody wrote there: compared, and told with nothing that a terminal obeys.
+    if not isinstance(name, str) or previous.path.name not in {name, f"{name}{REDUCED}"}:
+        told = repr(name)[1:-1] if isinstance(name, str) else ""
+        raise broken(trail, f"{told or 'the file before it'}, which it continues, is missing")
     if end_of(previous, system) != (first.seq - 1, first.prev):
         raise broken(trail, f"does not continue {previous.path.name}: one of the two was changed")
 

@@ -9,13 +9,14 @@ from pathlib import Path
 import pytest
 
 from kmsd.api.errors import AuditUnavailableError
-from kmsd.audit.chain import parse
+from kmsd.audit.chain import Head, digest_of, link, parse
 from kmsd.audit.record import Kind, Record
 from kmsd.audit.repairing import Repairs, SetAside
+from kmsd.audit.standing import system_record
 from kmsd.audit.succession import AuditBrokenError
 from kmsd.audit.system import System
 from kmsd.audit.trail_check import check_trail
-from kmsd.audit.verify import REPAIR
+from kmsd.audit.verify import MARK, REPAIR
 from kmsd.audit.writer import SyncMode, Trail
 from kmsd_client.cli.audit_records import trail_file
 from tests.audit.conftest import FaultySystem
@@ -299,3 +300,20 @@ def test_the_new_file_belongs_to_whom_the_old_one_did(foreign: Path, name: str) 
         status = path.stat()
         assert (status.st_uid, status.st_gid) == (12345, 23456)
     assert stat.S_IMODE(foreign.stat().st_mode) == 0o600
+
+
+@pytest.mark.parametrize("name", ["", "..", "a/b", "\x1b[2J", "x\0"])
+def test_names_that_somebody_wrote_into_the_first_line_are_only_compared(trail: Path, name: str) -> None:
+    """They lead to no file, stop neither a start's message nor a repair, and no terminal obeys them."""
+    before = (trail.parent / SECOND).read_bytes().splitlines(keepends=True)[-1]
+    last = parse(before)
+    mark = system_record(MARK, {"openIntents": [], "storeSequence": 0, "previousFile": name, "brokenFile": name})
+    [line], _ = link(Head(last.seq, digest_of(before)), [mark], last.event_time)
+    trail.write_bytes(line)
+
+    with pytest.raises(AuditBrokenError, match="which it continues, is missing") as refused:
+        Trail.open(trail, sync=SyncMode.OS, clock=lambda: NOW)
+    assert str(refused.value).isprintable()
+
+    repair(trail)
+    goes_on(trail, seq=last.seq)
