@@ -15,11 +15,7 @@ import msgspec
 from kmsd.audit.chain import GENESIS, Head, Line, MalformedLineError, digest_of, link, parse
 from kmsd.audit.record import Intent
 from kmsd.audit.standing import Standing, system_record
-from kmsd.audit.verify import REPAIR, ChainBrokenError, Walk, told_sequence
-
-# No trail comes near; a number beyond was made up, and continuing it could exhaust what a number may be. The largest
-# that every reader of JSON takes (RFC 8259, section 6).
-_MAX_SEQ = 2**53 - 1
+from kmsd.audit.verify import MAX_NUMBER, REPAIR, ChainBrokenError, Walk, told_sequence
 
 
 class Repair(msgspec.Struct, frozen=True, rename="camel"):
@@ -63,7 +59,7 @@ def survey(lines: Iterable[bytes]) -> Survey:
         size += len(raw)
         try:
             line = parse(raw)
-            if line.seq > _MAX_SEQ:
+            if line.seq > MAX_NUMBER:
                 continue
             walk.heed(number, line)
         except (MalformedLineError, ChainBrokenError):

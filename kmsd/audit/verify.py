@@ -24,6 +24,10 @@ MARK = "MarkAuditTrail"
 # The name of the record that begins a new chain where an old one was broken.
 REPAIR = "RepairAuditTrail"
 
+# No trail and no store comes near; a number beyond was made up, and counting on from it could exhaust what a number may
+# be. The largest that every reader of JSON takes (RFC 8259, section 6).
+MAX_NUMBER = 2**53 - 1
+
 # How many lines behind a break are looked at to tell a moved record from a removed one. Those who shuffle lines by
 # accident or to hide one rarely move them far; a record that was moved farther is reported as removed.
 LOOKAHEAD_LINES = 64
@@ -176,7 +180,7 @@ def verify(lines: Iterable[bytes], *, start: Head | None = GENESIS) -> Report:
 def told_sequence(details: dict[str, Any] | None) -> int:
     """Return the number of commits of the store that a record tells in `additionalEventData`, 0 if it tells none."""
     told = None if details is None else details.get("storeSequence")
-    return told if type(told) is int else 0
+    return told if type(told) is int and 0 <= told <= MAX_NUMBER else 0
 
 
 def _intent(line: Line) -> Intent:

@@ -229,11 +229,11 @@ def forge_repair(directory: Path) -> None:
     trail.write_bytes(b"".join(begin_anew(repair, found, format_time(time.time()))))
 
 
-def forge_mark(directory: Path) -> int:
+def forge_mark(directory: Path, *, store_sequence: int | None = None) -> int:
     """Append a mark that continues nothing; return the number of the last record before it."""
     trail = directory / "audit.log"
     found = survey(trail.read_bytes().splitlines(keepends=True))
-    mark = Standing(found.open_intents, found.store_sequence).mark()
+    mark = Standing(found.open_intents, store_sequence or found.store_sequence).mark()
     assert found.last is not None
     assert mark is not None
     with trail.open("ab") as file:
@@ -395,3 +395,15 @@ async def test_whatever_signing_meets_the_keys_are_wiped(host: Host) -> None:
     with pytest.raises(MemoryError):
         await service.unsealing.seal()
     assert service.seal.sealed
+
+
+async def test_a_sequence_that_no_store_has_can_be_accepted(host: Host, tmp_path: Path) -> None:
+    """Somebody made it up; the store must not count on from it until no number is left."""
+    await (await host.start()).make_key()
+    await host.stop()
+    forge_mark(tmp_path, store_sequence=(1 << 64) - 1)
+    await host.refusal()
+
+    await (await host.start(ACCEPTING)).make_key()
+
+    await (await host.start()).make_key()
