@@ -261,6 +261,10 @@ class _Course:
         if before < line.seq - 1 <= file.sparse_until:
             self._dropped += line.seq - 1 - before
             self._gaps.append(Gap(before + 1, line.seq - 1, f"{file.name} does not have it any more"))
+            note = (
+                f"{file.name}: whether retention dropped what is missing, only its signed files show: verify those too"
+            )
+            self._notes.extend({note}.difference(self._notes))
             return Head(line.seq - 1, line.prev)
         return None
 
