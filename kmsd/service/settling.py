@@ -21,8 +21,7 @@ class Settling:
         """Do so, unless it was done; needs the store's keys."""
         intents = () if self._settled else self._trail.open_intents()
         committed = await self._store.committed([intent.request_id for intent in intents])
-        for intent in intents:
-            self._trail.append([_counterpart(intent, happened=intent.request_id in committed)])
+        self._trail.append([_counterpart(intent, happened=intent.request_id in committed) for intent in intents])
         self._settled = True
 
 
