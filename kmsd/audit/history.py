@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import itertools
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 
 from kmsd.api.errors import IntegrityError, LimitExceededError
@@ -147,9 +147,17 @@ def _go_along(walk: Walk, rotated: RotatedFile, signer: Signer, system: System) 
         if not rotated.is_reduced:
             _follow(walk, part)
             return
-        lines = list(lines_between(part.fd, 0, part.stop))
-        reduced, _ = check_reduced(lines, None)
-        if head_line(signer, reduced, hashlib.sha256(b"".join(lines[1:])).hexdigest()) != lines[0]:
+        content, lines = hashlib.sha256(), lines_between(part.fd, 0, part.stop)
+        first = next(lines, b"")
+
+        def observed() -> Iterator[bytes]:
+            yield first
+            for line in lines:
+                content.update(line)
+                yield line
+
+        reduced, _ = check_reduced(observed(), None)
+        if head_line(signer, reduced, content.hexdigest()) != first:
             what = f"what retention left in {rotated.path.name} is not signed"
             raise ChainBrokenError(1, reduced.first_seq, Fault.FORGED, what)
         before, head = Head(reduced.first_seq - 1, reduced.prev), walk.head or GENESIS
