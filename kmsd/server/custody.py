@@ -68,7 +68,7 @@ class Custody:
             clock=time.monotonic,
             sleep=foundation.sleep,
         )
-        self._token_anchor = TokenAnchor(foundation.root, store, logger)
+        self._token_anchor = TokenAnchor(foundation.root, store, logger, sleep=foundation.sleep)
         self._seal = Seal(
             store=store,
             trail=trail,

@@ -209,10 +209,11 @@ class Unsealing:
             self._is_new = False
             try:
                 await self._settle()
-                record()
                 await self._checkpoints.sign_if_possible()
                 if means.pin is not None:
                     await self._token_anchor.keep(means.pin)
+                # Last, and nothing is awaited behind it: an attempt that is ended has one outcome.
+                record()
             except BaseException:
                 self._seal.seal()
                 raise
@@ -221,7 +222,7 @@ class Unsealing:
         self.by_recovery = means.recovery_key is not None
         self._gate.open()
         if means.pin is None and means.recovery_key is None:
-            self._token_anchor.keep_later()
+            self._token_anchor.start()
 
     async def _take_keys(self) -> None:
         self._sealings += 1
@@ -231,6 +232,7 @@ class Unsealing:
         async with self._turn:
             try:
                 await self._gate.close(_SEAL_GRACE_SECONDS)
+                await self._token_anchor.close()
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(self._checkpoints.sign_if_possible(), _SEAL_GRACE_SECONDS)
             finally:

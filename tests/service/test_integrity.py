@@ -18,6 +18,7 @@ from kmsd.audit.repair import Repair, begin_anew, survey
 from kmsd.audit.rotation import Rotation
 from kmsd.audit.standing import Standing
 from kmsd.service.seal import CONFIGURED, Means
+from kmsd.service.token_anchor import KEEP_SECONDS
 from kmsd.service.unsealing import system_record
 from kmsd.store.base import RowChangedError, StoreUnavailableError
 from kmsd.store.kinds import MUTATIONS
@@ -40,8 +41,7 @@ class Host:
         """Stop what runs, and start anew."""
         service = await self.open()
         await service.unsealing.unseal(means, service.unsealing._record_success)
-        if service.token_anchor._task is not None:
-            await service.token_anchor._task
+        await service.anchor_sleeps.again()  # the token remembers
         return service
 
     def forget_token(self) -> None:
@@ -316,6 +316,7 @@ async def test_the_anchor_is_the_last_checkpoint_and_verifies(host: Host, tmp_pa
 async def test_a_checkpoint_is_kept_only_when_it_is_durable(host: Host) -> None:
     """A store that remembered what a power cut takes from the trail would accuse it of having been cut."""
     service = await host.start()
+    await service.checkpoints.sign()
     await service.make_key()
     before = await service.store.anchor()
     service.trail.unsyncable = True
@@ -407,3 +408,21 @@ async def test_a_sequence_that_no_store_has_can_be_accepted(host: Host, tmp_path
     await (await host.start(ACCEPTING)).make_key()
 
     await (await host.start()).make_key()
+
+
+async def test_the_token_is_told_of_changes_every_hour(host: Host) -> None:
+    """What was made since the last unseal is not lost to a copy from before it, but for the last hour."""
+    service = await host.start()
+    before = dict(service.root.anchors)
+    await service.anchor_sleeps.wake()
+    await service.anchor_sleeps.again()
+    assert service.root.anchors == before
+
+    await service.make_key()
+    await service.anchor_sleeps.wake()
+    await service.anchor_sleeps.again()
+    assert service.root.anchors == dict.fromkeys(before, service.store.sequence)
+    assert set(service.anchor_sleeps.seconds) == {KEEP_SECONDS}
+
+    await service.unsealing.seal()
+    assert service.token_anchor._task is None

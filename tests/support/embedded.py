@@ -401,6 +401,7 @@ class Embedded:
         self.gate = KeyGate()
         self.sleeps = Sleeps()
         self.summary_sleeps = Sleeps()
+        self.anchor_sleeps = Sleeps()
         self.checkpoints = Checkpoints(
             trail=trail,
             store=store,
@@ -410,7 +411,7 @@ class Embedded:
             clock=lambda: self.now,
             sleep=Sleeps(),
         )
-        self.token_anchor = TokenAnchor(self.root, store, StructuredLogger(self.log))
+        self.token_anchor = TokenAnchor(self.root, store, StructuredLogger(self.log), sleep=self.anchor_sleeps)
         self.unsealing = Unsealing(
             seal=self.seal,
             store=store,
