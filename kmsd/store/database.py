@@ -144,6 +144,12 @@ class Database:
             mode = self._connection.exec_driver_sql("PRAGMA journal_mode = WAL").scalar_one()
             if mode != "wal":
                 raise StoreUnavailableError(f"{self.name}: its file system allows no write-ahead log")
+            self._execute("SELECT 1 FROM sqlite_schema")  # makes the log, if the mode is new
+            try:
+                # SQLite syncs the log's name as well, but goes on when that fails.
+                sync_directory(path.parent)
+            except OSError as exc:
+                raise StoreUnavailableError(f"{self.name}: its folder cannot be synced: {exc.strerror}") from exc
             self._open = stack.pop_all()
 
     def _lock(self, path: Path) -> int:

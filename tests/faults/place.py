@@ -41,14 +41,17 @@ class Share(NamedTuple):
 class Log:
     """A service log: what it says of faults that nobody foresaw ends the run, anchors of the trail are told."""
 
-    def __init__(self, say: Say) -> None:
+    def __init__(self, say: Say, disk: FaultyDisk) -> None:
         self._say = say
+        self._disk = disk
 
     def write(self, text: str) -> int:
         if '"level": "error"' in text:
             self._say({"failure": f"the service reported a fault: {text}"})
         if '"event": "audit_checkpoint"' in text:
-            self._say({"told": {"anchor": text}})
+            anchor = {"anchor": text}
+            self._say({"told": anchor})
+            self._disk.note(json.dumps(anchor).encode())
         return len(text)
 
     def flush(self) -> None:
@@ -83,7 +86,7 @@ class Place:
             checkpoint_records=self._rng.choice(_CHECKPOINT_RECORDS),
         )
         root = KeptRoot(self.token, self._note_token)
-        return await Assembled.open(self.directory, audit=audit, root=root, log=cast("TextIO", Log(say)))
+        return await Assembled.open(self.directory, audit=audit, root=root, log=cast("TextIO", Log(say, self._disk)))
 
     def _note_token(self, store_id: str, sequence: int) -> None:
         self._disk.note(json.dumps({"token": {store_id: sequence}}).encode())

@@ -108,3 +108,24 @@ async def test_a_log_that_cannot_be_written_again_is_said(path: Path, monkeypatc
     assert {one.name: one.read_bytes() for one in path.parent.iterdir()} == left
     async with opened(path) as store:
         assert await store.keys(after=None, limit=1)
+
+
+async def test_a_store_whose_logs_name_cannot_be_synced_does_not_open(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is committed into a log without a name is lost in a power cut; SQLite itself would go on."""
+    log = path.with_name("store.sqlite-wal")
+    real = os.fsync
+
+    def fsync(fd: int) -> None:
+        if Path(f"/proc/self/fd/{fd}").readlink() == path.parent and log.exists():
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        real(fd)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with pytest.raises(StoreUnavailableError, match="folder cannot be synced: Input/output error"):
+        await SqlStore.open(path)
+
+    monkeypatch.undo()
+    async with opened(path):
+        assert log.exists()
