@@ -8,6 +8,7 @@ it of having been cut off. It covers the ones before, so that those that came by
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable
 
 import msgspec
@@ -53,6 +54,7 @@ class Checkpoints:
         self._kept: Checkpoint | None = None
         self._turn = asyncio.Lock()
         self._task: asyncio.Task[None] | None = None
+        self._soon: asyncio.Task[None] | None = None
         trail.on_checkpoint = self._note
 
     def start(self) -> None:
@@ -62,9 +64,18 @@ class Checkpoints:
 
     async def close(self) -> None:
         """Sign by time no more."""
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.wait({self._task})
+        tasks = {task for task in (self._task, self._soon) if task is not None}
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
+
+    def sign_soon(self) -> None:
+        """Sign now, without waiting, and have the store remember a moment later."""
+        with contextlib.suppress(AuditUnavailableError):  # it is tried again, and then logged
+            self._trail.checkpoint()
+        self._soon = asyncio.ensure_future(self.sign_if_possible())
+        self._soon.add_done_callback(self._tell_fault)
 
     async def sign(self) -> None:
         """Sign what came since the last checkpoint, and have the store remember; raises a KmsError."""

@@ -209,11 +209,11 @@ class Unsealing:
             self._is_new = False
             try:
                 await self._settle()
-                await self._checkpoints.sign_if_possible()
                 if means.pin is not None:
                     await self._token_anchor.keep(means.pin)
                 # Last, and nothing is awaited behind it: an attempt that is ended has one outcome.
                 record()
+                self._checkpoints.sign_soon()
             except BaseException:
                 self._seal.seal()
                 raise

@@ -128,6 +128,7 @@ async def test_a_whole_life_is_in_the_trail(open_assembled: OpenService, short_p
     assert answer.error is None
     assert [record["eventName"] for record in trail(short_path)] == [
         "Unseal",
+        "SignAuditTrail",
         "Start",
         "Status",
         "Stop",

@@ -567,6 +567,7 @@ class Embedded:
         await self.backups.close()
         await self.unsealing.close()
         await self.token_anchor.close()
+        await self.checkpoints.close()
         await self.pipeline.drain()
         self.pool.close()
         self.seal.seal()
