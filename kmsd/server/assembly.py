@@ -9,6 +9,7 @@ import os
 import random
 import socket
 import time
+from pathlib import Path
 
 from kmsd.access.decision import Authorizer, HostPolicy
 from kmsd.api import OPERATIONS
@@ -136,6 +137,8 @@ class Service:
     async def open(cls, foundation: Foundation) -> Service:
         """Open store and trail; the service is sealed and accepts nobody yet."""
         config = foundation.config
+        if not foundation.founds and not foundation.store_path.exists():
+            raise _no_store(foundation.store_path)  # before a file is made in its place
         async with contextlib.AsyncExitStack() as opened:
             trail = Trail.open(
                 foundation.audit_path,
@@ -156,6 +159,8 @@ class Service:
                         f"{foundation.store_path} is empty, but {foundation.audit_path} tells of a store that was in "
                         "use: put the store back (kmsd restore), or move the audit trail away to begin anew"
                     )
+                if not foundation.founds:
+                    raise _no_store(foundation.store_path)
                 # An account id is a name and no secret, but two hosts should not draw the same one.
                 account = random.SystemRandom().randint(*_ACCOUNTS)
                 settings = SettingsRow(account=str(account), region=config.region, version=1)
@@ -239,3 +244,10 @@ class Service:
             self._custody.seal()
             await self._store.close()
             self._trail.close()
+
+
+def _no_store(path: Path) -> StoreFormatError:
+    return StoreFormatError(
+        f"{path} is missing or was never finished: put it back, restore a backup (kmsd restore), or set up a new host "
+        "(kmsd init)"
+    )

@@ -116,6 +116,7 @@ async def _serve(deployment: Deployment, zygote: Zygote, arena: Arena, confineme
                 host_policy=deployment.host_policy,
                 store_path=deployment.store_path,
                 audit_path=deployment.audit_path,
+                founds=deployment.founds,
                 log_is_kept=deployment.log_is_kept,
                 recovery_key=deployment.recovery_key() if deployment.recovery_key is not None else None,
             )

@@ -45,8 +45,9 @@ class Deployment:
     `token_writable` is what a token job may write, and `token_variables` the variables that may be set for its module,
     beside what the settings say. `notifier` tells the service manager. `recovery_key` gives the key by which a store
     that is yet to be made can be unsealed without the token. With `accepts_changes` records that are not as kmsd left
-    them are taken as they are; only where it does not serve sealed, and so nobody can ask for it. `log_is_kept`: the
-    service log is no terminal that somebody works at, but goes where it is kept.
+    them are taken as they are; only where it does not serve sealed, and so nobody can ask for it. `founds`: it may
+    make the first store; else one that is missing is not taken for one that never was. `log_is_kept`: the service log
+    is no terminal that somebody works at, but goes where it is kept.
     Where there is a `host_policy` directory, SIGHUP has it read anew.
     """
 
@@ -69,6 +70,7 @@ class Deployment:
     notifier: Notifier = field(default_factory=Notifier)
     recovery_key: Callable[[], memoryview] | None = None
     accepts_changes: bool = False
+    founds: bool = False
     log_is_kept: bool = True
 
 
@@ -113,6 +115,7 @@ def development(
         token_variables=("SOFTHSM2_CONF",),
         ready=ready,
         accepts_changes=accepts_changes,
+        founds=True,
         log_is_kept=False,
     )
 
@@ -159,7 +162,7 @@ def founding(config: Config, pin: PinSource, recovery_key: Callable[[], memoryvi
         writable=(),
         notifier=Notifier(),
     )
-    return replace(deployment, recovery_key=recovery_key)
+    return replace(deployment, recovery_key=recovery_key, founds=True)
 
 
 def _of_host(

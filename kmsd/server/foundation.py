@@ -36,6 +36,8 @@ class Foundation:
     host_policy: Path | None
     store_path: Path
     audit_path: Path
+    # Whether it may make a store, where there is none.
+    founds: bool
     # Whether the service log goes where it is kept, and so may hold anchors of the trail.
     log_is_kept: bool
     # Of a store that is yet to be made.

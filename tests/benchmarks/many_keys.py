@@ -68,6 +68,7 @@ async def add_keys(deployment: Deployment, zygote: Zygote, count: int) -> None:
             host_policy=None,
             store_path=deployment.store_path,
             audit_path=deployment.audit_path,
+            founds=True,
             log_is_kept=False,
         )
     )

@@ -335,3 +335,16 @@ def test_a_person_types_the_pin(make_daemon: MakeDaemon) -> None:
     assert pin not in shown
     assert daemon.state() == "unsealed"
     daemon.stop()
+
+
+def test_a_host_whose_store_and_trail_are_gone_is_not_begun_anew(make_daemon: MakeDaemon) -> None:
+    """New keys under an old name would open nothing; only a set-up, or a restore, makes a store."""
+    daemon = make_daemon()
+    for path in (*daemon.directory.glob("store.sqlite*"), *daemon.directory.glob("audit.log*")):
+        path.unlink()
+    daemon.launch()
+    with pytest.raises(AssertionError):
+        daemon.wait_until_ready()
+
+    assert "is missing or was never finished" in daemon.said().splitlines()[-1]
+    assert not [*daemon.directory.glob("store.sqlite*"), *daemon.directory.glob("audit.log*")]

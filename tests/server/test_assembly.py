@@ -86,6 +86,7 @@ async def open_assembled(zygote: Zygote, short_path: Path, log: io.StringIO) -> 
                 host_policy=None,
                 store_path=short_path / "store.sqlite",
                 audit_path=short_path / "audit.log",
+                founds=True,
                 log_is_kept=False,
             )
         )

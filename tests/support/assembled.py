@@ -81,6 +81,7 @@ class Assembled:
                 host_policy=None,
                 store_path=directory / STATE / "store.sqlite",
                 audit_path=directory / AUDIT / "audit.log",
+                founds=True,
                 log_is_kept=True,
             )
         )
