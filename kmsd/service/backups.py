@@ -150,7 +150,7 @@ class Backups:
         self._peer_seconds = peer_seconds
         self._kept_seconds = kept_seconds
         self._task: asyncio.Task[None] | None = None
-        self._interruptible = False
+        self._interruptible = self._interrupted = False
         self.last: BackupRow | None = None
         gate.on_close(self._interrupt)
 
@@ -171,7 +171,8 @@ class Backups:
             call.began = True
             unless_begun.pop_all()
         backup_id = str(uuid.uuid4())
-        self._interruptible = True
+        # Not yet: a task that is cancelled before its first step takes none, and records nothing.
+        self._interruptible = self._interrupted = False
         self._task = asyncio.ensure_future(self._converse(call, backup_id, ours))
         self._task.add_done_callback(self._ended)
         self._gate.pass_through(self._task)
@@ -200,6 +201,9 @@ class Backups:
 
     async def _send(self, backup_id: str, channel: socket.socket) -> BackupRow:
         """Send the whole backup; return what there is to say of it."""
+        self._interruptible = True
+        if self._interrupted:
+            raise self._interruption()
         await self._trail.sync()
         snapshot = await self._store.snapshot(self._snapshot_path)
         try:
@@ -323,6 +327,7 @@ class Backups:
         return error
 
     def _interrupt(self) -> None:
+        self._interrupted = True
         if self._task is not None and self._interruptible:
             self._task.cancel()
 

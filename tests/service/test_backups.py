@@ -266,6 +266,17 @@ async def test_sealing_ends_it_and_takes_its_key(service: Embedded) -> None:
     assert service.newest()["errorCode"] == SealedError.code
 
 
+async def test_sealing_ends_what_has_only_just_begun(service: Embedded) -> None:
+    """Before a first step was made, too: nothing of it leaves, its client is told, and its intent has an outcome."""
+    with await begin(service) as channel:
+        # No turn of the loop has passed since the answer.
+        await service.gate.close(10)
+        told = await hear(channel)
+    assert told.error is not None
+    assert told.error.code == SealedError.code
+    await recorded(service, SealedError.code)
+
+
 async def test_what_is_kept_is_noted_before_the_keys_go(service: Embedded) -> None:
     """Sealing waits for it."""
     gate = service.store.gates["commit"] = Gate()
