@@ -25,6 +25,7 @@ COMMITMENT_BYTES = 32
 Count = Annotated[int, Meta(ge=0, le=2**63 - 1)]
 Digest = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
 Name = Annotated[str, Meta(min_length=1, max_length=128)]
+StoreId = Annotated[str, Meta(pattern=r"^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}\Z")]
 
 
 class BackupError(RuntimeError):
@@ -59,7 +60,7 @@ class BackupHeader(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     version: Name
     account: Name
     region: Name
-    store_id: Name
+    store_id: StoreId
     store_sequence: Count
     audit_sequence: Count
     audit_hash: Digest
@@ -108,7 +109,11 @@ def parse(start: bytes, body: bytes, name: str) -> ParsedHeader:
     except (msgspec.MsgspecError, UnicodeDecodeError):
         # `from None`: a decoder's message may quote what it read.
         raise BackupError(f"{name}: the backup's header was changed: it cannot be read") from None
-    if not any(key.domain_key_id == header.data_key.domain_key_id for key in header.domain_keys):
+    names = {key.domain_key_id for key in header.domain_keys}
+    if len(names) < len(header.domain_keys):
+        # A token takes its time for each, and nothing shows yet that the header is ours.
+        raise BackupError(f"{name}: the backup's header was changed: it has a domain key twice")
+    if header.data_key.domain_key_id not in names:
         raise BackupError(f"{name}: the backup's header was changed: it lacks the key that opens the backup")
     return ParsedHeader(header, start + body)
 

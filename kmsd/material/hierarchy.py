@@ -21,7 +21,7 @@ from kmsd.hsm.root import PinSource, Root, WrappedDomainKey
 from kmsd.material.committed import OVERHEAD_BYTES, CommittedCipher
 from kmsd.material.derivation import Label
 from kmsd.material.recovery import RecoveryWrap, RecoveryWrapped
-from kmsd.memory.arena import Arena, Slot
+from kmsd.memory.arena import CHUNK_BYTES, Arena, Slot
 
 __all__ = ["DOMAIN_KEY_BYTES", "WRAP_OVERHEAD_BYTES", "Hierarchy", "Place", "RecoveryWrapped"]
 
@@ -128,7 +128,7 @@ class Hierarchy:
         """
         domain_key = self._domain_key(domain_key_id)
         length = len(wrapped) - WRAP_OVERHEAD_BYTES
-        if length <= 0 or wrapped[:1] != _FORMAT:
+        if not 0 < length <= CHUNK_BYTES or wrapped[:1] != _FORMAT:
             raise IntegrityError(f"{place.table} record {place.record}: the wrapped secret has no known format")
         slot = self._arena.lease(length)
         try:

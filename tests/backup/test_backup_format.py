@@ -185,6 +185,12 @@ def test_a_header_names_the_key_that_opens_it() -> None:
         read(written(b"", header=replace(HEADER, domain_keys=())))
 
 
+def test_a_header_names_each_key_once() -> None:
+    """No token is asked for the same key thousands of times before anything shows that the header is genuine."""
+    with pytest.raises(BackupError, match="a domain key twice"):
+        BackupReader(io.BytesIO(written(b"", header=replace(HEADER, domain_keys=HEADER.domain_keys * 2))).read, "FILE")
+
+
 def test_a_header_that_nobody_could_read_is_not_written() -> None:
     """It is refused when it is made."""
     many = tuple(WrappedKey(domain_key_id=f"{n:0100}", generation=n, wrapped=bytes(500)) for n in range(2000))

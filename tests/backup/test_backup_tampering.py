@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 import os
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -118,7 +119,7 @@ ALTERED: dict[str, Callable[[Backup, Backup], Backup | bytes]] = {
     "another time": lambda one, _: one.with_header(creation_ms=one.header.creation_ms + 1),
     "another account": lambda one, _: one.with_header(account="999999999999"),
     "another region": lambda one, _: one.with_header(region="eu-central-1"),
-    "another store": lambda one, two: one.with_header(store_id=two.header.store_id[::-1]),
+    "another store": lambda one, _: one.with_header(store_id=str(uuid.UUID(int=1))),
     "a later state": lambda one, _: one.with_header(store_sequence=one.header.store_sequence + 5),
     "another head of the trail": lambda one, two: one.with_header(audit_hash=two.header.audit_hash),
     "another kmsd": lambda one, _: one.with_header(version="9.9.9"),
@@ -128,6 +129,9 @@ ALTERED: dict[str, Callable[[Backup, Backup], Backup | bytes]] = {
     "a domain key added": lambda one, _: one.with_header(
         domain_keys=(*one.header.domain_keys, replace(one.header.domain_keys[0], domain_key_id="another"))
     ),
+    "a domain key twice": lambda one, _: one.with_header(domain_keys=one.header.domain_keys * 2),
+    "a store that no kmsd named": lambda one, _: one.with_header(store_id="a store"),
+    "a huge data key": lambda one, _: one.with_data_key(wrapped=b"\x01" * 300_000),
     "the data key changed": lambda one, _: one.with_data_key(wrapped=_flipped(one.header.data_key.wrapped)),
     "another backup's data key": lambda one, two: one.with_header(data_key=two.header.data_key),
     "another name": lambda one, two: one.with_data_key(backup_id=two.header.data_key.backup_id),

@@ -121,6 +121,13 @@ async def test_a_changed_secret_is_named(arena: Arena, hierarchy: Hierarchy) -> 
     assert arena.used_bytes == used
 
 
+@pytest.mark.parametrize("length", [0, 1, 65, 66 + 65536, 1024 * 1024])
+async def test_what_has_the_length_of_no_wrapped_secret_is_refused(hierarchy: Hierarchy, length: int) -> None:
+    """Too short to hold one, or longer than any: rows that nobody has verified yet, and headers, come here too."""
+    with pytest.raises(IntegrityError, match="material record a"):
+        hierarchy.unwrap(PLACE, "domain-1", b"\x01" * length)
+
+
 async def test_the_newest_domain_key_wraps_and_all_unwrap(arena: Arena) -> None:
     """After a rotation, what an older domain key wrapped still opens."""
     root = PlainRoot()
