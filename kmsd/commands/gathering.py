@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from kmsd.commands.steps import SetupError
+from kmsd.processes.sandbox import harden_process
 from kmsd.recovery.shares import SharesError, ShareSet, share_in_file
 
 # A share has some 300 bytes; the rest is for what is written beside it.
@@ -24,6 +25,8 @@ def gather_shares(files: Sequence[Path], *, typed: bool) -> bytes | None:
     """
     if not files and not typed:
         return None
+    # Words are in this process's memory from now on: somebody who is asked for them and presses Ctrl-\ leaves no core.
+    harden_process()
     shares = ShareSet()
     for file in files:
         try:

@@ -194,13 +194,26 @@ def _sources(options: argparse.Namespace) -> Sources:
 
 
 def _backup(options: argparse.Namespace) -> int:
+    opens = options.share or options.share_file or options.config != DEFAULT_PATH
+    if options.verify and (options.force or options.socket is not None):
+        return _refuse("--force and --socket are for making a backup, and --verify makes none")
+    if not options.verify and opens:
+        return _refuse("--share, --share-file and --config are for opening a backup: they belong to --verify")
     if options.verify:
         from kmsd.commands.backup_files import run_verify  # noqa: PLC0415 - as in _sources
 
         return run_verify(Path(options.file), _sources(options))
     from kmsd.commands.backup import run_backup  # noqa: PLC0415 - it loads the client
 
-    return run_backup(options.file, socket=options.socket, force=options.force)
+    if options.dev is not None and options.socket is not None:
+        return _refuse("--dev and --socket name two daemons: leave one of them out")
+    socket = options.socket if options.dev is None else options.dev / "kmsd.sock"
+    return run_backup(options.file, socket=socket, force=options.force)
+
+
+def _refuse(reason: str) -> int:
+    sys.stderr.write(f"kmsd: error: {reason}\n")
+    return _EXIT_USAGE
 
 
 def _restore(options: argparse.Namespace) -> int:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import os
+import pty
+import resource
 import shutil
 import signal
 import subprocess
@@ -95,6 +97,24 @@ def test_a_backup_is_verified_off_line(backed_up: BackedUp) -> None:
 def _files(directory: Path) -> dict[Path, bytes]:
     """What is in a directory, but for the token, in which SoftHSM notes each login."""
     return {path: path.read_bytes() for path in directory.iterdir() if path.is_file()}
+
+
+def test_who_is_asked_for_shares_leaves_no_core(backed_up: BackedUp) -> None:
+    """Not even by Ctrl-\\ between two of them: words are in memory by then."""
+    pid, terminal = pty.fork()
+    if pid == 0:
+        resource.setrlimit(resource.RLIMIT_CORE, resource.getrlimit(resource.RLIMIT_CORE)[1:] * 2)
+        os.execv(SCRIPTS / "kmsd", ["kmsd", "backup", "--verify", "--share", str(backed_up.backup)])  # noqa: S606 - its own terminal
+    with open(terminal, "r+b", buffering=0) as screen:  # noqa: PTH123 - a descriptor
+        shown = b""
+        while b"Share 1" not in shown:
+            shown += screen.read(1024)
+        limits = Path(f"/proc/{pid}/limits").read_text()
+        os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+
+    [core] = [line.split() for line in limits.splitlines() if line.startswith("Max core file size")]
+    assert core[4:6] == ["0", "0"]
 
 
 def test_what_was_altered_does_not_verify(backed_up: BackedUp, tmp_path: Path) -> None:

@@ -45,6 +45,34 @@ def test_a_wrong_command_line_is_a_usage_error(words: list[str], capsys: pytest.
     assert capsys.readouterr().err.startswith("usage: kmsd")
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["backup", "--share", "FILE"], "belong to --verify"),
+        (["backup", "--share-file", "share", "FILE"], "belong to --verify"),
+        (["backup", "--config", "settings", "FILE"], "belong to --verify"),
+        (["backup", "--verify", "--force", "FILE"], "--verify makes none"),
+        (["backup", "--verify", "--socket", "socket", "FILE"], "--verify makes none"),
+        (["backup", "--dev", "d", "--socket", "socket", "FILE"], "name two daemons"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_no_option_of_a_backup_is_passed_over(words: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Making one and verifying one have options of their own; nothing is asked for or made then."""
+    assert main(words) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_the_directory_of_a_dev_says_which_daemon_makes_a_backup(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And not the environment, nor the host."""
+    monkeypatch.setenv("KMSD_SOCKET", str(tmp_path / "another.sock"))
+
+    assert main(["backup", "--dev", str(tmp_path / "d"), str(tmp_path / "FILE")]) == 1
+    assert str(tmp_path / "d" / "kmsd.sock") in capsys.readouterr().err
+
+
 def test_wrong_settings_are_a_usage_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """One line that names file and setting; nothing was made."""
     (tmp_path / "c.toml").write_text("[limits]\nconnections = 0\n")

@@ -102,7 +102,7 @@ def test_other_shares_bring_nothing_back(
 
 
 def test_a_person_types_shares(daemon: HostDaemon) -> None:
-    """One a line; a share that is mistyped is typed again, and as many are asked for as are needed."""
+    """One a line, unseen; a share that is mistyped is typed again, and as many are asked for as are needed."""
     pid, terminal = pty.fork()
     if pid == 0:
         os.execve(SCRIPTS / "kms", ["kms", "unseal", "--share"], daemon.environment)  # noqa: S606 - its own terminal
@@ -122,6 +122,7 @@ def test_a_person_types_shares(daemon: HostDaemon) -> None:
 
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0, shown
     assert b"share 1: word 1 is in no share's list of words" in shown
+    assert SHARES[0].encode() not in shown
     assert shown.endswith(b"kmsd is unsealed\r\n")
     assert daemon.state() == "unsealed"
 

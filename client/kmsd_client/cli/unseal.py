@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import resource
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -49,6 +50,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> None:
     """Unseal; the PIN is tried once, and not at all when the daemon is unsealed."""
     accepts = options.accept_changes
+    # A PIN, or words, come into this process: somebody who is asked for them and presses Ctrl-\ leaves no core file.
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     with Client(options.socket) as client:
         status = client.call(STATUS, StatusRequest())
         if status.state is SealState.UNSEALED:
@@ -117,11 +120,13 @@ def _ask_for_shares(shares: ShareSet) -> None:
             "name a file for each share with --share-file FILE",
             code=EXIT_USAGE,
         )
-    print("Type one share at a time, all its words in one line. An empty line gives up.")
+    from getpass import getpass  # noqa: PLC0415 - only where somebody is asked
+
+    print("Type one share at a time, all its words in one line; they are not shown. An empty line gives up.")
     while shares.missing:
         more = f", {shares.missing} more needed" if len(shares) else ""
         try:
-            line = input(f"Share {len(shares) + 1}{more}: ")
+            line = getpass(f"Share {len(shares) + 1}{more}: ")
         except EOFError:
             line = ""
         if not line.strip():
