@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
+import signal
 from collections.abc import Awaitable, Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -72,6 +73,10 @@ class Opening:
     def run(self, work: Callable[[Opened], Awaitable[None]]) -> None:
         """Open the backup, and have `work` done while its keys are in memory; raises whatever prevents either."""
         harden_process()
+        # Whatever ends this short of SIGKILL, such as a terminal that goes away, ends it as Ctrl-C does: `work` has
+        # made copies of rows, and takes them away.
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, lambda *_: signal.raise_signal(signal.SIGINT))
         # Before there is a thread, and before there is a key.
         zygote = Zygote.start({JOB_ENTRY: run_job, RECOVERY_ENTRY: run_recovery_job})
         asyncio.run(self._run(zygote, work))

@@ -117,6 +117,28 @@ def test_who_is_asked_for_shares_leaves_no_core(backed_up: BackedUp) -> None:
     assert core[4:6] == ["0", "0"]
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_whatever_ends_a_verification_leaves_no_rows(backed_up: BackedUp, tmp_path: Path, number: int) -> None:
+    """They are in clear in its copy, as far as they are no keys."""
+    (copies := tmp_path / "copies").mkdir()
+    os.mkfifo(pipe := tmp_path / "pipe")
+    data = backed_up.backup.read_bytes()
+    with subprocess.Popen(
+        [str(SCRIPTS / "kmsd"), "backup", "--verify", "--dev", str(backed_up.directory), str(pipe)],
+        env={**os.environ, "TMPDIR": str(copies)},
+        stderr=subprocess.DEVNULL,
+    ) as process:
+        with pipe.open("wb", buffering=0) as feed:
+            feed.write(data[:-1])
+            while process.poll() is None and not any(copies.iterdir()):
+                time.sleep(0.01)
+            assert process.poll() is None
+            process.send_signal(number)
+        assert process.wait(_SECONDS) != 0
+
+    assert list(copies.iterdir()) == []
+
+
 def test_what_was_altered_does_not_verify(backed_up: BackedUp, tmp_path: Path) -> None:
     """Nor is it restored; the file is named."""
     altered = bytearray(backed_up.backup.read_bytes())
