@@ -70,6 +70,24 @@ def test_verify_without_a_key_says_that_nothing_is_checked(
     assert "--public-key" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("lines", [b"", b"no anchor\n", b'{"event":"started"}\n'], ids=["empty", "text", "others"])
+def test_a_file_without_anchors_vouches_for_nothing(
+    trail: Writer,
+    tmp_path: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    capsys: pytest.CaptureFixture[str],
+    lines: bytes,
+) -> None:
+    """As when a search of the journal found none: that is no success."""
+    files = write(tmp_path, trail.files)
+    (anchors := tmp_path_factory.mktemp("elsewhere") / "anchors").write_bytes(lines)
+
+    assert run("verify", *files, "--public-key", HEX, "--anchors", str(anchors)) == 1
+    told = capsys.readouterr()
+    assert f"{anchors}: there is no anchor in it" in told.err
+    assert "whole" not in told.out
+
+
 def test_verify_takes_a_part_only_when_told_so(
     trail: Writer, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -78,7 +78,16 @@ def _anchors(paths: Sequence[Path], key: bytes | None) -> Iterator[Anchor]:
         raise CommandError("anchors are verified with the audit key", "name it: --public-key K", code=EXIT_USAGE)
     for path in paths:
         with path.open("rb") as stream:
-            yield from read_anchors(str(path), read_lines(stream), key or b"")
+            found = 0
+            for anchor in read_anchors(str(path), read_lines(stream), key or b""):
+                found += 1
+                yield anchor
+        if not found:
+            # An empty file, or another one, vouches for nothing: whoever names it believes that it does.
+            raise CommandError(
+                f"{path}: there is no anchor in it, so nothing was compared",
+                "take the lines audit_checkpoint of the service log, or what kms audit anchors printed",
+            )
 
 
 def _hint(error: TrailBrokenError | AnchorForgedError) -> str:
