@@ -50,6 +50,13 @@ class AlreadyExistsError(CallerError):
     code = "AlreadyExistsException"
 
 
+class ConflictError(CallerError):
+    """Somebody else changed the same thing at the same time; nothing was done."""
+
+    code = "ConflictException"
+    retryable = True
+
+
 class DisabledError(CallerError):
     """The key is disabled."""
 
@@ -84,6 +91,12 @@ class InvalidCiphertextError(CallerError):
     """The ciphertext was changed, is not ours, or its encryption context differs; never said which."""
 
     code = "InvalidCiphertextException"
+
+
+class InvalidGrantIdError(CallerError):
+    """The key has no grant with this id."""
+
+    code = "InvalidGrantIdException"
 
 
 class InvalidGrantTokenError(CallerError):

@@ -74,6 +74,12 @@ class ListKeysResponse(Response, frozen=True, kw_only=True):
     truncated: bool = False
 
 
+class EnableKeyRequest(Request, frozen=True, kw_only=True):
+    """Members of EnableKey and DisableKey."""
+
+    key_id: KeyIdentifier
+
+
 class CreateAliasRequest(Request, frozen=True, kw_only=True):
     """Members of CreateAlias; the target is a key id or key ARN."""
 
@@ -137,6 +143,32 @@ LIST_KEYS = Operation(
     cost=Cost.STORE,
     reply_bytes=256 * 1024,  # 1,000 keys of some 140 bytes each
     audit_fields=("limit", "marker"),
+)
+# AWS KMS, developer guide, key states.
+_TO_BE_SWITCHED = (KeyState.ENABLED, KeyState.DISABLED, KeyState.UNAVAILABLE)
+ENABLE_KEY = Operation(
+    name="EnableKey",
+    summary="Let a key be used again.",
+    request=EnableKeyRequest,
+    response=Empty,
+    cost=Cost.STORE,
+    read_only=False,
+    key="key_id",
+    key_access=KeyAccess.ID_OR_ARN,
+    usable_in=_TO_BE_SWITCHED,
+    audit_fields=("key_id",),
+)
+DISABLE_KEY = Operation(
+    name="DisableKey",
+    summary="Let a key not be used until it is enabled again.",
+    request=EnableKeyRequest,
+    response=Empty,
+    cost=Cost.STORE,
+    read_only=False,
+    key="key_id",
+    key_access=KeyAccess.ID_OR_ARN,
+    usable_in=_TO_BE_SWITCHED,
+    audit_fields=("key_id",),
 )
 CREATE_ALIAS = Operation(
     name="CreateAlias",

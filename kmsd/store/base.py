@@ -6,7 +6,7 @@ Optional members have defaults, so that rows written before a member existed sti
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -56,6 +56,51 @@ class AliasRow(Row, frozen=True, kw_only=True):
     key_id: str
     creation_ms: int
     updated_ms: int
+
+
+class GrantRow(Row, frozen=True, kw_only=True):
+    """A grant on a key. `grant_id` is 64 hex digits, `name` empty if it has none.
+
+    `grantee` and `retiring` are principals as they are compared, "uid:34", "gid:50", "unit:nginx.service"; empty: there
+    is none. `grantee_text` and `retiring_text` are what was said for them, "user:backup". `issuer` is who made it,
+    `parent` the grant that let him, empty if a policy did.
+    """
+
+    grant_id: str
+    key_id: str
+    grantee: str
+    retiring: str
+    name: str
+    creation_ms: int
+    grantee_text: str
+    retiring_text: str
+    issuer: str
+    operations: list[str]
+    context_equals: dict[str, str] | None = None
+    context_subset: dict[str, str] | None = None
+    parent: str = ""
+
+
+class DefaultKeyRow(Row, frozen=True, kw_only=True):
+    """Whose default key a key is. `owner` is "uid:1000/user:alice" or "unit:nginx.service".
+
+    `template` is the version of the policy that kmsd gave it.
+    """
+
+    owner: str
+    key_id: str
+    template: int
+
+
+class CredentialRow(Row, frozen=True, kw_only=True):
+    """A secret that systemd hands to a unit, as a ciphertext blob of the unit's key; `length` is the plaintext's."""
+
+    unit: str
+    name: str
+    key_id: str
+    blob: bytes
+    length: int
+    creation_ms: int
 
 
 class DomainKeyRow(Row, frozen=True, kw_only=True):
@@ -217,6 +262,36 @@ class Store(Protocol):
 
     async def aliases(self, *, key_id: str | None, after: str | None, limit: int) -> list[AliasRow]:
         """Return aliases by ascending name, those behind `after`; with `key_id` only that key's."""
+
+    async def grant(self, grant_id: str) -> GrantRow | None:
+        """Return a grant."""
+
+    async def grants(self, key_id: str, *, grantee: str | None, after: str | None, limit: int) -> list[GrantRow]:
+        """Return grants of a key by ascending grant id, those behind `after`; with `grantee` only his."""
+
+    async def grants_for(self, key_id: str, grantees: Collection[str]) -> list[GrantRow]:
+        """Return all grants of a key for one of these grantees."""
+
+    async def grants_named(self, key_id: str, name: str) -> list[GrantRow]:
+        """Return the grants of a key with this name."""
+
+    async def retirable_grants(self, retiring: str, *, after: str | None, limit: int) -> list[GrantRow]:
+        """Return the grants that this principal may retire, by ascending grant id, those behind `after`."""
+
+    async def count_grants(self, key_id: str) -> int:
+        """Return how many grants a key has."""
+
+    async def default_key(self, owner: str) -> DefaultKeyRow | None:
+        """Return which key is the default key of `owner`."""
+
+    async def default_keys(self, *, after: str | None, limit: int) -> list[DefaultKeyRow]:
+        """Return default keys by ascending owner, those behind `after`."""
+
+    async def credential(self, unit: str, name: str) -> CredentialRow | None:
+        """Return a credential."""
+
+    async def credentials(self, *, unit: str | None, after: tuple[str, str] | None, limit: int) -> list[CredentialRow]:
+        """Return credentials by ascending unit and name, those behind `after`; with `unit` only that unit's."""
 
     async def domain_keys(self) -> list[DomainKeyRow]:
         """Return all domain keys; an early row: readable before `unseal`."""

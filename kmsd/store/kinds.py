@@ -12,7 +12,10 @@ from kmsd.store.base import (
     AliasRow,
     AnchorRow,
     BackupRow,
+    CredentialRow,
+    DefaultKeyRow,
     DomainKeyRow,
+    GrantRow,
     KeyRow,
     MaterialRow,
     Row,
@@ -36,6 +39,7 @@ class MutationRow(Row, frozen=True, kw_only=True):
 class Kind(Generic[RowT]):
     """One kind of row. `key` and `lookup` name the members that have columns: those it is found by.
 
+    `indexes` are the groups of columns by which rows are looked up: each lookup column alone, unless said otherwise.
     `numbered`: its table counts the rows in the order they came; the number is no part of the row.
     """
 
@@ -43,6 +47,7 @@ class Kind(Generic[RowT]):
     row_type: type[RowT]
     key: tuple[str, ...]
     lookup: tuple[str, ...] = ()
+    indexes: tuple[tuple[str, ...], ...] | None = None
     numbered: bool = False
 
     def key_of(self, row: RowT) -> KeyValues:
@@ -57,6 +62,16 @@ class Kind(Generic[RowT]):
 KEYS = Kind("keys", KeyRow, ("key_id",), ("creator_uid",))
 MATERIAL = Kind("material", MaterialRow, ("key_id", "number"))
 ALIASES = Kind("aliases", AliasRow, ("name",), ("key_id",))
+GRANTS = Kind(
+    "grants",
+    GrantRow,
+    ("grant_id",),
+    ("key_id", "grantee", "retiring", "name"),
+    # A key may have 50,000 grants: who asks for those of somebody must not go through all of them.
+    indexes=(("key_id", "grantee"), ("key_id", "name"), ("retiring",)),
+)
+DEFAULT_KEYS = Kind("default_keys", DefaultKeyRow, ("owner",))
+CREDENTIALS = Kind("credentials", CredentialRow, ("unit", "name"))
 DOMAIN_KEYS = Kind("domain_keys", DomainKeyRow, ("domain_key_id",))
 SECRETS = Kind("secrets", SecretRow, ("name",))
 SETTINGS = Kind("settings", SettingsRow, ("name",))
@@ -71,6 +86,9 @@ COUNTED: tuple[Kind[Any], ...] = (
     KEYS,
     MATERIAL,
     ALIASES,
+    GRANTS,
+    DEFAULT_KEYS,
+    CREDENTIALS,
     DOMAIN_KEYS,
     SECRETS,
     SETTINGS,

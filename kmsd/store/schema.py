@@ -11,7 +11,19 @@ from typing import Any, Generic, get_type_hints
 import sqlalchemy as sa
 from sqlalchemy.types import UserDefinedType
 
-from kmsd.store.kinds import ALIASES, ANCHORS, KEYS, KINDS, MUTATIONS, STATE, Kind, RowT
+from kmsd.store.kinds import (
+    ALIASES,
+    ANCHORS,
+    CREDENTIALS,
+    DEFAULT_KEYS,
+    GRANTS,
+    KEYS,
+    KINDS,
+    MUTATIONS,
+    STATE,
+    Kind,
+    RowT,
+)
 from kmsd.store.sealing import Record
 
 # What a writer remembers of its own commits: more than can be open at once (256 requests in flight for each of some
@@ -46,16 +58,22 @@ def _table(kind: Kind[Any]) -> sa.Table:
 
     numbered = [sa.Column(NUMBER, sa.Integer, primary_key=True)] if kind.numbered else []
     keys = [column(name, unique=True) if numbered else column(name, primary_key=True) for name in kind.key]
+    indexes = [] if kind.indexes is None else [_index(kind.table, names) for names in kind.indexes]
     return sa.Table(
         kind.table,
         METADATA,
         *numbered,
         *keys,
-        *(column(name, index=True) for name in kind.lookup),
+        *(column(name, index=kind.indexes is None) for name in kind.lookup),
         sa.Column("version", sa.BigInteger(), nullable=False),
         sa.Column("content", _Bytes(), nullable=False),
         sa.Column("mac", _Bytes(), nullable=False),
+        *indexes,
     )
+
+
+def _index(table: str, names: tuple[str, ...]) -> sa.Index:
+    return sa.Index(f"ix_{table}_{'_'.join(names)}", *names)
 
 
 TABLES = {kind.table: _table(kind) for kind in KINDS}
@@ -111,6 +129,26 @@ _after, _limit = sa.bindparam("after", type_=sa.Text()), sa.bindparam("limit", t
 KEYS_AFTER = STATEMENTS[KEYS.table].all.where(_keys.c.key_id > _after).limit(_limit)
 ALIASES_AFTER = STATEMENTS[ALIASES.table].all.where(_aliases.c.name > _after).limit(_limit)
 ALIASES_OF_KEY_AFTER = ALIASES_AFTER.where(_aliases.c.key_id == sa.bindparam("key_id"))
+
+_grants, _credentials = TABLES[GRANTS.table], TABLES[CREDENTIALS.table]
+_of_key = _grants.c.key_id == sa.bindparam("key_id")
+GRANTS_AFTER = STATEMENTS[GRANTS.table].all.where(_grants.c.grant_id > _after).limit(_limit)
+GRANTS_OF_KEY_AFTER = GRANTS_AFTER.where(_of_key)
+GRANTS_OF_GRANTEE_AFTER = GRANTS_OF_KEY_AFTER.where(_grants.c.grantee == sa.bindparam("grantee"))
+RETIRABLE_GRANTS_AFTER = GRANTS_AFTER.where(_grants.c.retiring == sa.bindparam("retiring"))
+GRANTS_FOR = STATEMENTS[GRANTS.table].all.where(
+    _of_key, _grants.c.grantee.in_(sa.bindparam("grantees", expanding=True))
+)
+GRANTS_NAMED = STATEMENTS[GRANTS.table].all.where(_of_key, _grants.c.name == sa.bindparam("name"))
+COUNT_GRANTS = sa.select(sa.func.count()).select_from(_grants).where(_of_key)
+DEFAULT_KEYS_AFTER = STATEMENTS[DEFAULT_KEYS.table].all.where(TABLES[DEFAULT_KEYS.table].c.owner > _after).limit(_limit)
+_after_unit = sa.bindparam("after_unit", type_=sa.Text())
+CREDENTIALS_AFTER = (
+    STATEMENTS[CREDENTIALS.table]
+    .all.where(sa.tuple_(_credentials.c.unit, _credentials.c.name) > sa.tuple_(_after_unit, _after))
+    .limit(_limit)
+)
+CREDENTIALS_OF_UNIT_AFTER = CREDENTIALS_AFTER.where(_credentials.c.unit == sa.bindparam("unit"))
 COUNT_KEYS = sa.select(sa.func.count()).select_from(_keys).where(_keys.c.creator_uid == sa.bindparam("creator_uid"))
 # The number of the last mutation, and those that are too old once there is another (as `Places.columns`).
 LAST_MUTATION = sa.select(sa.func.max(_mutations.c[NUMBER]))

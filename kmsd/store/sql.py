@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
@@ -22,7 +22,10 @@ from kmsd.store.base import (
     AnchorRow,
     BackupRow,
     Change,
+    CredentialRow,
+    DefaultKeyRow,
     DomainKeyRow,
+    GrantRow,
     KeyRow,
     MaterialRow,
     SecretRow,
@@ -36,7 +39,10 @@ from kmsd.store.kinds import (
     ALIASES,
     ANCHORS,
     BACKUPS,
+    CREDENTIALS,
+    DEFAULT_KEYS,
     DOMAIN_KEYS,
+    GRANTS,
     KEYS,
     MATERIAL,
     MUTATIONS,
@@ -51,8 +57,17 @@ from kmsd.store.multiset import MultisetHasher
 from kmsd.store.schema import (
     ALIASES_AFTER,
     ALIASES_OF_KEY_AFTER,
+    COUNT_GRANTS,
     COUNT_KEYS,
+    CREDENTIALS_AFTER,
+    CREDENTIALS_OF_UNIT_AFTER,
+    DEFAULT_KEYS_AFTER,
+    GRANTS_FOR,
+    GRANTS_NAMED,
+    GRANTS_OF_GRANTEE_AFTER,
+    GRANTS_OF_KEY_AFTER,
     KEYS_AFTER,
+    RETIRABLE_GRANTS_AFTER,
     STATE_ROWS,
     STATEMENTS,
 )
@@ -139,6 +154,56 @@ class SqlStore:
         if key_id is None:
             return await self._many(ALIASES, ALIASES_AFTER, bounds)
         return await self._many(ALIASES, ALIASES_OF_KEY_AFTER, {**bounds, "key_id": key_id})
+
+    async def grant(self, grant_id: str) -> GrantRow | None:
+        """Return a grant."""
+        return await self._one(GRANTS, grant_id)
+
+    async def grants(self, key_id: str, *, grantee: str | None, after: str | None, limit: int) -> list[GrantRow]:
+        """Return grants of a key by ascending grant id, those behind `after`; with `grantee` only his."""
+        bounds = {"key_id": key_id, "after": after or "", "limit": limit}
+        if grantee is None:
+            return await self._many(GRANTS, GRANTS_OF_KEY_AFTER, bounds)
+        return await self._many(GRANTS, GRANTS_OF_GRANTEE_AFTER, {**bounds, "grantee": grantee})
+
+    async def grants_for(self, key_id: str, grantees: Collection[str]) -> list[GrantRow]:
+        """Return all grants of a key for one of these grantees."""
+        return await self._many(GRANTS, GRANTS_FOR, {"key_id": key_id, "grantees": sorted(grantees)})
+
+    async def grants_named(self, key_id: str, name: str) -> list[GrantRow]:
+        """Return the grants of a key with this name."""
+        return await self._many(GRANTS, GRANTS_NAMED, {"key_id": key_id, "name": name})
+
+    async def retirable_grants(self, retiring: str, *, after: str | None, limit: int) -> list[GrantRow]:
+        """Return the grants that this principal may retire, by ascending grant id, those behind `after`."""
+        bounds = {"retiring": retiring, "after": after or "", "limit": limit}
+        return await self._many(GRANTS, RETIRABLE_GRANTS_AFTER, bounds)
+
+    async def count_grants(self, key_id: str) -> int:
+        """Return how many grants a key has."""
+        self._require_key()
+        [(count,)] = await self._run(self._database.rows, COUNT_GRANTS, {"key_id": key_id})
+        return int(count)
+
+    async def default_key(self, owner: str) -> DefaultKeyRow | None:
+        """Return which key is the default key of `owner`."""
+        return await self._one(DEFAULT_KEYS, owner)
+
+    async def default_keys(self, *, after: str | None, limit: int) -> list[DefaultKeyRow]:
+        """Return default keys by ascending owner, those behind `after`."""
+        return await self._many(DEFAULT_KEYS, DEFAULT_KEYS_AFTER, {"after": after or "", "limit": limit})
+
+    async def credential(self, unit: str, name: str) -> CredentialRow | None:
+        """Return a credential."""
+        return await self._one(CREDENTIALS, unit, name)
+
+    async def credentials(self, *, unit: str | None, after: tuple[str, str] | None, limit: int) -> list[CredentialRow]:
+        """Return credentials by ascending unit and name, those behind `after`; with `unit` only that unit's."""
+        after_unit, after_name = after or ("", "")
+        bounds = {"after_unit": after_unit, "after": after_name, "limit": limit}
+        if unit is None:
+            return await self._many(CREDENTIALS, CREDENTIALS_AFTER, bounds)
+        return await self._many(CREDENTIALS, CREDENTIALS_OF_UNIT_AFTER, {**bounds, "unit": unit})
 
     async def domain_keys(self) -> list[DomainKeyRow]:
         """Return all domain keys; an early row: readable before `unseal`."""

@@ -368,10 +368,10 @@ async def test_a_read_only_directory_holds_no_store() -> None:
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 256 KiB."""
+    """A file system of 384 KiB: an empty store and some rows."""
     folder = tmp_path / "disk"
     folder.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "none", folder], check=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=384k", "none", folder], check=True)
     try:
         yield folder
     finally:

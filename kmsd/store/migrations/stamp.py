@@ -17,7 +17,7 @@ from kmsd.store.schema import METADATA
 APPLICATION_ID = int.from_bytes(b"kmsd", "big")
 
 # 1: the first schema. 2: the state row, anchors and backups. Each has its revision in `versions`.
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 
 def create_or_check(connection: sa.Connection, name: str) -> None:
