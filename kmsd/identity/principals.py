@@ -141,9 +141,10 @@ class SystemNames:
 class Caller:
     """A peer as policies and the audit trail see it, fixed when it connected.
 
-    `user` is the name of `uid`, None if it has none. `unit` is its system unit, None as long as units are not
-    determined. `administrator` tells whether it is one of the host's administrators, whom policies call the account's
-    root.
+    `user` is the name of `uid`, None if it has none. `unit` is its system unit, `user_unit` the unit of a user's manager
+    as "UID/NAME"; None if it is in none. `exe` is the path of its program. `administrator` tells whether it is one of the
+    host's administrators, whom policies call the account's root. `undetermined` names those of these that could not be
+    found out; they are None, or False, then.
     """
 
     uid: int
@@ -154,6 +155,8 @@ class Caller:
     unit: str | None
     exe: str | None
     administrator: bool
+    user_unit: str | None = None
+    undetermined: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
