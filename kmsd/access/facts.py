@@ -16,7 +16,7 @@ class Undetermined(enum.Enum):
 UNDETERMINED = Undetermined.UNDETERMINED
 
 # None: the request has no such key. A key with several values has each of them, in no order.
-Values: TypeAlias = Sequence[str] | None | Undetermined
+Values: TypeAlias = Sequence[str] | Undetermined | None
 
 
 class Facts(Protocol):

@@ -141,10 +141,10 @@ class SystemNames:
 class Caller:
     """A peer as policies and the audit trail see it, fixed when it connected.
 
-    `user` is the name of `uid`, None if it has none. `unit` is its system unit, `user_unit` the unit of a user's manager
-    as "UID/NAME"; None if it is in none. `exe` is the path of its program. `administrator` tells whether it is one of the
-    host's administrators, whom policies call the account's root. `undetermined` names those of these that could not be
-    found out; they are None, or False, then.
+    `user` is the name of `uid`, None if it has none. `unit` is its system unit, `user_unit` the unit of a user's
+    manager as "UID/NAME"; None if it is in none. `exe` is the path of its program. `administrator` tells whether it is
+    one of the host's administrators, whom policies call the account's root. `undetermined` names those of these that
+    could not be found out; they are None, or False, then.
     """
 
     uid: int
