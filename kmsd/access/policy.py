@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from kmsd.access.document import read_document
-from kmsd.access.rules import Effect, RuleTable, Statement
+from kmsd.access.rules import Effect, Patterns, RuleTable, Statement
 from kmsd.access.wildcards import has_wildcard
 from kmsd.api.errors import LimitExceededError, MalformedPolicyDocumentError
-from kmsd.identity.principals import ADMINISTRATORS, ANYBODY, Names, Principal, parse_principal
+from kmsd.identity.principals import ADMINISTRATORS, ANYBODY, Names, Principal, PrincipalKind, parse_principal
 
 # The one version that AWS recommends; the older 2008-10-17 differs in what it does with policy variables.
 VERSION = "2012-10-17"
@@ -129,6 +129,31 @@ def parse_policy(
     )
 
 
+def named_in(text: str) -> frozenset[str]:
+    """Return the users and groups that the principals of a document name: "user:backup", "group:kms-users".
+
+    What of it is not valid is passed over, `parse_policy` tells it. Raises LimitExceededError when it is too large or
+    names too many, and MalformedPolicyDocumentError when it is no JSON object.
+    """
+    listed = read_document(text).get("Statement")
+    found: set[str] = set()
+    for members in listed if isinstance(listed, list) else [listed]:
+        for name in ("Principal", "NotPrincipal"):
+            principals = members.get(name) if isinstance(members, dict) else None
+            for said in principals.values() if isinstance(principals, dict) else ():
+                texts = [one for one in (said if isinstance(said, list) else [said]) if isinstance(one, str)]
+                found |= {_as_unix(one) for one in texts}
+    named = frozenset(one for one in found if one.startswith(("user:", "group:")))
+    if len(named) > MAX_NAMES:
+        raise LimitExceededError(f"A policy may name at most {MAX_NAMES} users and groups.")
+    return named
+
+
+def _as_unix(text: str) -> str:
+    arn = _IAM_ARN.fullmatch(text)
+    return f"user:{arn[2].removeprefix('user/')}" if arn and arn[2].startswith("user/") else text
+
+
 def default_key_policy(account: str, creator_uid: int, creator_user: str | None = None) -> str:
     """Return the policy of a key that was made without one.
 
@@ -203,9 +228,11 @@ class _Reader:
             number=number,
             sid=sid,
             effect=Effect(effect),
-            principals=self._principals(members["Principal"], f"{where}, Principal"),
-            actions=self._actions(members["Action"], f"{where}, Action"),
-            resources=self._resources(members["Resource"], f"{where}, Resource"),
+            principals=self._principals(members["Principal"], Effect(effect), f"{where}, Principal"),
+            excepting=False,
+            actions=Patterns(action.lower() for action in self._actions(members["Action"], f"{where}, Action")),
+            resources=Patterns(self._resources(members["Resource"], f"{where}, Resource")),
+            condition=None,
         )
 
     def _actions(self, value: object, where: str) -> list[str]:
@@ -234,7 +261,7 @@ class _Reader:
                 )
         return resources
 
-    def _principals(self, value: object, where: str) -> tuple[Principal, ...]:
+    def _principals(self, value: object, effect: Effect, where: str) -> tuple[Principal, ...]:
         if value == "*":
             return (ANYBODY,)
         if not isinstance(value, dict) or not value:
@@ -247,6 +274,12 @@ class _Reader:
                 )
             read = self._aws if kind == "AWS" else self._unix
             found += [read(text, f"{where}, {kind}") for text in _strings(listed, f"{where}, {kind}")]
+        for one in found:
+            if effect is Effect.ALLOW and one.kind is PrincipalKind.EXE:
+                raise MalformedPolicyDocumentError(
+                    f"{where}: exe: proves nothing about who calls; allow a user, a group or a unit, and narrow that "
+                    "with the condition kmsd:Executable"
+                )
         return tuple(dict.fromkeys(found))
 
     def _aws(self, text: str, where: str) -> Principal:

@@ -7,12 +7,15 @@ left for a request is to go through the statements about that action, and each o
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
+from kmsd.access.audience import Audience
+from kmsd.access.conditions import Condition
+from kmsd.access.facts import Facts
 from kmsd.access.wildcards import has_wildcard, matches
-from kmsd.identity.principals import Caller, Principal, PrincipalKind
+from kmsd.identity.principals import ADMINISTRATORS, Caller, Principal
 
 # What is remembered of one policy: more than there are operations, so that a key policy, which is asked about one
 # resource, forgets nothing.
@@ -54,23 +57,45 @@ class Patterns:
         return self._everything or text in self._literals or any(matches(one, text) for one in self._wildcards)
 
 
+class AllBut:
+    """What NotAction and NotResource mean: everything that `patterns` do not match."""
+
+    __slots__ = ("_patterns",)
+
+    # There may be something that they match.
+    everything = False
+
+    def __init__(self, patterns: Patterns) -> None:
+        self._patterns = patterns
+
+    def match(self, text: str) -> bool:
+        """Tell whether none of the patterns matches the whole of `text`."""
+        return not self._patterns.match(text)
+
+
+Selection: TypeAlias = Patterns | AllBut
+
+
 class Statement:
     """A statement of a policy.
 
     `origin` says which document it stands in ("key policy"), `number` counts from 1. A Deny holds for everybody whom
-    its principals may mean, an Allow only for those whom they mean for certain.
+    its principals may mean and whenever its condition may be met, an Allow only where both are certain. With
+    `excepting` the statement, a Deny, is about everybody but its principals.
     """
 
     __slots__ = (
-        "_administrators",
-        "_everybody",
-        "_gids",
-        "_uids",
         "actions",
+        "concerns",
+        "condition",
         "decision",
         "effect",
+        "excepting",
+        "number",
+        "origin",
         "principals",
         "resources",
+        "sid",
     )
 
     def __init__(
@@ -81,58 +106,75 @@ class Statement:
         sid: str | None,
         effect: Effect,
         principals: tuple[Principal, ...],
-        actions: Iterable[str],
-        resources: Iterable[str],
+        excepting: bool,
+        actions: Selection,
+        resources: Selection,
+        condition: Condition | None,
     ) -> None:
+        self.origin = origin
+        self.number = number
+        self.sid = sid
         self.effect = effect
         self.principals = principals
-        # Actions are compared without regard to case, as AWS does; resources are not.
-        self.actions = Patterns(action.lower() for action in actions)
-        self.resources = Patterns(resources)
+        self.excepting = excepting
+        # Actions are compared without regard to case, as AWS does, and are in lower case here; resources are not.
+        self.actions = actions
+        self.resources = resources
+        self.condition = condition
         self.decision = Decision(f'{origin}: "{sid}" (statement {number})' if sid else f"{origin}: statement {number}")
-        heard = [one for one in principals if effect is Effect.DENY or not one.suspended]
-        kinds = {one.kind for one in heard}
-        self._everybody = PrincipalKind.ANY in kinds
-        self._administrators = PrincipalKind.ADMINISTRATORS in kinds
-        self._uids = frozenset[int]().union(*(one.ids for one in heard if one.kind is PrincipalKind.UID))
-        self._gids = frozenset[int]().union(*(one.ids for one in heard if one.kind is PrincipalKind.GID))
+        # Tells whether the statement is about a caller, whatever its condition says.
+        self.concerns: Callable[[Caller], bool]
+        if excepting:
+            self.concerns = Audience.certain(principals).excludes
+        elif effect is Effect.DENY:
+            self.concerns = Audience.possible(principals).includes
+        else:
+            self.concerns = Audience.certain(principals).includes
 
     @property
     def names_administrators(self) -> bool:
         """Whether the account's root is among the principals."""
-        return self._administrators
+        return not self.excepting and ADMINISTRATORS in self.principals
 
-    def concerns(self, caller: Caller) -> bool:
-        """Tell whether the statement holds for `caller`."""
-        return (
-            caller.uid in self._uids
-            or self._everybody
-            or (self._administrators and caller.administrator)
-            or caller.gid in self._gids
-            or not self._gids.isdisjoint(caller.groups)
-        )
+    def met(self, facts: Facts) -> bool:
+        """Tell whether the condition lets the statement hold: for a Deny it is enough that it may be met."""
+        if self.condition is None:
+            return True
+        met = self.condition.holds(facts)
+        return met is not False if self.effect is Effect.DENY else met is True
 
 
 class Rules(NamedTuple):
-    """The statements about one action on one resource; `delegated` tells whether the host policy may allow it too."""
+    """The statements about one action on one resource.
+
+    `delegated` tells whether the host policy may allow it too; None: that depends on the request.
+    """
 
     denies: tuple[Statement, ...]
     allows: tuple[Statement, ...]
-    delegated: bool
+    delegated: bool | None
 
-    def denied(self, caller: Caller) -> Decision | None:
+    def denied(self, caller: Caller, facts: Facts) -> Decision | None:
         """Return which statement refuses `caller`, if one does."""
         for statement in self.denies:
-            if statement.concerns(caller):
+            if statement.concerns(caller) and (statement.condition is None or statement.met(facts)):
                 return statement.decision
         return None
 
-    def allowed(self, caller: Caller) -> Decision | None:
+    def allowed(self, caller: Caller, facts: Facts) -> Decision | None:
         """Return which statement lets `caller`, if one does."""
         for statement in self.allows:
-            if statement.concerns(caller):
+            if statement.concerns(caller) and (statement.condition is None or statement.met(facts)):
                 return statement.decision
         return None
+
+    def delegates(self, facts: Facts) -> bool:
+        """Tell whether the host policy may allow it too: an Allow names the account's root, and no Deny does."""
+        if self.delegated is not None:
+            return self.delegated
+        return any(one.names_administrators and one.met(facts) for one in self.allows) and not any(
+            one.names_administrators and one.met(facts) for one in self.denies
+        )
 
 
 class RuleTable:
@@ -154,12 +196,19 @@ class RuleTable:
         found = [one for one in about if one.resources.match(resource)]
         denies = tuple(one for one in found if one.effect is Effect.DENY)
         allows = tuple(one for one in found if one.effect is Effect.ALLOW)
-        delegated = any(one.names_administrators for one in allows) and not any(
-            one.names_administrators for one in denies
-        )
-        rules = Rules(denies, allows, delegated)
+        rules = Rules(denies, allows, _delegated(denies, allows))
         if len(self._remembered) >= _MAX_REMEMBERED:
             self._remembered.clear()
         every_resource = all(one.resources.everything for one in about)
         self._remembered[action if every_resource else (action, resource)] = rules
         return rules
+
+
+def _delegated(denies: tuple[Statement, ...], allows: tuple[Statement, ...]) -> bool | None:
+    delegating = [one for one in allows if one.names_administrators]
+    ending = [one for one in denies if one.names_administrators]
+    if not delegating or any(one.condition is None for one in ending):
+        return False
+    if not ending and any(one.condition is None for one in delegating):
+        return True
+    return None

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from kmsd.access.decision import Authorizer
+from kmsd.access.facts import UNDETERMINED, Undetermined
 from kmsd.access.policy import Policy
 from kmsd.api.errors import DisabledError, DryRunOperationError, InvalidKeyUsageError, KmsError, KMSInvalidStateError
 from kmsd.api.operation import KeyState, Operation
@@ -27,6 +28,20 @@ _STATE_WORDS = {
 # Uids that passwd does not know (subordinate, dynamic, container) share one place: who can make uids at will must not
 # get a fresh allowance with each.
 UNKNOWN_UIDS = -1
+
+
+class UnknownFacts:
+    """A request about which nothing can be told: conditions that ask refuse it."""
+
+    def values(self, key: str) -> Undetermined:  # noqa: ARG002 - whatever is asked
+        """Return that it cannot be told."""
+        return UNDETERMINED
+
+    def encryption_context(self) -> None:
+        """Return that there can be none."""
+
+
+UNKNOWN_FACTS = UnknownFacts()
 
 
 class Session:
@@ -96,7 +111,9 @@ class Call:
             )
 
     def _authorize(self, action: str, resource: str, policy: Policy | None) -> None:
-        self.decision = self._authorizer.authorize(self.caller, action, resource=resource, key_policy=policy).rule
+        self.decision = self._authorizer.authorize(
+            self.caller, action, resource=resource, key_policy=policy, facts=UNKNOWN_FACTS
+        ).rule
         # Only now: what would be refused anyway is refused, and counted, for what it is. Whatever administrators have
         # done, they can look, seal and unseal.
         if self.budget.exceeded and not (self.operation.works_sealed and self.caller.administrator):

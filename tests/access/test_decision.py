@@ -15,6 +15,7 @@ from kmsd.access.decision import DEFAULT_DENY, Authorizer, HostPolicy, NotAuthor
 from kmsd.access.policy import Policy, default_key_policy, parse_policy
 from kmsd.api.errors import AccessDeniedError
 from kmsd.identity.principals import Caller, Names
+from tests.support.given_facts import NO_FACTS
 
 ACCOUNT = "111122223333"
 ROOT = f"arn:aws:iam::{ACCOUNT}:root"
@@ -70,7 +71,7 @@ def decide(
     under: Authorizer, caller: Caller, key_policy: Policy | None, action: str = "kms:Decrypt", resource: str = KEY
 ) -> bool:
     try:
-        under.authorize(caller, action, resource=resource, key_policy=key_policy)
+        under.authorize(caller, action, resource=resource, key_policy=key_policy, facts=NO_FACTS)
     except NotAuthorizedError:
         return False
     return True
@@ -165,7 +166,7 @@ def test_the_decision_tells_the_rule(authorizer: Authorizers, key_policy: KeyPol
     policy = key_policy([statement("Allow", {"AWS": ROOT}), statement("Allow", {"Unix": "uid:1000"})])
 
     def rule(caller: Caller) -> str:
-        return host.authorize(caller, "kms:Decrypt", resource=KEY, key_policy=policy).rule
+        return host.authorize(caller, "kms:Decrypt", resource=KEY, key_policy=policy, facts=NO_FACTS).rule
 
     assert rule(ALICE) == "key policy: statement 2"
     assert rule(BOB) == "host policy 10-test.json: statement 1"
@@ -202,7 +203,9 @@ def test_a_refusal_says_who_what_and_why(
 ) -> None:
     """In AWS's words for the caller; the statement only for the trail."""
     with pytest.raises(AccessDeniedError) as refused:
-        authorizer(host).authorize(ALICE, "kms:Decrypt", resource=KEY, key_policy=key_policy(key) if key else None)
+        authorizer(host).authorize(
+            ALICE, "kms:Decrypt", resource=KEY, key_policy=key_policy(key) if key else None, facts=NO_FACTS
+        )
 
     assert refused.value.message == f"User: uid 1000 is not authorized to perform: kms:Decrypt on resource: {KEY} {why}"
     assert isinstance(refused.value, NotAuthorizedError)
@@ -213,7 +216,7 @@ def test_a_refusal_says_who_what_and_why(
 def test_a_refusal_calls_a_caller_by_name(authorizer: Authorizers, alice: Caller) -> None:
     """If the host has one for it."""
     with pytest.raises(NotAuthorizedError, match=r"User: alice \(uid 1000\) is not authorized"):
-        authorizer([]).authorize(alice, "kms:CreateKey", resource="*", key_policy=None)
+        authorizer([]).authorize(alice, "kms:CreateKey", resource="*", key_policy=None, facts=NO_FACTS)
 
 
 # A naive interpreter: reads the statements as they stand, with regular expressions, one by one.
@@ -444,15 +447,15 @@ def test_a_policy_that_locks_its_author_out_is_noticed(
     key_policy: KeyPolicies, listed: list[Statement], locked_out: bool
 ) -> None:
     """The author must be able to change the policy again, or the account's root must be."""
-    assert would_lock_out(key_policy(listed), ALICE) is locked_out
-    assert would_lock_out(key_policy(listed), ALICE, resource=KEY) is locked_out
+    assert would_lock_out(key_policy(listed), ALICE, facts=NO_FACTS) is locked_out
+    assert would_lock_out(key_policy(listed), ALICE, facts=NO_FACTS, resource=KEY) is locked_out
 
 
 def test_the_default_policy_locks_nobody_out(names: Names) -> None:
     """Neither the creator nor whoever else asks."""
     policy = parse_policy(default_key_policy(ACCOUNT, 1000), account=ACCOUNT, names=names)
 
-    assert not any(would_lock_out(policy, caller) for caller in (ALICE, BOB, ADMINISTRATOR))
+    assert not any(would_lock_out(policy, caller, facts=NO_FACTS) for caller in (ALICE, BOB, ADMINISTRATOR))
 
 
 def test_a_decision_takes_about_a_microsecond(names: Names) -> None:
@@ -461,6 +464,6 @@ def test_a_decision_takes_about_a_microsecond(names: Names) -> None:
     policy = parse_policy(default_key_policy(ACCOUNT, 1000), account=ACCOUNT, names=names)
 
     def once() -> None:
-        under.authorize(ALICE, "kms:Encrypt", resource=KEY, key_policy=policy)
+        under.authorize(ALICE, "kms:Encrypt", resource=KEY, key_policy=policy, facts=NO_FACTS)
 
     assert min(timeit.repeat(once, number=1000, repeat=5)) / 1000 < 5e-6

@@ -15,6 +15,7 @@ from kmsd.access.host import NAMES_TRUSTED_SECONDS
 from kmsd.access.policy import default_key_policy, parse_policy
 from kmsd.api import OPERATIONS
 from kmsd.identity.principals import Caller, Names, NameServiceError
+from tests.support.given_facts import NO_FACTS
 
 ACCOUNT = "111122223333"
 KEY = f"arn:aws:kms:local:{ACCOUNT}:key/1234abcd-12ab-34cd-56ef-1234567890ab"
@@ -47,7 +48,7 @@ def document(effect: str, principal: str, action: str = "kms:CreateKey") -> str:
 
 def permits(host: HostPolicy, caller: Caller, action: str, resource: str = "*", **key: Any) -> bool:
     try:
-        Authorizer(host).authorize(caller, action, resource=resource, key_policy=key.get("policy"))
+        Authorizer(host).authorize(caller, action, resource=resource, key_policy=key.get("policy"), facts=NO_FACTS)
     except NotAuthorizedError:
         return False
     return True
@@ -177,7 +178,7 @@ def test_a_decision_names_the_file(names: Names, directory: Path) -> None:
     host = HostPolicy.load(directory, account=ACCOUNT, names=names)
     rules = host.rules("kms:CreateKey", "*")
 
-    assert [rule.rule for rule in (rules.allowed(MEMBER), rules.allowed(ALICE)) if rule] == [
+    assert [rule.rule for rule in (rules.allowed(MEMBER, NO_FACTS), rules.allowed(ALICE, NO_FACTS)) if rule] == [
         'host policy 00-default.json: "Administrators and kms-users may create keys" (statement 2)',
         "host policy 20-alice.json: statement 1",
     ]

@@ -1,9 +1,11 @@
 """Callers and principals, over given names and over the system's."""
 
+import dataclasses
 import grp
 import os
 import pwd
 from dataclasses import dataclass, field
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -203,11 +205,99 @@ def test_what_is_no_principal_is_refused(text: str) -> None:
     assert len(str(refused.value)) < 200
 
 
-@pytest.mark.parametrize("text", ["unit:nginx.service", "user-unit:1000/sync.service", "exe:/usr/bin/restic"])
-def test_principals_of_later_versions_are_refused_by_name(text: str) -> None:
-    """They mean something, so the message says that it is this version that does not know it."""
-    with pytest.raises(ValueError, match="not supported by this version"):
+UNIT, USER_UNIT = "nginx.service", "1000/sync.service"
+LONGEST_UNIT = "u" * 247 + ".service"
+
+
+@pytest.mark.parametrize(
+    ("text", "attribute", "value"),
+    [
+        ("unit:nginx.service", "unit", "nginx.service"),
+        ("unit:getty@tty1.service", "unit", "getty@tty1.service"),
+        ("unit:a@b@c.service", "unit", "a@b@c.service"),
+        ("unit:dev-disk-by\\x2dlabel-a.swap", "unit", "dev-disk-by\\x2dlabel-a.swap"),
+        ("unit:session-3.scope", "unit", "session-3.scope"),
+        (f"unit:{LONGEST_UNIT}", "unit", LONGEST_UNIT),
+        ("user-unit:1000/sync.service", "user_unit", "1000/sync.service"),
+        ("exe:/usr/bin/restic", "exe", "/usr/bin/restic"),
+        ("exe:/opt/a b/..c", "exe", "/opt/a b/..c"),
+    ],
+)
+def test_units_and_programs_are_matched_as_they_are_called(text: str, attribute: str, value: str) -> None:
+    """Of one and the same kind only, and where it cannot be told, neither yes nor no."""
+    principal = parse_principal(text, NAMES)
+    fitting: dict[str, Any] = {attribute: value}
+    other: dict[str, Any] = {attribute: f"{value}x"}
+
+    assert principal.matches(dataclasses.replace(caller(), **fitting)) is True
+    assert principal.matches(dataclasses.replace(caller(), **other)) is False
+    assert principal.matches(caller()) is False
+    assert principal.matches(dataclasses.replace(caller(), undetermined=frozenset({attribute}))) is None
+    assert str(principal) == principal.key == text
+
+
+def test_a_unit_of_a_users_manager_is_not_the_system_unit_of_that_name() -> None:
+    """Anybody can call a unit of theirs nginx.service."""
+    users = dataclasses.replace(caller(), user_unit="1000/nginx.service")
+
+    assert parse_principal("unit:nginx.service", NAMES).matches(users) is False
+
+
+def test_who_may_or_may_not_be_an_administrator_is_told_neither() -> None:
+    """The membership in a group by name may be what could not be looked up."""
+    unknown = dataclasses.replace(caller(), undetermined=frozenset({"administrator"}))
+
+    assert ADMINISTRATORS.matches(unknown) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        *(
+            (f"unit:{name}", "needs the whole name of a unit")
+            for name in (
+                *("", "nginx", ".service", "@a.service", "a b.service", "a/b.service", "ngin*.service", "a?.service"),
+                *("multi-user.target", "a.timer", "\xe9.service", "u" * 248 + ".service", "a.service\n"),
+            )
+        ),
+        ("unit:a@.service", "is a template"),
+        ("user-unit:sync.service", "needs the user's uid and a unit"),
+        ("user-unit:alice/sync.service", "needs a decimal number"),
+        ("user-unit:01/sync.service", "needs a decimal number"),
+        ("user-unit:1000/sync", "needs the whole name of a unit"),
+        ("user-unit:1000/a@.service", "is a template"),
+        *(
+            (f"exe:{path}", "needs the absolute path")
+            for path in ("", "restic", "/", "//bin", "/bin/", "/bin/../sh", "/./sh", "/bin/*", "/bin/s?", "/bin/\n")
+        ),
+    ],
+)
+def test_units_and_programs_of_another_form_are_refused(text: str, message: str) -> None:
+    """No caller is called so, so that a Deny would be for nobody."""
+    with pytest.raises(ValueError, match=message):
         parse_principal(text, NAMES)
+
+
+def test_a_principal_by_name_is_compared_by_its_id() -> None:
+    """What a grant is given to is the account, not whoever has its name later."""
+    assert parse_principal("user:alice", NAMES).key == "uid:1000"
+    assert parse_principal("group:backup", NAMES).key == "gid:34"
+    assert parse_principal("user:alice", NAMES, {"user:alice": 77}).key == "uid:77"
+    assert parse_principal("user:mallory", NAMES).key == "user:mallory"
+    assert (ANYBODY.key, ADMINISTRATORS.key) == ("*", "administrators")
+
+
+def test_a_caller_knows_how_grants_can_name_it() -> None:
+    """By ids and units, never by its program, and by nothing that could not be determined."""
+    service = dataclasses.replace(
+        caller(1000, 100, (4,)), user="alice", unit=UNIT, user_unit=USER_UNIT, exe="/bin/sh", administrator=True
+    )
+    unclear = dataclasses.replace(caller(1000, 100), undetermined=frozenset({"unit", "user_unit", "administrator"}))
+
+    assert service.grantees == {
+        *("uid:1000", "gid:100", "gid:4", "unit:nginx.service", "user-unit:1000/sync.service", "administrators")
+    }
+    assert unclear.grantees == {"uid:1000", "gid:100"}
 
 
 @given(st.text())
