@@ -26,9 +26,11 @@ from kmsd.server.limits import Shares
 from kmsd.server.listener import Listener
 from kmsd.service import administration, aliases, backups, files, keys, seal_requests, symmetric
 from kmsd.service.audit_accounts import AuditAccounts
+from kmsd.service.facts import Surroundings
 from kmsd.service.identifiers import Arns
 from kmsd.service.key_cipher import KeyCipher
 from kmsd.service.pipeline import Pipeline
+from kmsd.service.refusals import Refusals
 from kmsd.service.scratch import Scratch
 from kmsd.service.seal import CONFIGURED, Means
 from kmsd.service.table import bind
@@ -110,6 +112,7 @@ class Service:
             clock=time.monotonic,
             wall_clock=time.time,
         )
+        refusals = Refusals()
         self._pipeline = Pipeline(
             OPERATIONS,
             {
@@ -125,6 +128,8 @@ class Service:
             records=records,
             trail=trail,
             accounts=self._accounts,
+            surroundings=Surroundings(settings.account, time.time),
+            refusals=refusals,
             scratch=scratch,
             gate=self._custody.gate,
             mutations=store,

@@ -5,15 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from kmsd.access.decision import Authorizer
-from kmsd.access.facts import UNDETERMINED, Undetermined
-from kmsd.access.policy import Policy
+import msgspec
+
+from kmsd.access.decision import Authorizer, NotAuthorizedError
+from kmsd.access.facts import Values
 from kmsd.api.errors import DisabledError, DryRunOperationError, InvalidKeyUsageError, KmsError, KMSInvalidStateError
 from kmsd.api.operation import KeyState, Operation
 from kmsd.audit.record import Actor, Kind, Record
 from kmsd.identity.principals import Caller
 from kmsd.service.audit_budget import AuditBudget
+from kmsd.service.facts import CallFacts, Surroundings
 from kmsd.service.records import KeyRecord
+from kmsd.service.refusals import Refusal
 
 # How AWS words each state in which a key cannot be used; the rest are told by the state's own name.
 _STATE_WORDS = {
@@ -30,20 +33,6 @@ _STATE_WORDS = {
 UNKNOWN_UIDS = -1
 
 
-class UnknownFacts:
-    """A request about which nothing can be told: conditions that ask refuse it."""
-
-    def values(self, key: str) -> Undetermined:  # noqa: ARG002 - whatever is asked
-        """Return that it cannot be told."""
-        return UNDETERMINED
-
-    def encryption_context(self) -> None:
-        """Return that there can be none."""
-
-
-UNKNOWN_FACTS = UnknownFacts()
-
-
 class Session:
     """One connected peer; `place` is under what its use of the daemon is counted: its uid, if passwd knows it."""
 
@@ -56,15 +45,28 @@ class Session:
 
 
 class Call:
-    """One request being served; made by the pipeline, used by the handlers."""
+    """One request being served; made by the pipeline, used by the handlers.
+
+    It is also the facts that conditions ask for, found when one asks. `request` is its members, and `named` the
+    identifier by which they name the key that is used next. `counterpart` is the other key of an operation that uses
+    two, and `context` the encryption context where it is no member of the request.
+    """
 
     __slots__ = (
+        "_action",
         "_authorizer",
+        "_key",
+        "_surroundings",
         "began",
         "budget",
         "caller",
+        "context",
+        "counterpart",
         "decision",
+        "named",
         "operation",
+        "refusal",
+        "request",
         "request_id",
         "resources",
         "session",
@@ -76,6 +78,7 @@ class Call:
         operation: Operation[Any, Any],
         request_id: str,
         authorizer: Authorizer,
+        surroundings: Surroundings,
         budget: AuditBudget,
     ) -> None:
         self.session = session
@@ -88,7 +91,16 @@ class Call:
         self.began = False
         # What its records are charged to.
         self.budget = budget
+        self.request: msgspec.Struct | None = None
+        self.named: str | None = None
+        self.counterpart: KeyRecord | None = None
+        self.context: Mapping[str, str] | None = None
+        # Why policies refused it; not looked at while the caller's audit budget is used up.
+        self.refusal: Refusal | None = None
         self._authorizer = authorizer
+        self._surroundings = surroundings
+        self._action = operation.action
+        self._key: KeyRecord | None = None
 
     def permit(self, action: str | None = None, *, resource: str = "*") -> None:
         """Let the host policy decide about something that is no key; raises AccessDeniedError."""
@@ -102,7 +114,7 @@ class Call:
         """
         if key.arn not in self.resources:
             self.resources.append(key.arn)
-        self._authorize(action or self.operation.action, key.arn, key.policy)
+        self._authorize(action or self.operation.action, key.arn, key)
         if key.state not in self.operation.usable_in:
             raise _state_error(key)
         if self.operation.usage is not None and key.usage is not self.operation.usage:
@@ -110,10 +122,39 @@ class Call:
                 f"{key.arn} key usage is {key.usage} which is not valid for {self.operation.name}."
             )
 
-    def _authorize(self, action: str, resource: str, policy: Policy | None) -> None:
-        self.decision = self._authorizer.authorize(
-            self.caller, action, resource=resource, key_policy=policy, facts=UNKNOWN_FACTS
-        ).rule
+    def values(self, key: str) -> Values:
+        """Return the values of a condition key."""
+        return self._facts().values(key)
+
+    def encryption_context(self) -> dict[str, str] | None:
+        """Return the encryption context."""
+        return self._facts().encryption_context()
+
+    def _facts(self) -> CallFacts:
+        return CallFacts(
+            self._surroundings,
+            self.caller,
+            self._action,
+            request=self.request,
+            key=self._key,
+            named=self.named,
+            counterpart=self.counterpart,
+            context=self.context,
+        )
+
+    def _authorize(self, action: str, resource: str, key: KeyRecord | None) -> None:
+        self._action = action
+        self._key = key
+        policy = None if key is None else key.policy
+        try:
+            self.decision = self._authorizer.authorize(
+                self.caller, action, resource=resource, key_policy=policy, facts=self
+            ).rule
+        except NotAuthorizedError:
+            if not self.budget.exceeded:
+                why = self._authorizer.explain(self.caller, action, resource=resource, key_policy=policy, facts=self)
+                self.refusal = Refusal(self.request_id, self.operation.name, self.caller, action, resource, why)
+            raise
         # Only now: what would be refused anyway is refused, and counted, for what it is. Whatever administrators have
         # done, they can look, seal and unseal.
         if self.budget.exceeded and not (self.operation.works_sealed and self.caller.administrator):

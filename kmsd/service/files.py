@@ -106,6 +106,8 @@ class Files:
         if length != len(request.header):
             raise MessageFormatError(f"the header has {length} bytes, but {len(request.header)} were sent")
         check_size(header.encryption_context)
+        # Policies are asked about the message's own context: a changed one does not unwrap (kmsd.service.facts).
+        call.context = header.encryption_context
         key, wrapped = await self._key_of(call, header, request.key_id)
         _check_wanted(header, request.encryption_context)
         context = dict(header.encryption_context)
@@ -130,6 +132,7 @@ class Files:
 
     async def _key_of(self, call: Call, header: MessageHeader, named: str | None) -> tuple[KeyRecord, bytes]:
         """Return the key that can unwrap one of the header's data keys, authorized, and that data key's blob."""
+        call.named = named
         wanted = await self._records.fetch(named, call.operation.key_access) if named is not None else None
         if wanted is not None:
             call.use(wanted)

@@ -76,6 +76,12 @@ class Arns:
         return parts[5]
 
 
+def alias_in(identifier: str) -> str | None:
+    """Return the alias, without account and region, that a valid identifier names a key by; None if it is no alias."""
+    resource = identifier.split(":", _ARN_PARTS - 1)[-1]
+    return resource if resource.startswith("alias/") else None
+
+
 def check_new_alias(name: str) -> None:
     """Raise InvalidAliasNameError unless people may make an alias with this name."""
     if not _ALIAS.fullmatch(name):

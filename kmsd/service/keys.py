@@ -23,7 +23,7 @@ from kmsd.api.shapes import KeyListEntry, KeyManager, KeyMetadata, KeyOrigin, Ke
 from kmsd.identity.principals import Names
 from kmsd.material.specs import SPECS
 from kmsd.material.versions import Versions
-from kmsd.service.call import UNKNOWN_FACTS, Call
+from kmsd.service.call import Call
 from kmsd.service.identifiers import Arns
 from kmsd.service.pagination import after, cut
 from kmsd.service.records import KeyRecord
@@ -66,7 +66,7 @@ class Keys:
         tags = _checked_tags(request.tags)
         policy = request.policy or default_key_policy(self._arns.account, call.caller.uid, call.caller.user)
         parsed = parse_policy(policy, account=self._arns.account, names=self._names)
-        if not request.bypass_policy_lockout_safety_check and would_lock_out(parsed, call.caller, facts=UNKNOWN_FACTS):
+        if not request.bypass_policy_lockout_safety_check and would_lock_out(parsed, call.caller, facts=call):
             raise MalformedPolicyDocumentError(
                 "The new key policy will not allow you to update the key policy in the future."
             )

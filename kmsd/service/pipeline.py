@@ -24,7 +24,7 @@ from typing import Any, Protocol
 
 import msgspec
 
-from kmsd.access.decision import Authorizer
+from kmsd.access.decision import Authorizer, NotAuthorizedError
 from kmsd.api.encryption_context import MAX_BYTES
 from kmsd.api.errors import (
     AuditUnavailableError,
@@ -42,9 +42,12 @@ from kmsd.material.versions import NotLoadedError
 from kmsd.service.audit_accounts import AuditAccounts
 from kmsd.service.batch import Batch
 from kmsd.service.call import Call, Session
+from kmsd.service.facts import Surroundings
 from kmsd.service.foreseen import Foreseen
 from kmsd.service.gate import Gate
 from kmsd.service.records import KeyRecords
+from kmsd.service.refusals import Refusals
+from kmsd.service.request_ids import RequestIds
 from kmsd.service.scratch import Scratch
 from kmsd.service.table import Entry, Handler, WithDescriptors, make_table
 from kmsd.wire.codec import ReplyEncoder, Request
@@ -97,6 +100,8 @@ class Pipeline:
         records: KeyRecords,
         trail: Trail,
         accounts: AuditAccounts,
+        surroundings: Surroundings,
+        refusals: Refusals,
         scratch: Scratch,
         gate: Gate,
         mutations: Mutations,
@@ -108,15 +113,15 @@ class Pipeline:
         self._records = records
         self._trail = trail
         self._accounts = accounts
+        self._surroundings = surroundings
+        self._refusals = refusals
         self._scratch = scratch
         self._gate = gate
         self._mutated = mutations
         self._logger = logger
         self._encoder = ReplyEncoder()
         self._mutations: set[asyncio.Task[Any]] = set()
-        # Request ids are unique without a draw for each: a random start, and a count.
-        self._boot = os.urandom(8).hex()
-        self._served = 0
+        self._request_ids = RequestIds(os.urandom)
         self.settles = settles
         self.stopping = False
 
@@ -131,7 +136,7 @@ class Pipeline:
             self.refuse(session, request, batch, UnknownOperationError(f"no operation has the name '{name}'"))
             return None
         budget = self._accounts.of(session)
-        call = Call(session, entry.operation, self._next_request_id(), self._authorizer, budget)
+        call = Call(session, entry.operation, self._request_ids.next(), self._authorizer, self._surroundings, budget)
         if not entry.synchronous:
             return self._serve_later(call, request.id, entry, bytearray(request.params))
         batch.budget = budget
@@ -172,13 +177,9 @@ class Pipeline:
             await self.settle(batch)
         return batch
 
-    def _next_request_id(self) -> str:
-        self._served += 1
-        return f"{self._boot}{self._served:016x}"
-
     def refuse(self, session: Session, request: Request, batch: Batch, error: KmsError) -> None:
         """Answer a request with an error before anything else is looked at, and record that."""
-        error.request_id = self._next_request_id()
+        error.request_id = self._request_ids.next()
         # The name is the peer's own text: the record keeps a bounded piece of it.
         name = request.op[:_NAME_CHARACTERS]
         batch.budget = self._accounts.of(session)
@@ -215,7 +216,7 @@ class Pipeline:
         request: msgspec.Struct | None = None
         try:
             with Foreseen(self._logger, call, NotLoadedError):
-                request = self._decode(entry, params)
+                call.request = request = self._decode(entry, params)
                 if failure is not None:
                     raise failure
                 response = self._answer_now(call, entry, request)
@@ -232,10 +233,9 @@ class Pipeline:
         operation = entry.operation
         response: msgspec.Struct
         if operation.key is not None:
-            key = self._records.get(getattr(request, operation.key))
+            call.named = named = getattr(request, operation.key)
+            key = self._records.get(named)
             call.use(key)
-            if entry.has_dry_run:
-                call.end_dry_run(dry_run=request.dry_run)  # type: ignore[attr-defined] # the table has looked
             response = entry.handler(call, request, key)
             return response
         if operation.resolves_keys:
@@ -273,7 +273,7 @@ class Pipeline:
         request: msgspec.Struct | None = None
         try:
             with Foreseen(self._logger, call):
-                request = self._decode(entry, memoryview(params))
+                call.request = request = self._decode(entry, memoryview(params))
                 response = await self._answer(call, entry, request)
                 if isinstance(response, WithDescriptors):
                     batch.descriptors = response.descriptors
@@ -293,7 +293,8 @@ class Pipeline:
         operation = entry.operation
         arguments: tuple[Any, ...] = (call, request)
         if operation.key is not None:
-            key = await self._records.fetch(getattr(request, operation.key), operation.key_access)
+            call.named = named = getattr(request, operation.key)
+            key = await self._records.fetch(named, operation.key_access)
             call.use(key)
             if entry.has_dry_run:
                 call.end_dry_run(dry_run=request.dry_run)  # type: ignore[attr-defined] # the table has looked
@@ -356,9 +357,10 @@ class Pipeline:
         error.request_id = call.request_id
         self._encoder.append_error(batch.out, identifier, error)
         batch.identifiers.append(identifier)
-        rule = getattr(error, "rule", None)
-        if rule is not None:
-            call.decision = rule
+        if isinstance(error, NotAuthorizedError):
+            call.decision = error.rule
+            if call.refusal is not None:
+                self._refusals.add(call.refusal, call.session.place)
         if call.began:
             return
         if call.budget.exceeded:

@@ -23,15 +23,19 @@ _ALGORITHM = EncryptionAlgorithm.SYMMETRIC_DEFAULT
 
 
 class Symmetric:
-    """Handlers of cost CRYPTOGRAPHY: plain functions that never await."""
+    """Handlers of cost CRYPTOGRAPHY: plain functions that never await.
+
+    Each ends a dry run itself, where nothing that the request says can be wrong any more.
+    """
 
     def __init__(self, *, records: KeyRecords, cipher: KeyCipher, scratch: Scratch) -> None:
         self._records = records
         self._cipher = cipher
         self._scratch = scratch
 
-    def encrypt(self, call: Call, request: api.EncryptRequest, key: KeyRecord) -> api.EncryptResponse:  # noqa: ARG002 - handlers share one form
+    def encrypt(self, call: Call, request: api.EncryptRequest, key: KeyRecord) -> api.EncryptResponse:
         """Encrypt under the key's current material."""
+        call.end_dry_run(dry_run=request.dry_run)
         blob, _ = self._cipher.encrypt(key, request.plaintext, request.encryption_context)
         return api.EncryptResponse(ciphertext_blob=blob, key_id=key.arn, encryption_algorithm=_ALGORITHM)
 
@@ -49,8 +53,10 @@ class Symmetric:
 
     def re_encrypt(self, call: Call, request: api.ReEncryptRequest) -> api.ReEncryptResponse:
         """Decrypt a blob and encrypt it again; both keys are authorized before either is used."""
-        source = self._key_of(request.ciphertext_blob, request.source_key_id, call, "kms:ReEncryptFrom")
         destination = self._records.get(request.destination_key_id)
+        call.counterpart = destination
+        source = self._key_of(request.ciphertext_blob, request.source_key_id, call, "kms:ReEncryptFrom")
+        call.counterpart, call.named = source, request.destination_key_id
         call.use(destination, "kms:ReEncryptTo")
         call.end_dry_run(dry_run=request.dry_run)
         plaintext, source_material = self._decrypt(source, request.ciphertext_blob, request.source_encryption_context)
@@ -67,12 +73,14 @@ class Symmetric:
 
     def generate_data_key(
         self,
-        call: Call,  # noqa: ARG002 - handlers share one form
+        call: Call,
         request: api.GenerateDataKeyRequest,
         key: KeyRecord,
     ) -> api.GenerateDataKeyResponse:
         """Draw a data key and give it out in both forms."""
-        data_key = self._scratch.random(_data_key_bytes(request))
+        size = _data_key_bytes(request)
+        call.end_dry_run(dry_run=request.dry_run)
+        data_key = self._scratch.random(size)
         blob, material_id = self._cipher.encrypt(key, data_key, request.encryption_context)
         return api.GenerateDataKeyResponse(
             ciphertext_blob=blob, plaintext=data_key, key_id=key.arn, key_material_id=material_id
@@ -80,12 +88,14 @@ class Symmetric:
 
     def generate_data_key_without_plaintext(
         self,
-        call: Call,  # noqa: ARG002 - handlers share one form
+        call: Call,
         request: api.GenerateDataKeyRequest,
         key: KeyRecord,
     ) -> api.GenerateDataKeyWithoutPlaintextResponse:
         """Draw a data key and give it out encrypted only."""
-        data_key = self._scratch.random(_data_key_bytes(request))
+        size = _data_key_bytes(request)
+        call.end_dry_run(dry_run=request.dry_run)
+        data_key = self._scratch.random(size)
         blob, material_id = self._cipher.encrypt(key, data_key, request.encryption_context)
         return api.GenerateDataKeyWithoutPlaintextResponse(
             ciphertext_blob=blob, key_id=key.arn, key_material_id=material_id
@@ -98,6 +108,7 @@ class Symmetric:
     def _key_of(self, blob: bytes, named: str | None, call: Call, action: str) -> KeyRecord:
         """Return the key that made `blob`, authorized; a key the request names has to be the same one."""
         made_by = address_of(blob).key_id
+        call.named = named
         if named is None:
             key = self._records.get(made_by)
             call.use(key, action)

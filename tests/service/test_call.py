@@ -20,6 +20,7 @@ from kmsd.api.operation import ALL_STATES, KeyState, KeyUsage
 from kmsd.audit.record import Kind
 from kmsd.service.audit_budget import AuditBudget
 from kmsd.service.call import Call, Session
+from kmsd.service.facts import Surroundings
 from kmsd.service.records import KeyRecord
 from kmsd.store.base import KeyRow
 from tests.support.embedded import ACCOUNT, ALICE, BOB, HostNames
@@ -52,7 +53,7 @@ def key(state: KeyState = KeyState.ENABLED, usage: KeyUsage = KeyUsage.ENCRYPT_D
 
 def call(operation: str = "Encrypt", session: Session = ALICE) -> Call:
     budget = AuditBudget(1000, bytes_per_second=1, burst_bytes=1, clock=lambda: 0.0, wall_clock=lambda: 0.0)
-    return Call(session, BY_NAME[operation], "request-1", AUTHORIZER, budget)
+    return Call(session, BY_NAME[operation], "request-1", AUTHORIZER, Surroundings(ACCOUNT, lambda: 0.0), budget)
 
 
 @pytest.mark.parametrize("state", ALL_STATES)

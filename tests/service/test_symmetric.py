@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -243,3 +245,14 @@ async def test_a_key_of_another_account_is_not_here(service: Embedded) -> None:
     for name in ("arn:aws:kms:local-host-1:999999999999:key/x", "arn:aws:kms:eu-west-1:123456789012:alias/a"):
         with pytest.raises(KmsError, match="is not here"):
             await service.ask(ALICE, ENCRYPT, EncryptRequest(key_id=name, plaintext=memoryview(b"x")))
+
+
+@pytest.mark.parametrize("sizes", [{}, {"number_of_bytes": 32, "key_spec": DataKeySpec.AES_256}], ids=["none", "both"])
+async def test_a_dry_run_of_a_data_key_looks_at_its_size(service: Embedded, sizes: dict[str, Any]) -> None:
+    """What cannot succeed does not look as if it would."""
+    arn = await service.make_key()
+    request = GenerateDataKeyRequest(key_id=arn, dry_run=True, **sizes)
+
+    for operation in (GENERATE_DATA_KEY, GENERATE_DATA_KEY_WITHOUT_PLAINTEXT):
+        with pytest.raises(ValidationError, match="either number of bytes or key spec"):
+            await service.ask(ALICE, operation, request)  # type: ignore[misc] # of two response types

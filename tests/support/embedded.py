@@ -43,11 +43,13 @@ from kmsd.service.audit_accounts import AuditAccounts
 from kmsd.service.batch import Batch
 from kmsd.service.call import Session
 from kmsd.service.checkpoints import Checkpoints, log_anchor
+from kmsd.service.facts import Surroundings
 from kmsd.service.gate import Gate as KeyGate
 from kmsd.service.identifiers import Arns
 from kmsd.service.key_cipher import KeyCipher
 from kmsd.service.pipeline import Pipeline
 from kmsd.service.records import KeyRecords
+from kmsd.service.refusals import Refusals
 from kmsd.service.scratch import Scratch
 from kmsd.service.seal import Seal
 from kmsd.service.table import Handler, bind
@@ -382,6 +384,9 @@ class Embedded:
         self.trail = trail
         self.names = HostNames()
         self.now = time.monotonic()
+        # What policies are told as the time.
+        self.wall_time = time.time()
+        self.refusals = Refusals()
         self.log = io.StringIO()
         self.arena = Arena(arena_bytes)
         self.arns = Arns(ACCOUNT, REGION)
@@ -509,6 +514,8 @@ class Embedded:
             records=self.records,
             trail=trail,
             accounts=self.accounts,
+            surroundings=Surroundings(ACCOUNT, lambda: self.wall_time),
+            refusals=self.refusals,
             scratch=self.scratch,
             gate=self.gate,
             mutations=store,
