@@ -10,7 +10,8 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import kmsd
-from kmsd.api.errors import ConnectionLostError, KmsError, UntrustedServerError
+from kmsd.api.errors import AccessDeniedError, ConnectionLostError, KmsError, UntrustedServerError
+from kmsd_client.cli.refusals import refusal_of
 from kmsd_client.cli.terminal import (
     EXIT_ERROR,
     EXIT_INTERRUPTED,
@@ -93,6 +94,12 @@ def _run(run: Callable[[argparse.Namespace], int | None], options: argparse.Name
     except (ConnectionLostError, UntrustedServerError) as error:
         complain_of(error)
         return EXIT_UNREACHABLE
+    except AccessDeniedError as error:
+        refusal = refusal_of(error, getattr(options, "key", None))
+        # Who asks for JSON is a program, and looks for the code.
+        code_first = f"{error.code}: " if getattr(options, "json", False) else ""
+        complain(f"{code_first}{refusal.sentence}", refusal.hint)
+        return EXIT_ERROR
     except KmsError as error:
         complain_of(error)
         return EXIT_ERROR
