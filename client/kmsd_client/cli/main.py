@@ -32,8 +32,12 @@ class Verb(NamedTuple):
 VERBS = {
     "encrypt": Verb("encrypt", "encrypt a file"),
     "decrypt": Verb("decrypt", "decrypt a file"),
-    "key": Verb("keys", "make, list and show keys"),
+    "key": Verb("keys", "make, list, show, share and disable keys"),
     "alias": Verb("aliases", "name keys"),
+    "tag": Verb("tags", "tag keys"),
+    "policy": Verb("policies", "show, check and change key policies"),
+    "grant": Verb("grants", "permit others single operations with a key"),
+    "why": Verb("why", "tell why a request was refused, or who may do what"),
     "random": Verb("randomness", "print random bytes"),
     "status": Verb("status", "tell how the daemon is"),
     "seal": Verb("seal", "wipe all keys from the daemon's memory"),
