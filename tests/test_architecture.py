@@ -77,6 +77,7 @@ CLIENT_MAY_IMPORT = (
     "kmsd.audit.verify",
     "kmsd.access.policy",
     "kmsd.recovery.shares",  # a share is checked where it is typed
+    "kmsd.identity.principals",  # `kms policy check` looks names up on its host as the daemon does
     "kmsd.identity.peer",  # the same kernel facts, asked about the other end: is this server one that may hold keys?
 )
 

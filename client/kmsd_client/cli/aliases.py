@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import argparse
 
-from kmsd.api.keys import CREATE_ALIAS, DESCRIBE_KEY, CreateAliasRequest, DescribeKeyRequest
+from kmsd.api.keys import CREATE_ALIAS, CreateAliasRequest
 from kmsd_client import Client
-from kmsd_client.cli.keys import all_aliases
+from kmsd_client.cli.keys import all_aliases, key_id_of
 from kmsd_client.cli.terminal import add_json_option, print_json, print_table
 
 
@@ -27,21 +27,15 @@ def run_create(options: argparse.Namespace) -> None:
     """Make an alias; the daemon takes only key ids here, so another alias is looked up first."""
     with Client(options.socket) as client:
         client.call(
-            CREATE_ALIAS, CreateAliasRequest(alias_name=options.alias, target_key_id=_key_id(client, options.key))
+            CREATE_ALIAS, CreateAliasRequest(alias_name=options.alias, target_key_id=key_id_of(client, options.key))
         )
 
 
 def run_list(options: argparse.Namespace) -> None:
     """List aliases."""
     with Client(options.socket) as client:
-        aliases = all_aliases(client, _key_id(client, options.key) if options.key else None)
+        aliases = all_aliases(client, key_id_of(client, options.key) if options.key else None)
     if options.json:
         print_json(aliases)
     else:
         print_table(("ALIAS", "KEY ID"), [(alias.alias_name, alias.target_key_id) for alias in aliases])
-
-
-def _key_id(client: Client, name: str) -> str:
-    if "alias/" not in name:
-        return name
-    return client.call(DESCRIBE_KEY, DescribeKeyRequest(key_id=name)).key_metadata.key_id

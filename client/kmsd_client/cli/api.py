@@ -25,6 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "taken from a file. Maps are NAME=VALUE, repeated; lists and structures are JSON. Nothing is printed for an\n"
         "empty answer."
     )
+    parser.set_defaults(json=True)
     verbs = parser.add_subparsers(required=True, metavar="OPERATION")
     for name, operation in sorted(BY_NAME.items()):
         if operation.descriptors:
@@ -105,6 +106,7 @@ _READERS: dict[type, Any] = {int: int, bytes: _read_bytes, memoryview: _read_sec
 def run(options: argparse.Namespace) -> None:
     """Call the operation and print what it answers."""
     operation: Operation[Any, Any] = options.operation
+    options.key = getattr(options, operation.key or "key_id", None)  # as a refusal names it
     members = {
         field.name: context_of(value) if isinstance(value, list) and _is_map(field) else value
         for field in msgspec.structs.fields(operation.request)

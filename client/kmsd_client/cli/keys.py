@@ -9,22 +9,35 @@ from kmsd.api.keys import (
     CREATE_ALIAS,
     CREATE_KEY,
     DESCRIBE_KEY,
+    DISABLE_KEY,
+    ENABLE_KEY,
     LIST_ALIASES,
     LIST_KEYS,
     CreateAliasRequest,
     CreateKeyRequest,
     DescribeKeyRequest,
+    EnableKeyRequest,
     ListAliasesRequest,
     ListKeysRequest,
 )
 from kmsd.api.shapes import AliasListEntry, KeyListEntry, KeyMetadata, Tag
 from kmsd_client import Client
-from kmsd_client.cli.terminal import add_json_option, context_of, print_facts, print_json, print_table
+from kmsd_client.cli.terminal import (
+    add_context_option,
+    add_json_option,
+    context_of,
+    print_facts,
+    print_json,
+    print_table,
+)
+
+# How commands say what they take for a key.
+KEY_HELP = "key id, key ARN, alias or alias ARN"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command line."""
-    verbs = parser.add_subparsers(required=True, metavar="create|list|show")
+    verbs = parser.add_subparsers(required=True, metavar="create|list|show|share|unshare|disable|enable")
     create = verbs.add_parser("create", help="make a key")
     create.add_argument("--alias", help="also name it, alias/NAME")
     create.add_argument("--description", default="", help="what the key is for")
@@ -36,9 +49,37 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_json_option(listing)
     listing.set_defaults(run=run_list)
     show = verbs.add_parser("show", help="show one key")
-    show.add_argument("key", help="key id, key ARN, alias or alias ARN")
+    show.add_argument("key", help=KEY_HELP)
     add_json_option(show)
     show.set_defaults(run=run_show)
+    _add_share(verbs.add_parser("share", help="let somebody else use a key"))
+    unshare = verbs.add_parser("unshare", help="take back what kms key share gave; what the policy allows stays")
+    unshare.add_argument("key", help=KEY_HELP)
+    unshare.add_argument("--with", required=True, metavar="PRINCIPAL", dest="principal", help="with whom")
+    unshare.set_defaults(run=_run_unshare)
+    for verb, operation, told in (
+        ("disable", DISABLE_KEY, "let a key not be used until it is enabled again"),
+        ("enable", ENABLE_KEY, "let a key be used again"),
+    ):
+        switch = verbs.add_parser(verb, help=told)
+        switch.add_argument("key", help=KEY_HELP)
+        switch.set_defaults(run=run_switch, operation=operation)
+
+
+def _add_share(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("key", help=KEY_HELP)
+    parser.add_argument(
+        "--with",
+        required=True,
+        metavar="PRINCIPAL",
+        dest="principal",
+        help="user:NAME, group:NAME, unit:NAME, ...",
+    )
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--encrypt-only", action="store_true", help="it may encrypt, and not decrypt")
+    which.add_argument("--decrypt-only", action="store_true", help="it may decrypt, and not encrypt")
+    add_context_option(parser)
+    parser.set_defaults(run=_run_share)
 
 
 def run_create(options: argparse.Namespace) -> None:
@@ -84,6 +125,24 @@ def run_show(options: argparse.Namespace) -> None:
         print_facts(_facts(key, names))
 
 
+def run_switch(options: argparse.Namespace) -> None:
+    """Disable or enable a key."""
+    with Client(options.socket) as client:
+        client.call(options.operation, EnableKeyRequest(key_id=key_id_of(client, options.key)))
+
+
+def _run_share(options: argparse.Namespace) -> None:
+    from kmsd_client.cli.sharing import run_share  # noqa: PLC0415 - each verb loads what it needs
+
+    run_share(options)
+
+
+def _run_unshare(options: argparse.Namespace) -> None:
+    from kmsd_client.cli.sharing import run_unshare  # noqa: PLC0415 - each verb loads what it needs
+
+    run_unshare(options)
+
+
 def _facts(key: KeyMetadata, names: list[str]) -> list[tuple[str, str]]:
     return [
         ("key id", key.key_id),
@@ -95,6 +154,13 @@ def _facts(key: KeyMetadata, names: list[str]) -> list[tuple[str, str]]:
         ("created", f"{key.creation_date:%Y-%m-%d %H:%M:%S} UTC"),
         ("key material", key.current_key_material_id),
     ]
+
+
+def key_id_of(client: Client, name: str) -> str:
+    """Return what names a key to operations that take no alias: of an alias the key's id, else the name itself."""
+    if "alias/" not in name:
+        return name
+    return client.call(DESCRIBE_KEY, DescribeKeyRequest(key_id=name)).key_metadata.key_id
 
 
 def all_keys(client: Client) -> list[KeyListEntry]:

@@ -10,7 +10,8 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import kmsd
-from kmsd.api.errors import ConnectionLostError, KmsError, UntrustedServerError
+from kmsd.api.errors import AccessDeniedError, ConnectionLostError, KmsError, UntrustedServerError
+from kmsd_client.cli.refusals import refusal_of
 from kmsd_client.cli.terminal import (
     EXIT_ERROR,
     EXIT_INTERRUPTED,
@@ -31,8 +32,12 @@ class Verb(NamedTuple):
 VERBS = {
     "encrypt": Verb("encrypt", "encrypt a file"),
     "decrypt": Verb("decrypt", "decrypt a file"),
-    "key": Verb("keys", "make, list and show keys"),
+    "key": Verb("keys", "make, list, show, share and disable keys"),
     "alias": Verb("aliases", "name keys"),
+    "tag": Verb("tags", "tag keys"),
+    "policy": Verb("policies", "show, check and change key policies"),
+    "grant": Verb("grants", "permit others single operations with a key"),
+    "why": Verb("why", "tell why a request was refused, or who may do what"),
     "random": Verb("randomness", "print random bytes"),
     "status": Verb("status", "tell how the daemon is"),
     "seal": Verb("seal", "wipe all keys from the daemon's memory"),
@@ -93,6 +98,12 @@ def _run(run: Callable[[argparse.Namespace], int | None], options: argparse.Name
     except (ConnectionLostError, UntrustedServerError) as error:
         complain_of(error)
         return EXIT_UNREACHABLE
+    except AccessDeniedError as error:
+        refusal = refusal_of(error, getattr(options, "key", None))
+        # Who asks for JSON is a program, and looks for the code.
+        code_first = f"{error.code}: " if getattr(options, "json", False) else ""
+        complain(f"{code_first}{refusal.sentence}", refusal.hint)
+        return EXIT_ERROR
     except KmsError as error:
         complain_of(error)
         return EXIT_ERROR

@@ -23,7 +23,6 @@ EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells say it
 
 # What to do about an error, by its code; said where the code alone does not tell it.
 _HINTS = {
-    "AccessDeniedException": "ask whoever manages the key to allow it in the key policy, or an administrator of kmsd",
     "SealedException": "an administrator has to unseal kmsd: kms unseal",
     "TokenException": "kms status and kmsd's log tell how the token is",
     "TokenPinIncorrectException": "try again with care: a token locks itself after a few wrong PINs",
@@ -69,6 +68,11 @@ def complain_of(error: KmsError) -> None:
     """Print an error that the daemon or the library reported."""
     message = error.message or _WORDS.get(error.code, "no reason is given")
     complain(f"{error.code}: {message}".removesuffix("."), _HINTS.get(error.code))
+
+
+def note(text: str) -> None:
+    """Say something beside the results that is no error."""
+    sys.stderr.write(f"kms: {printable(text)}\n")
 
 
 def print_json(value: Any) -> None:
@@ -117,6 +121,6 @@ def context_of(pairs: Sequence[str]) -> dict[str, str]:
         if not sign:
             raise CommandError(f"'{pair}' is no pair", "write it as NAME=VALUE", code=EXIT_USAGE)
         if name in context:
-            raise CommandError(f"the encryption context has '{name}' twice", code=EXIT_USAGE)
+            raise CommandError(f"'{name}' is given twice", code=EXIT_USAGE)
         context[name] = value
     return context
