@@ -131,7 +131,7 @@ class Pipeline:
             self.refuse(session, request, batch, UnknownOperationError(f"no operation has the name '{name}'"))
             return None
         budget = self._accounts.of(session)
-        call = Call(session, entry.operation, self._next_request_id(), self._authorizer, budget)
+        call = Call(session, entry.operation, self.next_request_id(), self._authorizer, budget)
         if not entry.synchronous:
             return self._serve_later(call, request.id, entry, bytearray(request.params))
         batch.budget = budget
@@ -172,13 +172,14 @@ class Pipeline:
             await self.settle(batch)
         return batch
 
-    def _next_request_id(self) -> str:
+    def next_request_id(self) -> str:
+        """Return the id of a new request."""
         self._served += 1
         return f"{self._boot}{self._served:016x}"
 
     def refuse(self, session: Session, request: Request, batch: Batch, error: KmsError) -> None:
         """Answer a request with an error before anything else is looked at, and record that."""
-        error.request_id = self._next_request_id()
+        error.request_id = self.next_request_id()
         # The name is the peer's own text: the record keeps a bounded piece of it.
         name = request.op[:_NAME_CHARACTERS]
         batch.budget = self._accounts.of(session)
