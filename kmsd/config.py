@@ -107,6 +107,7 @@ class Paths(Section, frozen=True, kw_only=True):
     state: AbsolutePath = "/var/lib/kmsd"
     audit: AbsolutePath = "/var/log/kmsd/audit.log"
     socket: AbsolutePath = "/run/kmsd/kmsd.sock"
+    credential_socket: AbsolutePath = "/run/kmsd/credential.sock"
     policies: AbsolutePath = "/etc/kmsd/policy.d"
 
 

@@ -1,7 +1,7 @@
 """Operations on credentials, which are ours: secrets that systemd hands to one unit, kept under that unit's key.
 
 systemd asks for them on a socket of its own (LoadCredential=NAME:/run/kmsd/credential.sock); these operations are for
-who puts them there.
+whoever puts them there.
 """
 
 from __future__ import annotations
@@ -11,12 +11,15 @@ from typing import Annotated
 
 from msgspec import Meta
 
-from kmsd.api.operation import Cost, Operation
+from kmsd.api.operation import Cost, KeyAccess, KeyState, KeyUsage, Operation
 from kmsd.api.shapes import Empty, Marker, Request, Response, Structure
 
 # systemd lets a credential have 1 MiB; keys, tokens and certificates with their chains have less than this, which is
 # what one request carries.
 MAX_CREDENTIAL_BYTES = 32 * 1024
+# systemd binds an address to ask from (`GetCredentialRequest`), which has room for both names together in so much:
+# 107 bytes, without a zero, sixteen digits and "/unit/" and "/".
+MAX_NAMES_CHARACTERS = 83
 # systemd: a unit's name has at most 255 characters of these, with a suffix. Credentials are for services.
 UnitName = Annotated[str, Meta(min_length=9, max_length=255, pattern=r"^[a-zA-Z0-9:_.\\@-]+\.service\Z")]
 # systemd: what may be the name of a file, here without what shells and terminals take for their own.
@@ -72,6 +75,18 @@ class DeleteCredentialRequest(Request, frozen=True, kw_only=True):
     name: CredentialName
 
 
+class GetCredentialRequest(Request, frozen=True, kw_only=True):
+    """What systemd asks for on the socket of its own, in the address that it connects from."""
+
+    unit: UnitName
+    name: CredentialName
+
+    @property
+    def encryption_context(self) -> dict[str, str]:
+        """What the secret is bound to: it opens for no other unit, and under no other name."""
+        return {"unit": self.unit, "name": self.name}
+
+
 CREATE_CREDENTIAL = Operation(
     name="CreateCredential",
     summary="Keep a secret for a unit, which systemd hands to it.",
@@ -99,6 +114,21 @@ DELETE_CREDENTIAL = Operation(
     cost=Cost.STORE,
     read_only=False,
     audit_fields=("unit", "name"),
+)
+
+# Not among the operations: no request can ask for it. Its record has the form of theirs.
+GET_CREDENTIAL = Operation(
+    name="GetCredential",
+    summary="Hand a secret to systemd, for the unit it is kept for.",
+    request=GetCredentialRequest,
+    response=Empty,
+    cost=Cost.STORE,
+    resolves_keys=False,
+    key_access=KeyAccess.ID_OR_ARN,
+    usable_in=(KeyState.ENABLED,),
+    usage=KeyUsage.ENCRYPT_DECRYPT,
+    audit_fields=("unit", "name"),
+    actions=("kms:Decrypt",),
 )
 
 OPERATIONS = (CREATE_CREDENTIAL, LIST_CREDENTIALS, DELETE_CREDENTIAL)

@@ -18,6 +18,7 @@ from typing import Protocol
 import msgspec
 
 from kmsd.api import OPERATIONS
+from kmsd.api.credentials import GET_CREDENTIAL
 from kmsd.api.operation import Cost
 from kmsd.audit.active import ActiveFile
 from kmsd.audit.chain import parse, parse_time
@@ -32,7 +33,9 @@ from kmsd.audit.succession import AuditBrokenError, first_line, prev_of
 from kmsd.audit.system import System, unavailable
 
 # What uses keys, and comes as often as callers like: AWS calls it the data plane.
-_DATA_PLANE = frozenset(operation.name for operation in OPERATIONS if operation.cost in {Cost.CRYPTOGRAPHY, Cost.FILE})
+_DATA_PLANE = frozenset(
+    {*(one.name for one in OPERATIONS if one.cost in {Cost.CRYPTOGRAPHY, Cost.FILE}), GET_CREDENTIAL.name}
+)
 _FILE_KINDS = frozenset({Kind.BEGIN, Kind.END})
 
 

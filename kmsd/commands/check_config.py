@@ -52,8 +52,10 @@ def _wrong(config: Config) -> Iterator[str]:
         yield str(error)
     yield from _own_directory("paths.state", Path(config.paths.state), account)
     yield from _own_directory("paths.audit", Path(config.paths.audit).parent, account)
-    if len(os.fsencode(config.paths.socket)) > SOCKET_PATH_BYTES:
-        yield f"paths.socket: {config.paths.socket}: a socket's path may have {SOCKET_PATH_BYTES} bytes"
+    for name in ("socket", "credential_socket"):
+        path = getattr(config.paths, name)
+        if len(os.fsencode(path)) > SOCKET_PATH_BYTES:
+            yield f"paths.{name}: {path}: a socket's path may have {SOCKET_PATH_BYTES} bytes"
     yield from _policies(Path(config.paths.policies))
     yield from _groups(config)
     yield from _token(config)

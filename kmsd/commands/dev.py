@@ -21,6 +21,8 @@ from typing import NoReturn
 from kmsd.commands.failures import exit_code_of
 from kmsd.config import SOCKET_PATH_BYTES, Config
 
+# Of the names of the sockets in the directory.
+_LONGEST_SOCKET = "credential.sock"
 # What a shell answers for a command that does not exist, and for one that a signal ended (added to its number).
 _EXIT_NOT_FOUND = 127
 _EXIT_SIGNAL = 128
@@ -67,7 +69,7 @@ def run_dev(
 def prepare_directory(directory: Path, *, shared: bool = False) -> Path:
     """Make the directory, or check that it is this user's own; return its absolute path. Raises DirectoryError."""
     directory = directory.absolute()
-    if len(os.fsencode(directory / "kmsd.sock")) > SOCKET_PATH_BYTES:
+    if len(os.fsencode(directory / _LONGEST_SOCKET)) > SOCKET_PATH_BYTES:
         raise DirectoryError(f"{directory}: a socket's path may have {SOCKET_PATH_BYTES} bytes; use a shorter one")
     try:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -18,19 +18,26 @@ from kmsd.audit.rotation import Rotation
 from kmsd.audit.writer import SyncMode, Trail
 from kmsd.config import digest
 from kmsd.envelope.pool import WorkerPool
+from kmsd.identity.peer import peer_of
+from kmsd.identity.principals import caller_of
 from kmsd.material.ciphertext import BlobCipher
 from kmsd.processes.confinement import missing
+from kmsd.server.activation import Sockets
+from kmsd.server.credential_socket import CredentialListener
 from kmsd.server.custody import Custody
 from kmsd.server.foundation import Foundation
 from kmsd.server.limits import Shares
-from kmsd.server.listener import Listener
+from kmsd.server.listener import Listener, actor_of
 from kmsd.service import administration, aliases, backups, files, keys, seal_requests, symmetric
 from kmsd.service.audit_accounts import AuditAccounts
+from kmsd.service.call import Session
+from kmsd.service.credential_delivery import CredentialDelivery
 from kmsd.service.facts import Surroundings
 from kmsd.service.identifiers import Arns
 from kmsd.service.key_cipher import KeyCipher
 from kmsd.service.pipeline import Pipeline
 from kmsd.service.refusals import Refusals
+from kmsd.service.request_ids import RequestIds
 from kmsd.service.scratch import Scratch
 from kmsd.service.seal import CONFIGURED, Means
 from kmsd.service.table import bind
@@ -41,6 +48,8 @@ from kmsd.store.sql import SqlStore
 # AWS account ids have 12 digits, and the first is never 0 here so that no reader takes them for a number.
 _ACCOUNTS = (100_000_000_000, 999_999_999_999)
 _DAY_SECONDS = 86_400
+# A credential is one record of the store and a key; systemd gives a unit 90 seconds to start.
+_CREDENTIAL_SECONDS = 5.0
 
 
 class Service:
@@ -113,6 +122,8 @@ class Service:
             wall_clock=time.time,
         )
         refusals = Refusals()
+        surroundings = Surroundings(settings.account, time.time)
+        request_ids = RequestIds(os.urandom)
         self._pipeline = Pipeline(
             OPERATIONS,
             {
@@ -128,7 +139,8 @@ class Service:
             records=records,
             trail=trail,
             accounts=self._accounts,
-            surroundings=Surroundings(settings.account, time.time),
+            surroundings=surroundings,
+            request_ids=request_ids,
             refusals=refusals,
             scratch=scratch,
             gate=self._custody.gate,
@@ -136,7 +148,23 @@ class Service:
             logger=foundation.logger,
             settles=trail.mode is SyncMode.ALWAYS,
         )
+        self._delivery = CredentialDelivery(
+            store=store,
+            records=records,
+            cipher=cipher,
+            arena=arena,
+            authorizer=self._authorizer,
+            accounts=self._accounts,
+            gate=self._custody.gate,
+            trail=trail,
+            logger=foundation.logger,
+            request_ids=request_ids,
+            surroundings=surroundings,
+            seconds=_CREDENTIAL_SECONDS,
+            settles=trail.mode is SyncMode.ALWAYS,
+        )
         self._listener: Listener | None = None
+        self._credential_listener: CredentialListener | None = None
 
     @classmethod
     async def open(cls, foundation: Foundation) -> Service:
@@ -203,14 +231,14 @@ class Service:
         """
         await self._custody.open(means, serves_sealed=serves_sealed)
 
-    async def listen(self, sock: socket.socket) -> None:
-        """Begin to serve on a listening socket."""
+    async def listen(self, sockets: Sockets) -> None:
+        """Begin to serve on listening sockets."""
         foundation = self._foundation
         absent = [f"{one.process}: {one.protection}" for one in missing(foundation.findings)]
         self._trail.append([system_record("Start", **self._digests, missingProtections=absent)])
         self._listener = Listener(
             asyncio.get_running_loop(),
-            sock,
+            sockets.clients,
             pipeline=self._pipeline,
             shares=self._shares,
             names=self._names,
@@ -222,14 +250,31 @@ class Service:
         )
         await self._pool.fill()
         self._listener.start()
+        if sockets.credentials is not None:
+            self._credential_listener = CredentialListener(
+                asyncio.get_running_loop(),
+                sockets.credentials,
+                delivery=self._delivery,
+                session_of=self._session_of,
+                logger=foundation.logger,
+            )
+            self._credential_listener.start()
         self._custody.watch()
         self._accounts.start()
+
+    async def _session_of(self, sock: socket.socket) -> Session:
+        foundation = self._foundation
+        peer = peer_of(sock, program_of=foundation.program_of)
+        caller = caller_of(peer, self._names, foundation.administrators)
+        return Session(caller, actor_of(caller))
 
     async def close(self) -> None:
         """Finish what is under way within the configured grace, record the stop, wipe the keys."""
         grace = self._foundation.config.shutdown_grace_seconds
         self._pipeline.stopping = True
         await self._custody.end()
+        if self._credential_listener is not None:
+            await self._credential_listener.stop(grace)
         if self._listener is not None:
             # First, so that nobody is left who asks a daemon that stops, again and again until he gives up.
             await self._listener.stop(grace)

@@ -28,6 +28,7 @@ from kmsd.server.deployment import Deployment
 
 if TYPE_CHECKING:
     from kmsd.logs import Logger
+    from kmsd.server.activation import Sockets
     from kmsd.server.supervision import Supervision
 
 # Half a second on an idle machine; this is for one that boots.
@@ -94,7 +95,7 @@ async def _serve(deployment: Deployment, zygote: Zygote, arena: Arena, confineme
     findings: list[Finding] = []
     lookups = Lookups(partial(_connect_child, zygote, LOOKUPS_ENTRY))
     programs = Lookups(partial(_connect_child, zygote, PROGRAMS_ENTRY))
-    sock: socket.socket | None = None
+    sockets: Sockets | None = None
     try:
         await lookups.start()
         await programs.start()
@@ -121,22 +122,22 @@ async def _serve(deployment: Deployment, zygote: Zygote, arena: Arena, confineme
                 recovery_key=deployment.recovery_key() if deployment.recovery_key is not None else None,
             )
         )
-        sock = deployment.open_socket() if deployment.open_socket is not None else None
+        sockets = deployment.open_sockets() if deployment.open_sockets is not None else None
         confinement.restrict_calls()
         findings += await _inspect(confinement, arena, zygote)
         logger.info("hardening", missing=[describe(one) for one in missing(findings)])
         check_required(findings, required=config.hardening == "require")
         means = Means(accepts_changes=deployment.accepts_changes)
         await service.unseal(means, serves_sealed=deployment.serves_sealed)
-        if sock is not None:
-            await service.listen(sock)
+        if sockets is not None:
+            await service.listen(sockets)
             await _supervise(deployment, Supervision(service, zygote, deployment.notifier, logger), stop)
-            deployment.close_socket()
-            sock = None
+            deployment.close_sockets()
+            sockets = None
         await service.close()
     finally:
-        if sock is not None:  # the start failed after it was there
-            deployment.close_socket()
+        if sockets is not None:  # the start failed after they were there
+            deployment.close_sockets()
         lookups.close()
         programs.close()
         await zygote.close()

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-import socket
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 from kmsd.config import Config
@@ -14,6 +14,7 @@ from kmsd.hsm.conversation import TokenConfig
 from kmsd.hsm.pin import CredentialPin, FilePin, PinSource
 from kmsd.identity.principals import Administrators
 from kmsd.processes.zygote import Zygote
+from kmsd.server.activation import CLIENTS, CREDENTIALS, SocketPaths, Sockets
 from kmsd.server.notify import Notifier
 
 _STORE = "store.sqlite"
@@ -33,12 +34,19 @@ def _nothing() -> None:
     return
 
 
+def _remove(paths: SocketPaths) -> None:
+    for path in paths:
+        # Where the directory is root's, the next start replaces it.
+        with suppress(FileNotFoundError, PermissionError):
+            path.unlink()
+
+
 @dataclass(frozen=True, kw_only=True)
 class Deployment:
     """A daemon that is to run.
 
-    `only_uid` is the one uid that is accepted, or None for all. `open_socket` returns the listening socket and
-    `close_socket` takes its name away; without a socket the daemon makes what a first start makes, keys included, and
+    `only_uid` is the one uid that is accepted, or None for all. `open_sockets` returns the listening sockets and
+    `close_sockets` takes their names away; without them the daemon makes what a first start makes, keys included, and
     ends. `module` is the token's PKCS#11 library, and `find_token` may make the token. `ready` is called once the
     socket accepts. With `serves_sealed` it serves although it could not be unsealed at the start; else it does not
     start then. `readable` and `writable` folders are what the daemon may open, beside its own code, once it runs;
@@ -57,8 +65,8 @@ class Deployment:
     host_policy: Path | None
     administrators: Administrators
     only_uid: int | None
-    open_socket: Callable[[], socket.socket] | None
-    close_socket: Callable[[], None]
+    open_sockets: Callable[[], Sockets] | None
+    close_sockets: Callable[[], None]
     module: Path
     find_token: Callable[[Zygote], Awaitable[Token]]
     serves_sealed: bool
@@ -86,12 +94,12 @@ def development(
     """Return a daemon with everything embedded in one directory (`kmsd dev`); raises OSError without a SoftHSM2."""
     from kmsd.hsm.softhsm import PIN_NAME, find_module, make_token  # noqa: PLC0415 - a host has a token of its own
 
-    path = directory / "kmsd.sock"
+    paths = SocketPaths(directory / CLIENTS, directory / CREDENTIALS)
 
-    def open_socket() -> socket.socket:
-        from kmsd.server.listener import bind  # noqa: PLC0415 - only the daemon's own process needs it
+    def open_sockets() -> Sockets:
+        from kmsd.server.listener import bind_all  # noqa: PLC0415 - only the daemon's own process needs it
 
-        return bind(path, 0o666 if shared else 0o600)
+        return bind_all(paths, 0o666 if shared else 0o600)
 
     async def find_token(zygote: Zygote) -> Token:
         token = await make_token(zygote, directory / "token", label=DEVELOPMENT_LABEL)
@@ -105,8 +113,8 @@ def development(
         administrators=Administrators(uids=frozenset({os.getuid()}), groups=("kms-admin",)),
         only_uid=only_uid,
         module=find_module(),
-        open_socket=open_socket,
-        close_socket=lambda: path.unlink(missing_ok=True),
+        open_sockets=open_sockets,
+        close_sockets=partial(_remove, paths),
         find_token=find_token,
         serves_sealed=False,
         readable=(),
@@ -121,31 +129,24 @@ def development(
 
 
 def host(
-    config: Config, sock: socket.socket, *, owned_path: Path | None, credentials: Path | None, notifier: Notifier
+    config: Config, sockets: Sockets, *, owned: SocketPaths | None, credentials: Path | None, notifier: Notifier
 ) -> Deployment:
-    """Return the daemon of a host (`kmsd serve`), which serves the listening `sock`.
+    """Return the daemon of a host (`kmsd serve`), which serves the listening `sockets`.
 
-    `owned_path` is the socket's path if this process made it; None for one that was passed on and stays. `credentials`
+    `owned` are their paths if this process made them; None for sockets that were passed on and stay. `credentials`
     is the directory of systemd's credentials.
     """
-
-    def close_socket() -> None:
-        if owned_path is not None:
-            # Where the directory is root's, the next start replaces it.
-            with suppress(FileNotFoundError, PermissionError):
-                owned_path.unlink()
-
     kind, _, value = config.hsm.pin.partition(":")
     # Folders, because files in them may be replaced while the daemon runs.
     pins = [Path(value).parent] if kind == "file" else [credentials] if credentials is not None else []
     return _of_host(
         config,
         pin_source(config.hsm.pin, credentials),
-        open_socket=lambda: sock,
-        close_socket=close_socket,
+        open_sockets=lambda: sockets,
+        close_sockets=_nothing if owned is None else partial(_remove, owned),
         serves_sealed=True,
         readable=pins,
-        writable=[owned_path.parent] if owned_path is not None else [],
+        writable=[*{path.parent for path in owned}] if owned is not None else [],
         notifier=notifier,
     )
 
@@ -155,8 +156,8 @@ def founding(config: Config, pin: PinSource, recovery_key: Callable[[], memoryvi
     deployment = _of_host(
         config,
         pin,
-        open_socket=None,
-        close_socket=_nothing,
+        open_sockets=None,
+        close_sockets=_nothing,
         serves_sealed=False,
         readable=(),
         writable=(),
@@ -169,8 +170,8 @@ def _of_host(
     config: Config,
     pin: PinSource | None,
     *,
-    open_socket: Callable[[], socket.socket] | None,
-    close_socket: Callable[[], None],
+    open_sockets: Callable[[], Sockets] | None,
+    close_sockets: Callable[[], None],
     serves_sealed: bool,
     readable: Sequence[Path],
     writable: Sequence[Path],
@@ -188,8 +189,8 @@ def _of_host(
         administrators=Administrators(uids=frozenset(config.administrators.uids), groups=config.administrators.groups),
         only_uid=None,
         module=Path(config.hsm.module),
-        open_socket=open_socket,
-        close_socket=close_socket,
+        open_sockets=open_sockets,
+        close_sockets=close_sockets,
         find_token=find_token,
         serves_sealed=serves_sealed,
         readable=(policies, *readable),

@@ -14,12 +14,15 @@ from kmsd.audit.record import Actor
 from kmsd.identity.peer import Peer, peer_of
 from kmsd.identity.principals import Administrators, Caller, Names, caller_of
 from kmsd.logs import Logger
+from kmsd.server.activation import SocketPaths, Sockets
 from kmsd.server.connection import Connection
 from kmsd.server.limits import Shares
 from kmsd.service.call import Session
 from kmsd.service.pipeline import Pipeline
 from kmsd.wire.codec import ReplyEncoder
 
+# Only root is handed credentials, and root passes by every mode.
+_CREDENTIALS_MODE = 0o600
 # Connections that the kernel keeps until they are accepted: the system's usual maximum.
 _BACKLOG = 4096
 # Connections accepted before those that exist have their turn.
@@ -57,6 +60,17 @@ def bind(path: Path, mode: int) -> socket.socket:
         sock.close()
         raise
     return sock
+
+
+def bind_all(paths: SocketPaths, clients_mode: int) -> Sockets:
+    """Return listening sockets at `paths`; raises what `bind` raises."""
+    clients = bind(paths.clients, clients_mode)
+    try:
+        return Sockets(clients, bind(paths.credentials, _CREDENTIALS_MODE))
+    except BaseException:
+        clients.close()
+        paths.clients.unlink(missing_ok=True)
+        raise
 
 
 def _remove_stale(path: Path) -> None:
@@ -149,7 +163,7 @@ class Listener:
         except OSError:
             sock.close()  # the peer is gone already
             return
-        session = Session(caller, _actor(caller))
+        session = Session(caller, actor_of(caller))
         connection = Connection(
             self._loop, sock, session, share, self._pipeline, max_body=self._max_body, closed=self._forget
         )
@@ -197,5 +211,6 @@ class Listener:
             connection.close()
 
 
-def _actor(caller: Caller) -> Actor:
+def actor_of(caller: Caller) -> Actor:
+    """Return a caller as the audit trail names it."""
     return Actor(uid=caller.uid, gid=caller.gid, user=caller.user, pid=caller.pid, unit=caller.unit, exe=caller.exe)

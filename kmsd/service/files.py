@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any
 
 from kmsd.api import files as api
 from kmsd.api.encryption_context import check_size
@@ -29,10 +29,10 @@ from kmsd.api.operation import KeyAccess, Operation
 from kmsd.audit.record import Kind, Record
 from kmsd.envelope.header import CHANGED, EncryptedDataKey, MessageHeader, make_header, open_header, parse_header
 from kmsd.envelope.pool import Direction, FileJob, FileStream, WorkerPool
-from kmsd.material.versions import NotLoadedError
 from kmsd.memory.arena import Arena
 from kmsd.service.call import Call
 from kmsd.service.key_cipher import KeyCipher
+from kmsd.service.loading import loaded
 from kmsd.service.pipeline import Trail
 from kmsd.service.records import KeyRecord, KeyRecords
 from kmsd.service.table import WithDescriptors
@@ -46,8 +46,6 @@ _MAX_DATA_KEYS = 16
 # Wrappings that a refusal names.
 _NAMED = 3
 _MESSAGE_ID_BYTES = 32
-
-_ResultT = TypeVar("_ResultT")
 
 
 class Files:
@@ -85,7 +83,7 @@ class Files:
         """Make a data key and a header for a new message and start a worker on it."""
         context = request.encryption_context
         with self._arena.random(_DATA_KEY_BYTES) as data_key, self._arena.lease(_DATA_KEY_BYTES) as message_key:
-            wrapped = await _loaded(lambda: self._cipher.encrypt(key, data_key.view, context).blob)
+            wrapped = await loaded(lambda: self._cipher.encrypt(key, data_key.view, context).blob)
             header = make_header(
                 data_key.view,
                 message_id=self._random(_MESSAGE_ID_BYTES),
@@ -113,7 +111,7 @@ class Files:
         context = dict(header.encryption_context)
         with self._arena.lease(_DATA_KEY_BYTES) as data_key, self._arena.lease(_DATA_KEY_BYTES) as message_key:
             try:
-                await _loaded(lambda: self._unwrap(key, wrapped, context, data_key.view))
+                await loaded(lambda: self._unwrap(key, wrapped, context, data_key.view))
             except InvalidCiphertextError:
                 # One and the same as for a wrong commitment or tag of the header (DESIGN 7), which says more than a
                 # blob's, because people read it.
@@ -209,15 +207,6 @@ HANDLERS: dict[Operation[Any, Any], Callable[..., Any]] = {
     api.ENCRYPT_FILE: Files.encrypt,
     api.DECRYPT_FILE: Files.decrypt,
 }
-
-
-async def _loaded(use: Callable[[], _ResultT]) -> _ResultT:
-    """Call `use`, loading what it misses."""
-    while True:
-        try:
-            return use()
-        except NotLoadedError as missing:
-            await missing.load()
 
 
 def _check_wanted(header: MessageHeader, wanted: dict[str, str]) -> None:

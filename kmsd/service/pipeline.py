@@ -18,7 +18,6 @@ batch that was awaited has had both.
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import Coroutine, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -101,6 +100,7 @@ class Pipeline:
         trail: Trail,
         accounts: AuditAccounts,
         surroundings: Surroundings,
+        request_ids: RequestIds,
         refusals: Refusals,
         scratch: Scratch,
         gate: Gate,
@@ -121,7 +121,7 @@ class Pipeline:
         self._logger = logger
         self._encoder = ReplyEncoder()
         self._mutations: set[asyncio.Task[Any]] = set()
-        self._request_ids = RequestIds(os.urandom)
+        self._request_ids = request_ids
         self.settles = settles
         self.stopping = False
 

@@ -131,7 +131,7 @@ def test_another_user_s_directory_is_refused(short_path: Path, capsys: pytest.Ca
 def test_a_path_too_long_for_a_socket_is_refused(short_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Before anything is made; bytes count, not characters."""
     for letter in ("x", "ä"):
-        room = LONGEST_SOCKET_PATH - len(os.fsencode(short_path / "" / "kmsd.sock")) - 1
+        room = LONGEST_SOCKET_PATH - len(os.fsencode(short_path / "" / "credential.sock")) - 1
         name = letter * (room // len(letter.encode()) + 1)
 
         assert "use a shorter one" in refusal(short_path / name, capsys)

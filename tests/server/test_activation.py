@@ -1,4 +1,4 @@
-"""The listening socket that a service manager passes on."""
+"""The listening sockets that a service manager passes on."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from kmsd.server.activation import ActivationError, inherited_socket
+from kmsd.server.activation import ActivationError, inherited_sockets
 from tests.support.other_user import in_child
 
 VARIABLES = ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES")
+FIRST = 3
 
 
 def unix_socket(path: Path, *, kind: int = socket.SOCK_STREAM, listens: bool = True) -> Callable[[], int]:
@@ -37,10 +38,8 @@ def a_file() -> int:
     return os.open(os.devnull, os.O_RDONLY)
 
 
-def passed(
-    made: Callable[[], int] | None, *, count: str = "1", names: str = "kmsd.sock", pid: str | None = None
-) -> str:
-    """What becomes of descriptor 3 and these variables, in a process of its own."""
+def passed(*made: Callable[[], int], count: str = "1", names: str = "kmsd.sock", pid: str | None = None) -> str:
+    """What becomes of the descriptors from 3 on and these variables, in a process of its own."""
 
     def act() -> str:
         environment = {
@@ -49,29 +48,45 @@ def passed(
             "LISTEN_FDNAMES": names,
             "OTHER": "stays",
         }
-        if made is None:
-            os.closerange(3, 4)
-        else:
-            os.dup2(made(), 3, inheritable=True)
+        # Made above where they are to be, so that none takes another's place.
+        descriptors = [os.dup2(make(), 20 + index) for index, make in enumerate(made)]
+        os.closerange(FIRST, FIRST + 2)
+        for index, descriptor in enumerate(descriptors):
+            os.dup2(descriptor, FIRST + index, inheritable=True)
         try:
-            sock = inherited_socket(environment)
+            sockets = inherited_sockets(environment)
         except ActivationError as error:
             told = f"refused: {error}"
         else:
-            told = "none"
-            if sock is not None:
-                told = f"{sock.fileno()} inherited={sock.get_inheritable()} blocks={sock.getblocking()}"
-                sock.detach()
+            told = "none" if sockets is None else ", ".join(map(described, sockets))
         assert environment == {"OTHER": "stays"}
         return told
 
     return in_child(act)
 
 
+def described(sock: socket.socket | None) -> str:
+    if sock is None:
+        return "-"
+    told = f"{sock.fileno()} inherited={sock.get_inheritable()} blocks={sock.getblocking()}"
+    sock.detach()
+    return told
+
+
 def test_the_socket_is_taken_and_kept_to_this_process(short_path: Path) -> None:
     """Nothing that is executed later has it, and accepting never waits; the variables are gone."""
-    assert passed(unix_socket(short_path / "s")) == "3 inherited=False blocks=False"
-    assert passed(unix_socket(short_path / "t"), names="") == "3 inherited=False blocks=False"
+    assert passed(unix_socket(short_path / "s")) == "3 inherited=False blocks=False, -"
+    assert passed(unix_socket(short_path / "t"), names="") == "3 inherited=False blocks=False, -"
+
+
+@pytest.mark.parametrize("names", ["kmsd.sock:credential.sock", "credential.sock:kmsd.sock"])
+def test_two_sockets_are_told_apart_by_their_names(short_path: Path, names: str) -> None:
+    """Whichever comes first."""
+    clients, credentials = (FIRST + names.split(":").index(name) for name in ("kmsd.sock", "credential.sock"))
+
+    told = passed(unix_socket(short_path / "s"), unix_socket(short_path / "t"), count="2", names=names)
+
+    assert told == f"{clients} inherited=False blocks=False, {credentials} inherited=False blocks=False"
 
 
 @pytest.mark.parametrize("variables", [{"pid": "1"}, {"pid": ""}, {"pid": "x"}, {"count": ""}, {"count": "0"}], ids=str)
@@ -82,16 +97,22 @@ def test_variables_that_are_not_about_this_process_count_for_nothing(
     assert passed(unix_socket(short_path / "s"), **variables) == "none"
 
 
-@pytest.mark.parametrize("count", ["2", "-1", "one", "1 ", "99999999999999999999"])
-def test_anything_but_one_socket_is_refused(short_path: Path, count: str) -> None:
+@pytest.mark.parametrize("count", ["2", "3", "-1", "one", "1 ", "99999999999999999999"])
+def test_other_numbers_of_sockets_and_other_names_are_refused(short_path: Path, count: str) -> None:
     """The message has the number and the names, by which the units are found."""
     told = passed(unix_socket(short_path / "s"), count=count, names="a:b")
     assert told.startswith(f"refused: {count} sockets were passed to kmsd (a:b)")
 
 
+def test_the_socket_for_credentials_alone_is_refused(short_path: Path) -> None:
+    """Clients would be served on it."""
+    told = passed(unix_socket(short_path / "s"), names="credential.sock")
+    assert told.startswith("refused: 1 sockets were passed to kmsd (credential.sock)")
+
+
 def test_a_number_without_a_socket_is_refused() -> None:
     """Whether nothing is open there or something else is."""
-    assert passed(None) == "refused: descriptor 3 was announced as a socket: Bad file descriptor"
+    assert passed() == "refused: descriptor 3 was announced as a socket: Bad file descriptor"
     assert passed(a_file) == "refused: descriptor 3 was announced as a socket: Socket operation on non-socket"
 
 

@@ -28,6 +28,7 @@ from kmsd.identity.principals import Administrators, SystemNames
 from kmsd.logs import StructuredLogger
 from kmsd.memory.arena import Arena
 from kmsd.processes.zygote import Zygote
+from kmsd.server.activation import Sockets
 from kmsd.server.assembly import Service
 from kmsd.server.foundation import Foundation
 from kmsd.server.listener import bind
@@ -121,7 +122,7 @@ async def test_a_whole_life_is_in_the_trail(open_assembled: OpenService, short_p
     """Unsealed, started, used, stopped."""
     service = await open_assembled()
     await service.unseal()
-    await service.listen(bind(short_path / "s", 0o600))
+    await service.listen(Sockets(bind(short_path / "s", 0o600)))
 
     answer = await ask(short_path / "s", request_frame(STATUS, StatusRequest()))
     await service.close()
@@ -140,7 +141,7 @@ async def test_a_whole_life_is_in_the_trail(open_assembled: OpenService, short_p
 async def test_before_it_is_unsealed_it_serves_what_needs_no_key(open_assembled: OpenService, short_path: Path) -> None:
     """And says that it is sealed."""
     service = await open_assembled()
-    await service.listen(bind(short_path / "s", 0o600))
+    await service.listen(Sockets(bind(short_path / "s", 0o600)))
 
     status = await ask(short_path / "s", request_frame(STATUS, StatusRequest()))
     request = EncryptRequest(key_id="alias/a", plaintext=memoryview(b"x"))
@@ -156,7 +157,7 @@ async def test_an_account_is_drawn_once(open_assembled: OpenService, short_path:
     for region in ("one-1", "two-2"):
         service = await open_assembled(Config(region=region))
         await service.unseal()
-        await service.listen(bind(short_path / region, 0o600))
+        await service.listen(Sockets(bind(short_path / region, 0o600)))
         answer = await ask(short_path / region, request_frame(STATUS, StatusRequest()))
         status = msgspec.msgpack.decode(answer.result or b"")
         found.add((status["Account"], status["Region"]))
@@ -261,7 +262,7 @@ async def test_every_mode_of_the_trail_serves(open_assembled: OpenService, short
     """The configured one is told."""
     service = await open_assembled(Config(audit=Audit(sync=sync)))
     await service.unseal()
-    await service.listen(bind(short_path / "s", 0o600))
+    await service.listen(Sockets(bind(short_path / "s", 0o600)))
 
     answer = await ask(short_path / "s", request_frame(STATUS, StatusRequest()))
 

@@ -43,6 +43,7 @@ from kmsd.service.audit_accounts import AuditAccounts
 from kmsd.service.batch import Batch
 from kmsd.service.call import Session
 from kmsd.service.checkpoints import Checkpoints, log_anchor
+from kmsd.service.credential_delivery import CredentialDelivery
 from kmsd.service.facts import Surroundings
 from kmsd.service.gate import Gate as KeyGate
 from kmsd.service.identifiers import Arns
@@ -50,12 +51,13 @@ from kmsd.service.key_cipher import KeyCipher
 from kmsd.service.pipeline import Pipeline
 from kmsd.service.records import KeyRecords
 from kmsd.service.refusals import Refusals
+from kmsd.service.request_ids import RequestIds
 from kmsd.service.scratch import Scratch
 from kmsd.service.seal import Seal
 from kmsd.service.table import Handler, bind
 from kmsd.service.token_anchor import TokenAnchor
 from kmsd.service.unsealing import Unsealing
-from kmsd.store.base import Change, KeyRow, MaterialRow, SettingsRow, StateReport
+from kmsd.store.base import Change, CredentialRow, KeyRow, MaterialRow, SettingsRow, StateReport
 from kmsd.store.sql import SqlStore
 from kmsd.store.transfer import SNAPSHOT_NAME
 from kmsd.wire.codec import ParamsDecoder, ReplyDecoder, RequestDecoder, append_request
@@ -209,6 +211,10 @@ class SwitchedStore(SqlStore):
     async def count_keys(self, creator_uid: int) -> int:
         await self._pass("count_keys")
         return await super().count_keys(creator_uid)
+
+    async def credential(self, unit: str, name: str) -> CredentialRow | None:
+        await self._pass("credential")
+        return await super().credential(unit, name)
 
     async def commit(self, mutation_id: str | None, changes: Sequence[Change]) -> None:
         await self._pass("commit")
@@ -498,6 +504,9 @@ class Embedded:
             store_sequence=lambda: store.sequence,
             last_backup=lambda: self.backups.last,
         )
+        self.authorizer = Authorizer(HostPolicy.load(None, account=ACCOUNT, names=self.names))
+        surroundings = Surroundings(ACCOUNT, lambda: self.wall_time)
+        request_ids = RequestIds(os.urandom)
         self.pipeline = Pipeline(
             OPERATIONS,
             {
@@ -510,11 +519,12 @@ class Embedded:
                 **bind(backups.HANDLERS, self.backups),
                 **handlers,
             },
-            authorizer=Authorizer(HostPolicy.load(None, account=ACCOUNT, names=self.names)),
+            authorizer=self.authorizer,
             records=self.records,
             trail=trail,
             accounts=self.accounts,
-            surroundings=Surroundings(ACCOUNT, lambda: self.wall_time),
+            surroundings=surroundings,
+            request_ids=request_ids,
             refusals=self.refusals,
             scratch=self.scratch,
             gate=self.gate,
@@ -522,6 +532,22 @@ class Embedded:
             logger=StructuredLogger(self.log),
             settles=trail.mode is SyncMode.ALWAYS,
         )
+        self.delivery = CredentialDelivery(
+            store=store,
+            records=self.records,
+            cipher=cipher,
+            arena=self.arena,
+            authorizer=self.authorizer,
+            accounts=self.accounts,
+            gate=self.gate,
+            trail=trail,
+            logger=StructuredLogger(self.log),
+            request_ids=request_ids,
+            surroundings=surroundings,
+            seconds=0.3,
+            settles=trail.mode is SyncMode.ALWAYS,
+        )
+        self.cipher = cipher
 
     @classmethod
     async def open(

@@ -15,10 +15,10 @@ import msgspec
 
 from kmsd.config import load_config
 from kmsd.hsm.conversation import TokenConfig
-from kmsd.server.activation import inherited_socket
+from kmsd.server.activation import SocketPaths, inherited_sockets
 from kmsd.server.daemon import run_daemon
 from kmsd.server.deployment import host
-from kmsd.server.listener import bind
+from kmsd.server.listener import bind_all
 from kmsd.server.notify import Notifier
 from tests.support.dev_daemon import DevDaemon
 from tests.support.faulty_token import FaultyToken
@@ -41,6 +41,7 @@ class HostDaemon(DevDaemon):
                 "state": str(directory),
                 "audit": str(self.audit_log),
                 "socket": str(self.socket),
+                "credential_socket": str(directory / "credential.sock"),
                 "policies": str(directory / "policies"),
             },
             "administrators": {"uids": [os.getuid()]},
@@ -88,12 +89,12 @@ def _json(value: Any) -> str:
 
 def main(path: Path) -> None:
     config = load_config(path)
-    socket_path = Path(config.paths.socket)
-    passed = inherited_socket(os.environ)
+    paths = SocketPaths(Path(config.paths.socket), Path(config.paths.credential_socket))
+    passed = inherited_sockets(os.environ)
     deployment = host(
         config,
-        passed or bind(socket_path, 0o600),
-        owned_path=None if passed else socket_path,
+        passed or bind_all(paths, 0o600),
+        owned=None if passed else paths,
         credentials=None,
         notifier=Notifier.from_environment(os.environ),
     )
