@@ -129,7 +129,7 @@ class Service:
             {
                 **bind(symmetric.HANDLERS, symmetric_service),
                 **bind(keys.HANDLERS, keys_service),
-                **bind(aliases.HANDLERS, aliases.Aliases(store=store, arns=arns, clock=time.time)),
+                **bind(aliases.HANDLERS, aliases.Aliases(store=store, records=records, arns=arns, clock=time.time)),
                 **bind(files.HANDLERS, self._files),
                 **bind(administration.HANDLERS, administration_service),
                 **bind(seal_requests.HANDLERS, self._custody.requests),

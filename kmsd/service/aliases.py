@@ -14,18 +14,16 @@ from kmsd.api.shapes import AliasListEntry, Empty
 from kmsd.service.call import Call
 from kmsd.service.identifiers import Arns, check_new_alias
 from kmsd.service.pagination import after, cut
-from kmsd.service.records import KeyRecord
+from kmsd.service.records import ALIASES_PER_KEY, KeyRecord, KeyRecords
 from kmsd.store.base import AliasRow, Insert, RowExistsError, Store
-
-# AWS KMS quota: aliases of one key.
-ALIASES_PER_KEY = 50
 
 
 class Aliases:
     """Handlers of aliases; `clock` gives seconds since 1970 UTC."""
 
-    def __init__(self, *, store: Store, arns: Arns, clock: Callable[[], float]) -> None:
+    def __init__(self, *, store: Store, records: KeyRecords, arns: Arns, clock: Callable[[], float]) -> None:
         self._store = store
+        self._records = records
         self._arns = arns
         self._clock = clock
         # Held from counting to committing, so that who asks for many at once gets no more.
@@ -47,6 +45,9 @@ class Aliases:
                 raise AlreadyExistsError(
                     f"An alias with the name {self._arns.alias(request.alias_name)} already exists"
                 ) from None
+            finally:
+                # Also when it is not known whether it was committed.
+                self._records.forget(key.key_id)
         return Empty()
 
     async def list(self, call: Call, request: api.ListAliasesRequest) -> api.ListAliasesResponse:  # noqa: ARG002 - handlers share one form

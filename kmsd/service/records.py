@@ -20,16 +20,20 @@ from kmsd.store.base import KeyRow, Store
 # sssd keep an answer by default.
 NAMES_TRUSTED_SECONDS = 60.0
 
+# AWS KMS quota: aliases of one key.
+ALIASES_PER_KEY = 50
+
 _ValueT = TypeVar("_ValueT")
 
 
 class KeyRecord:
     """A key as the daemon uses it."""
 
-    __slots__ = ("arn", "expires", "key_id", "policy", "row", "spec", "state", "usage")
+    __slots__ = ("aliases", "arn", "expires", "key_id", "policy", "row", "spec", "state", "usage")
 
-    def __init__(self, row: KeyRow, arn: str, policy: Policy, expires: float) -> None:
+    def __init__(self, row: KeyRow, arn: str, policy: Policy, aliases: tuple[str, ...], expires: float) -> None:
         self.row = row
+        self.aliases = aliases
         self.key_id = row.key_id
         self.arn = arn
         self.policy = policy
@@ -55,7 +59,8 @@ class KeyNotLoadedError(NotLoadedError):
 class KeyRecords:
     """A bounded cache of `capacity` keys and as many of the names they were asked by.
 
-    `clock` gives monotonic seconds.
+    Whoever commits a change of a key, its aliases or its grants calls `forget` before anybody is told of it, so that
+    the next request on any connection is decided by what is stored. `clock` gives monotonic seconds.
     """
 
     def __init__(self, store: Store, arns: Arns, names: Names, *, capacity: int, clock: Callable[[], float]) -> None:
@@ -66,6 +71,8 @@ class KeyRecords:
         self._clock = clock
         self._records: OrderedDict[str, KeyRecord] = OrderedDict()
         self._identifiers: OrderedDict[str, str] = OrderedDict()
+        # Counts what was forgotten, so that a load that began before does not bring back what it read.
+        self._forgotten = 0
 
     def get(self, identifier: str) -> KeyRecord:
         """Return the key that `identifier`, in any of its forms, names; raises KeyNotLoadedError."""
@@ -81,14 +88,21 @@ class KeyRecords:
 
         Raises NotFoundError when there is none, InvalidArnError for a malformed ARN.
         """
-        key_id = await self._key_id_of(self._arns.parse(identifier))
+        name = self._arns.parse(identifier)
+        while True:
+            forgotten = self._forgotten
+            record = await self._read(await self._key_id_of(name))
+            if forgotten == self._forgotten:
+                self._remember(self._records, record.key_id, record)
+                self._remember(self._identifiers, identifier, record.key_id)
+                return record
+
+    async def _read(self, key_id: str) -> KeyRecord:
         row = await self._store.key(key_id)
         if row is None:
             raise NotFoundError(f"Key '{self._arns.key(key_id)}' does not exist")
-        record = self._compile(row)
-        self._remember(self._records, key_id, record)
-        self._remember(self._identifiers, identifier, key_id)
-        return record
+        aliases = await self._store.aliases(key_id=key_id, after=None, limit=ALIASES_PER_KEY)
+        return self._compile(row, tuple(alias.name for alias in aliases))
 
     async def fetch(self, identifier: str, access: KeyAccess) -> KeyRecord:
         """Return the key from memory or else from the store; `access` tells whether aliases are accepted."""
@@ -107,10 +121,10 @@ class KeyRecords:
             raise NotFoundError(f"Alias {self._arns.alias(name.alias)} is not found.")
         return alias.key_id
 
-    def _compile(self, row: KeyRow) -> KeyRecord:
+    def _compile(self, row: KeyRow, aliases: tuple[str, ...]) -> KeyRecord:
         policy = parse_policy(row.policy, account=self._arns.account, names=self._names, resolved=row.policy_principals)
         expires = self._clock() + NAMES_TRUSTED_SECONDS if policy.principals else math.inf
-        return KeyRecord(row, self._arns.key(row.key_id), policy, expires)
+        return KeyRecord(row, self._arns.key(row.key_id), policy, aliases, expires)
 
     def _remember(self, cache: OrderedDict[str, _ValueT], name: str, value: _ValueT) -> None:
         cache[name] = value
@@ -118,7 +132,15 @@ class KeyRecords:
         if len(cache) > self._capacity:
             cache.popitem(last=False)
 
+    def forget(self, key_id: str) -> None:
+        """Forget a key and the aliases it was asked by: something of it was committed."""
+        self._forgotten += 1
+        self._records.pop(key_id, None)
+        for identifier in [one for one, meant in self._identifiers.items() if meant == key_id]:
+            del self._identifiers[identifier]
+
     def forget_all(self) -> None:
         """Forget everything: the store was sealed."""
+        self._forgotten += 1
         self._records.clear()
         self._identifiers.clear()

@@ -17,8 +17,8 @@ from kmsd.api.errors import (
 # AWS KMS's service model: its exceptions with HTTP status 400, and those with 500.
 CALLERS = (
     "AlreadyExists Conflict Disabled DryRunOperation IncorrectKey InvalidAliasName InvalidArn InvalidCiphertext "
-    "InvalidGrantId InvalidGrantToken InvalidKeyUsage InvalidMarker KMSInvalidState LimitExceeded MalformedPolicyDocument NotFound "
-    "Tag UnsupportedOperation"
+    "InvalidGrantId InvalidGrantToken InvalidKeyUsage InvalidMarker KMSInvalidState LimitExceeded "
+    "MalformedPolicyDocument NotFound Tag UnsupportedOperation"
 )
 DAEMONS = "DependencyTimeout KMSInternal KeyUnavailable"
 # AWS's common errors.
@@ -28,7 +28,10 @@ OURS = (
     "UntrustedServer Token TokenUnsuitable TokenPinIncorrect TokenPinBlocked TokenPinUnavailable "
     "RecoveryShares RecoveryUnavailable"
 )
-RETRYABLE = "Throttling Conflict KMSInternal DependencyTimeout KeyUnavailable Sealed Storage AuditUnavailable ShuttingDown Token"
+RETRYABLE = (
+    "Throttling Conflict KMSInternal DependencyTimeout KeyUnavailable Sealed Storage AuditUnavailable ShuttingDown "
+    "Token"
+)
 
 
 def codes(names: str) -> set[str]:

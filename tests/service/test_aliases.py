@@ -15,7 +15,7 @@ from kmsd.api.errors import (
 )
 from kmsd.api.keys import CREATE_ALIAS, LIST_ALIASES, CreateAliasRequest, ListAliasesRequest
 from kmsd.api.shapes import AliasListEntry
-from kmsd.service.aliases import ALIASES_PER_KEY
+from kmsd.service.records import ALIASES_PER_KEY
 from tests.support.embedded import ALICE, BOB, ROOT, Embedded, person
 
 

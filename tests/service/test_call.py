@@ -48,7 +48,7 @@ def key(state: KeyState = KeyState.ENABLED, usage: KeyUsage = KeyUsage.ENCRYPT_D
         current_material=1,
         version=1,
     )
-    return KeyRecord(row, ARN, parse_policy(policy, account=ACCOUNT, names=NAMES), 0.0)
+    return KeyRecord(row, ARN, parse_policy(policy, account=ACCOUNT, names=NAMES), (), 0.0)
 
 
 def call(operation: str = "Encrypt", session: Session = ALICE) -> Call:

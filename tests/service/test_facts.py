@@ -50,7 +50,7 @@ def record(key_id: str = KEY_ID, **members: Any) -> KeyRecord:
         version=1,
         **members,
     )
-    return KeyRecord(row, f"{ARN}key/{key_id}", parse_policy(policy, account=ACCOUNT, names=HostNames()), 0.0)
+    return KeyRecord(row, f"{ARN}key/{key_id}", parse_policy(policy, account=ACCOUNT, names=HostNames()), (), 0.0)
 
 
 KEY = record(tags={"team": "blue"})

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Awaitable, Callable
+from typing import Any
 
 import pytest
+from msgspec import structs
 
 from kmsd.api.errors import AccessDeniedError, InvalidArnError, NotFoundError
 from kmsd.api.keys import CREATE_ALIAS, CreateAliasRequest
 from kmsd.api.operation import KeyAccess
 from kmsd.api.symmetric import ENCRYPT, EncryptRequest
 from kmsd.service.records import NAMES_TRUSTED_SECONDS, KeyNotLoadedError
+from kmsd.store.base import AliasRow, Replace
 from tests.support.embedded import ALICE, BOB, Embedded
 
 OpenService = Callable[..., Awaitable[Embedded]]
@@ -109,3 +112,50 @@ async def test_sealing_forgets_every_key(service: Embedded) -> None:
 
     with pytest.raises(KeyNotLoadedError):
         service.records.get(arn)
+
+
+async def test_what_was_forgotten_is_read_anew(service: Embedded) -> None:
+    """By every name that it was asked by; other keys stay."""
+    arn, other = await service.make_key(), await service.make_key()
+    await service.ask(ALICE, CREATE_ALIAS, CreateAliasRequest(alias_name="alias/a", target_key_id=arn))
+    for name in (arn, "alias/a", other):
+        await service.records.load(name)
+
+    service.records.forget(service.records.get(arn).key_id)
+
+    for name in (arn, "alias/a"):
+        with pytest.raises(KeyNotLoadedError):
+            service.records.get(name)
+    assert service.records.get(other).arn == other
+
+
+async def test_a_load_under_way_does_not_bring_back_what_was_changed(service: Embedded) -> None:
+    """What was read before a change is read once more: the record is the one after it."""
+    arn = await service.make_key()
+    key_id = arn.rpartition("/")[2]
+    row = await service.store.key(key_id)
+    assert row is not None
+    changed = structs.replace(row, description="changed", version=row.version + 1)
+    aliases = service.store.aliases
+
+    async def change_meanwhile(**arguments: Any) -> list[AliasRow]:
+        service.store.aliases = aliases  # type: ignore[method-assign] # once
+        await service.store.commit("m", [Replace(changed)])
+        service.records.forget(key_id)
+        return await aliases(**arguments)
+
+    service.store.aliases = change_meanwhile  # type: ignore[method-assign] # behind the row, before the record
+    record = await service.records.load(arn)
+
+    assert record.row.description == "changed"
+    assert service.records.get(arn) is record
+
+
+async def test_a_record_has_its_aliases(service: Embedded) -> None:
+    """As of now: a new one makes the record new."""
+    arn = await service.make_key()
+    assert (await service.records.load(arn)).aliases == ()
+
+    await service.ask(ALICE, CREATE_ALIAS, CreateAliasRequest(alias_name="alias/a", target_key_id=arn))
+
+    assert (await service.records.fetch(arn, KeyAccess.ANY)).aliases == ("alias/a",)

@@ -512,7 +512,10 @@ class Embedded:
             {
                 **bind(symmetric.HANDLERS, symmetric_service),
                 **bind(keys.HANDLERS, keys_service),
-                **bind(aliases.HANDLERS, aliases.Aliases(store=store, arns=self.arns, clock=time.time)),
+                **bind(
+                    aliases.HANDLERS,
+                    aliases.Aliases(store=store, records=self.records, arns=self.arns, clock=time.time),
+                ),
                 **bind(files.HANDLERS, self.files),
                 **bind(administration.HANDLERS, administration_service),
                 **bind(seal_requests.HANDLERS, self.seal_requests),
