@@ -10,7 +10,7 @@ from kmsd.identity.principals import ATTRIBUTES, Caller, Principal, PrincipalKin
 class Audience:
     """Some principals, of which one has to mean a caller."""
 
-    __slots__ = ("_administrators", "_doubtful", "_everybody", "_gids", "_others", "_uids")
+    __slots__ = ("_administrators", "_doubtful", "_everybody", "_gids", "_others", "_uids", "_unusual")
 
     def __init__(self, principals: Iterable[Principal], doubtful: frozenset[str]) -> None:
         listed = tuple(principals)
@@ -22,6 +22,8 @@ class Audience:
         # Units and programs, by the kind and what stands in the policy.
         self._others = frozenset((one.kind, one.text) for one in listed if one.text is not None)
         self._doubtful = doubtful
+        # Whether anything but ids and administrators has to be looked at.
+        self._unusual = bool(self._others or doubtful)
 
     @classmethod
     def certain(cls, principals: Iterable[Principal]) -> Audience:
@@ -42,13 +44,23 @@ class Audience:
             or (self._administrators and caller.administrator)
             or caller.gid in self._gids
             or not self._gids.isdisjoint(caller.groups)
-            or (bool(self._others) and self._includes_other(caller))
-            or not self._doubtful.isdisjoint(caller.undetermined)
+            or (self._unusual and self._includes_unusual(caller))
         )
 
-    def excludes(self, caller: Caller) -> bool:
-        """Tell whether `caller` is none of them."""
-        return not self.includes(caller)
+    def _includes_unusual(self, caller: Caller) -> bool:
+        return not self._doubtful.isdisjoint(caller.undetermined) or any(
+            (kind, getattr(caller, attribute)) in self._others for kind, attribute in ATTRIBUTES.items()
+        )
 
-    def _includes_other(self, caller: Caller) -> bool:
-        return any((kind, getattr(caller, attribute)) in self._others for kind, attribute in ATTRIBUTES.items())
+
+class EverybodyElse:
+    """What NotPrincipal means: everybody who is not one of some principals for certain."""
+
+    __slots__ = ("_excepted",)
+
+    def __init__(self, principals: Iterable[Principal]) -> None:
+        self._excepted = Audience.certain(principals)
+
+    def includes(self, caller: Caller) -> bool:
+        """Tell whether `caller` is one of them."""
+        return not self._excepted.includes(caller)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import enum
 import re
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from kmsd.access.condition_grammar import ConditionReader
@@ -95,30 +96,33 @@ class StatementReader:
     def _actions(self, members: dict[str, Any], place: Place) -> Selection:
         name = _one_of("Action", "NotAction", members, place)
         actions = _strings(members[name], place.member(name))
-        for action, at in actions:
+        for index, action in enumerate(actions.texts):
             if not _ACTION.fullmatch(action):
-                raise GrammarError(at, f'{action!a:.80} is neither "kms:NAME" nor "*"')
+                raise GrammarError(actions.at(index), f'{action!a:.80} is neither "kms:NAME" nor "*"')
             if has_wildcard(action) and action != "*":
                 self._wildcards += 1
         if self._wildcards > MAX_WILDCARDS and self._kind is PolicyKind.KEY:
             raise LimitExceededError(f"A key policy may have at most {MAX_WILDCARDS} actions with wildcards.")
-        patterns = Patterns(action.lower() for action, _ in actions)
+        patterns = Patterns(action.lower() for action in actions.texts)
         return patterns if name == "Action" else AllBut(patterns)
 
     def _resources(self, members: dict[str, Any], place: Place) -> Selection:
         name = _one_of("Resource", "NotResource", members, place)
         resources = _strings(members[name], place.member(name))
-        for resource, at in resources:
-            if resource == "*":
-                continue
-            if not resource.startswith("arn:aws:kms:"):
-                raise GrammarError(at, f'{resource!a:.80} is neither the ARN of a key nor "*"')
-            if "${" in resource:
-                raise GrammarError(at, "policy variables are not supported")
-            if has_wildcard(resource) and self._kind is PolicyKind.KEY:
-                raise GrammarError(at, 'in a key policy, say "*", which means this key, or ARNs without wildcards')
-        patterns = Patterns(resource for resource, _ in resources)
+        for index, resource in enumerate(resources.texts):
+            if resource != "*" and (problem := self._resource_problem(resource)) is not None:
+                raise GrammarError(resources.at(index), problem)
+        patterns = Patterns(resources.texts)
         return patterns if name == "Resource" else AllBut(patterns)
+
+    def _resource_problem(self, resource: str) -> str | None:
+        if not resource.startswith("arn:aws:kms:"):
+            return f'{resource!a:.80} is neither the ARN of a key nor "*"'
+        if "${" in resource:
+            return "policy variables are not supported"
+        if has_wildcard(resource) and self._kind is PolicyKind.KEY:
+            return 'in a key policy, say "*", which means this key, or ARNs without wildcards'
+        return None
 
     def _principals(self, members: dict[str, Any], effect: Effect, place: Place) -> tuple[tuple[Principal, ...], bool]:
         """Return the principals, and whether the statement is about everybody but them."""
@@ -228,17 +232,29 @@ def _principal_texts(value: object, place: Place) -> list[tuple[str, Place, str]
             raise GrammarError(
                 place.name(kind), f'principals of the type {kind!a:.80} are not supported, only "AWS" and "Unix"'
             )
-        found += [(text, at, kind) for text, at in _strings(said, place.member(kind))]
+        strings = _strings(said, place.member(kind))
+        found += [(text, strings.at(index), kind) for index, text in enumerate(strings.texts)]
     return found
 
 
-def _strings(value: object, place: Place) -> list[tuple[str, Place]]:
-    """Return a string, or those of a list, with their places."""
+@dataclass(frozen=True)
+class _Strings:
+    """A string, or those of a list, of which each has a place."""
+
+    texts: list[str]
+    place: Place
+    listed: bool
+
+    def at(self, index: int) -> Place:
+        return self.place.item(index) if self.listed else self.place
+
+
+def _strings(value: object, place: Place) -> _Strings:
     if isinstance(value, str):
-        return [(value, place)]
+        return _Strings([value], place, listed=False)
     if not isinstance(value, list) or not value:
         raise GrammarError(place, "must be a string or a list of at least one string")
     for index, one in enumerate(value):
         if not isinstance(one, str):
             raise GrammarError(place.item(index), "holds something that is not a string")
-    return [(one, place.item(index)) for index, one in enumerate(value)]
+    return _Strings(value, place, listed=True)

@@ -7,11 +7,11 @@ left for a request is to go through the statements about that action, and each o
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import NamedTuple, TypeAlias
+from typing import TypeAlias
 
-from kmsd.access.audience import Audience
+from kmsd.access.audience import Audience, EverybodyElse
 from kmsd.access.conditions import Condition
 from kmsd.access.facts import Facts
 from kmsd.access.wildcards import Wildcard, has_wildcard
@@ -87,7 +87,7 @@ class Statement:
 
     __slots__ = (
         "actions",
-        "concerns",
+        "audience",
         "condition",
         "decision",
         "effect",
@@ -123,14 +123,14 @@ class Statement:
         self.resources = resources
         self.condition = condition
         self.decision = Decision(f'{origin}: "{sid}" (statement {number})' if sid else f"{origin}: statement {number}")
-        # Tells whether the statement is about a caller, whatever its condition says.
-        self.concerns: Callable[[Caller], bool]
+        # Whom the statement is about, whatever its condition says.
+        self.audience: Audience | EverybodyElse
         if excepting:
-            self.concerns = Audience.certain(principals).excludes
+            self.audience = EverybodyElse(principals)
         elif effect is Effect.DENY:
-            self.concerns = Audience.possible(principals).includes
+            self.audience = Audience.possible(principals)
         else:
-            self.concerns = Audience.certain(principals).includes
+            self.audience = Audience.certain(principals)
 
     @property
     def names_administrators(self) -> bool:
@@ -145,7 +145,8 @@ class Statement:
         return met is not False if self.effect is Effect.DENY else met is True
 
 
-class Rules(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Rules:
     """The statements about one action on one resource.
 
     `delegated` tells whether the host policy may allow it too; None: that depends on the request.
@@ -158,14 +159,14 @@ class Rules(NamedTuple):
     def denied(self, caller: Caller, facts: Facts) -> Decision | None:
         """Return which statement refuses `caller`, if one does."""
         for statement in self.denies:
-            if statement.concerns(caller) and (statement.condition is None or statement.met(facts)):
+            if statement.audience.includes(caller) and (statement.condition is None or statement.met(facts)):
                 return statement.decision
         return None
 
     def allowed(self, caller: Caller, facts: Facts) -> Decision | None:
         """Return which statement lets `caller`, if one does."""
         for statement in self.allows:
-            if statement.concerns(caller) and (statement.condition is None or statement.met(facts)):
+            if statement.audience.includes(caller) and (statement.condition is None or statement.met(facts)):
                 return statement.decision
         return None
 
