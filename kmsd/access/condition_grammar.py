@@ -293,8 +293,9 @@ def _similar_operator(name: str) -> str:
 
 
 def _similar_key(said: str) -> str:
-    if (named := condition_key(f"{said}x")) is not None and named.open:
-        return f"; a name follows it, as in {named.name}NAME"
+    for ending in ("x", ":x", "/x"):
+        if (named := condition_key(said + ending)) is not None and named.open:
+            return f"; a name follows it, as in {named.name}NAME"
     return _similar(said, [key.name for key in CONDITION_KEYS], lambda one: one)
 
 

@@ -7,18 +7,18 @@ counts for a Deny and not for an Allow. What is evaluated here was checked and b
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
 
+from kmsd.access.comparisons import Comparison
 from kmsd.access.facts import UNDETERMINED, Facts
-
-# Whether a value is as an operator wants it; None: the value is not of the key's type, or too long to be compared.
-Comparison: TypeAlias = Callable[[str], bool | None]
+from kmsd.api import encryption_context
 
 # A value of a key with several of them is compared in less than 100 ns. This many are more than a caller's groups, a
 # key's tags and aliases or an encryption context ever are; with more, the condition cannot be told.
 MAX_VALUES = 512
+# Of all values of a key together: what an encryption context has at most. Other values are shorter.
+MAX_CHARACTERS = encryption_context.MAX_BYTES
 # Values that a reason shows, each of so many characters.
 _SHOWN_VALUES = 3
 _SHOWN_CHARACTERS = 80
@@ -58,11 +58,11 @@ class Clause:
             return self.absent
         if self.comparison is None:
             return self.present
+        if len(values) > MAX_VALUES or sum(map(len, values)) > MAX_CHARACTERS:
+            return None
         if self.quantifier is None:
             # Two names of an encryption context that differ in case only are one key, of which one value is asked.
             return self._fits(values[0]) if len(values) == 1 else None
-        if len(values) > MAX_VALUES:
-            return None
         found = {self._fits(value) for value in values}
         if self.quantifier is Quantifier.EVERY:
             return False if False in found else None if None in found else True
