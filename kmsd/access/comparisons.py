@@ -17,11 +17,14 @@ from kmsd.access.wildcards import Wildcard, has_wildcard
 
 # Whether a value of a request is as wanted; None: that cannot be told.
 Comparison: TypeAlias = Callable[[str], bool | None]
-# What numbers and dates are compared as, None where a text is neither.
-Reader: TypeAlias = Callable[[str], Decimal | None]
+# What numbers and dates are compared as: exactly.
+Quantity: TypeAlias = Decimal | int
+# None where a text is neither.
+Reader: TypeAlias = Callable[[str], Quantity | None]
 
-# More than uids, sizes, days and times in seconds have. Bounded so that comparing stays cheap, and exact as decimals.
-_NUMBER = re.compile(r"-?[0-9]{1,20}(?:\.[0-9]{1,20})?")
+# More than uids, sizes, days and times in seconds have. Bounded so that comparing stays cheap.
+_MAX_DIGITS = 20
+_NUMBER = re.compile(rf"-?[0-9]{{1,{_MAX_DIGITS}}}(?:\.[0-9]{{1,{_MAX_DIGITS}}})?")
 # RFC 3339, and of ISO 8601 also the date alone; a time without a zone would be another one on another host.
 _DATE = re.compile(
     r"[0-9]{4}-[0-9]{2}-[0-9]{2}(?:T[0-9]{2}:[0-9]{2}(?::[0-9]{2}(?:\.[0-9]{1,6})?)?(?:Z|[+-][0-9]{2}:[0-9]{2}))?",
@@ -32,12 +35,15 @@ _MICROSECOND = dt.timedelta(microseconds=1)
 ARN_PARTS = 6
 
 
-def read_number(text: str) -> Decimal | None:
+def read_number(text: str) -> Quantity | None:
     """Return the decimal number that `text` is."""
+    # Groups are many, and as integers take half the time.
+    if len(text) <= _MAX_DIGITS and text.isascii() and text.isdigit():
+        return int(text)
     return Decimal(text) if _NUMBER.fullmatch(text) else None
 
 
-def read_date(text: str) -> Decimal | None:
+def read_date(text: str) -> Quantity | None:
     """Return the seconds since 1970 UTC of a date as RFC 3339 has it, or that `text` is itself."""
     if not _DATE.fullmatch(text):
         return read_number(text)
@@ -137,11 +143,11 @@ def at_least(wanted: Iterable[str], read: Reader) -> Comparison:
     return _ordered(operator.ge, min(_numbers(wanted, read)), read)
 
 
-def _numbers(wanted: Iterable[str], read: Reader) -> list[Decimal]:
+def _numbers(wanted: Iterable[str], read: Reader) -> list[Quantity]:
     return [number for number in map(read, wanted) if number is not None]
 
 
-def _ordered(compared: Callable[[Decimal, Decimal], bool], limit: Decimal, read: Reader) -> Comparison:
+def _ordered(compared: Callable[[Quantity, Quantity], bool], limit: Quantity, read: Reader) -> Comparison:
     def compare(value: str) -> bool | None:
         number = read(value)
         return None if number is None else compared(number, limit)

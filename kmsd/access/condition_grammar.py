@@ -25,13 +25,13 @@ from kmsd.api.errors import LimitExceededError
 # One asks for a fact and reads a value of up to 8,192 characters without regard to case, which takes 15 us.
 MAX_CONDITIONS = 128
 # Patterns under ForAllValues and ForAnyValue, or such conditions without patterns: each is compared with up to 512
-# values, in some 100 ns.
-MAX_SET_COMPARISONS = 32
+# values, in some 200 ns.
+MAX_SET_COMPARISONS = 16
 # Patterns in conditions take a fraction of a microsecond each for what stands at their ends,
 MAX_PATTERNS = 64
 # and what stands between two * of all of them is searched: each character is compared with up to 8,192 of a value, in
-# 0.4 ns.
-MAX_SEARCHED_CHARACTERS = 256
+# 1 ns.
+MAX_SEARCHED_CHARACTERS = 128
 
 _IF_EXISTS = "IfExists"
 _NULL = "Null"

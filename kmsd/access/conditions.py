@@ -14,7 +14,7 @@ from kmsd.access.comparisons import Comparison
 from kmsd.access.facts import UNDETERMINED, Facts
 from kmsd.api import encryption_context
 
-# A value of a key with several of them is compared in less than 100 ns. This many are more than a caller's groups, a
+# A value of a key with several of them is compared in some 200 ns. This many are more than a caller's groups, a
 # key's tags and aliases or an encryption context ever are; with more, the condition cannot be told.
 MAX_VALUES = 512
 # Of all values of a key together: what an encryption context has at most. Other values are shorter.

@@ -472,6 +472,6 @@ def test_a_decision_takes_a_bounded_number_of_steps() -> None:
     compared = MAX_SET_COMPARISONS * MAX_VALUES
 
     assert Wildcard("a*bcd*?e?*f").searched == len("bcd?e?")
-    assert searched <= 2**21
-    assert compared <= 2**14
+    assert searched <= 2**20
+    assert compared <= 2**13
     assert MAX_CONDITIONS + MAX_PATTERNS <= 2**8
