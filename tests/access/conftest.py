@@ -1,29 +1,11 @@
 """Names and callers for tests about policies."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
 
 import pytest
 
 from kmsd.identity.principals import Caller, Names
-
-
-@dataclass
-class GivenNames:
-    users: dict[str, int] = field(default_factory=dict)
-    groups: dict[str, int] = field(default_factory=dict)
-
-    def user_name(self, uid: int) -> str | None:
-        return next((name for name, one in self.users.items() if one == uid), None)
-
-    def group_name(self, gid: int) -> str | None:
-        return next((name for name, one in self.groups.items() if one == gid), None)
-
-    def uid_of(self, name: str) -> int | None:
-        return self.users.get(name)
-
-    def gid_of(self, name: str) -> int | None:
-        return self.groups.get(name)
+from tests.support.given_requests import GivenNames
 
 
 @pytest.fixture(scope="session")
