@@ -26,8 +26,9 @@ from kmsd.audit.record import Kind
 from kmsd.backup.reading import BackupReader
 from kmsd.material.hierarchy import Hierarchy
 from kmsd.service.restoring import Restoration
-from kmsd.store.base import StoreUnavailableError
+from kmsd.store.base import Insert, StoreUnavailableError
 from kmsd.store.sql import SqlStore
+from tests.store.rows import credential_row, default_key_row, grant_row
 from tests.support.embedded import ALICE, BOB, ROOT, Embedded, Gate, kind_is
 
 
@@ -111,6 +112,21 @@ async def test_a_backup_has_every_row(service: Embedded, tmp_path: Path) -> None
         assert {name.rpartition("/")[2] for name in names} == {row.key_id for row in rows}
         assert await store.settings() == await service.store.settings()
         assert await store.material(rows[0].key_id, 1) == await service.store.material(rows[0].key_id, 1)
+    finally:
+        await store.close()
+
+
+async def test_a_backup_has_what_hangs_on_keys(service: Embedded, tmp_path: Path) -> None:
+    """Grants, whose default key is which, and units' credentials; the state row counts them."""
+    changes = [Insert(grant_row()), Insert(default_key_row()), Insert(credential_row())]
+    await service.store.commit("m", changes)
+
+    store = await opened(service, await backup(service), tmp_path)
+    try:
+        assert await store.grant(grant_row().grant_id) == grant_row()
+        assert await store.default_key(default_key_row().owner) == default_key_row()
+        assert await store.credentials(unit=None, after=None, limit=9) == [credential_row()]
+        assert (await store.check_state()).findings == ()
     finally:
         await store.close()
 

@@ -10,7 +10,17 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from kmsd.store.base import AliasRow, DomainKeyRow, KeyRow, MaterialRow, SecretRow, SettingsRow
+from kmsd.store.base import (
+    AliasRow,
+    CredentialRow,
+    DefaultKeyRow,
+    DomainKeyRow,
+    GrantRow,
+    KeyRow,
+    MaterialRow,
+    SecretRow,
+    SettingsRow,
+)
 from kmsd.store.sql import SqlStore
 
 MAC_KEY = bytes(range(32))
@@ -48,6 +58,27 @@ ROWS = st.one_of(
         version=st.just(1),
     ),
     st.builds(AliasRow, name=names, key_id=texts, creation_ms=times, updated_ms=times, version=st.just(1)),
+    st.builds(
+        GrantRow,
+        grant_id=names,
+        **dict.fromkeys(("key_id", "grantee", "retiring", "name", "grantee_text", "retiring_text"), texts),
+        **dict.fromkeys(("issuer", "parent"), texts),
+        **dict.fromkeys(("context_equals", "context_subset"), st.none() | st.dictionaries(texts, texts, max_size=3)),
+        creation_ms=times,
+        operations=st.lists(texts, max_size=3),
+        version=st.just(1),
+    ),
+    st.builds(DefaultKeyRow, owner=names, key_id=texts, template=st.integers(0, 2**31 - 1), version=st.just(1)),
+    st.builds(
+        CredentialRow,
+        unit=names,
+        name=names,
+        key_id=texts,
+        blob=blobs,
+        length=st.integers(0, 2**31 - 1),
+        creation_ms=times,
+        version=st.just(1),
+    ),
     st.builds(
         DomainKeyRow,
         domain_key_id=names,
@@ -96,6 +127,34 @@ def material_row(key_id: str = KEY_IDS[0], number: int = 1, version: int = 1) ->
 
 def alias_row(name: str = "alias/a", key_id: str = KEY_IDS[0], version: int = 1) -> AliasRow:
     return AliasRow(name=name, key_id=key_id, creation_ms=1, updated_ms=version, version=version)
+
+
+def grant_row(grant_id: str = "a" * 64, key_id: str = KEY_IDS[0], **changes: Any) -> GrantRow:
+    members: dict[str, Any] = {
+        "grant_id": grant_id,
+        "key_id": key_id,
+        "grantee": "uid:34",
+        "retiring": "",
+        "name": "",
+        "creation_ms": 1,
+        "grantee_text": "user:backup",
+        "retiring_text": "",
+        "issuer": "uid:1000",
+        "operations": ["Decrypt"],
+        "context_subset": {"app": "db"},
+        "version": 1,
+    }
+    return GrantRow(**{**members, **changes})
+
+
+def default_key_row(owner: str = "uid:1000/user:alice", version: int = 1) -> DefaultKeyRow:
+    return DefaultKeyRow(owner=owner, key_id=KEY_IDS[0], template=version, version=version)
+
+
+def credential_row(unit: str = "nginx.service", name: str = "tls-key", version: int = 1) -> CredentialRow:
+    return CredentialRow(
+        unit=unit, name=name, key_id=KEY_IDS[0], blob=b"blob" * version, length=4, creation_ms=1, version=version
+    )
 
 
 def domain_key_row(domain_key_id: str = "domain", version: int = 1) -> DomainKeyRow:

@@ -13,13 +13,23 @@ import sqlalchemy as sa
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 
-from kmsd.store.base import StoreError, StoreFormatError, StoreUnavailableError
+from kmsd.store.base import Delete, Insert, StateReport, StoreError, StoreFormatError, StoreUnavailableError
 from kmsd.store.kinds import KINDS
 from kmsd.store.migrations.stamp import SCHEMA_VERSION
 from kmsd.store.migrations.upgrade import upgrade
 from kmsd.store.schema import METADATA
 from kmsd.store.sql import SqlStore
-from tests.store.rows import edited, opened, unseal
+from tests.store.rows import (
+    alias_row,
+    credential_row,
+    default_key_row,
+    edited,
+    grant_row,
+    key_row,
+    material_row,
+    opened,
+    unseal,
+)
 
 STORES = Path(__file__).parent.parent / "vectors" / "stores"
 RELEASED = sorted(int(one.name) for one in STORES.iterdir() if one.is_dir())
@@ -109,9 +119,9 @@ def test_an_upgrade_twice_is_one(path: Path) -> None:
     assert files_of(path.parent) == before
 
 
-@pytest.mark.usefixtures("released")
-async def test_an_upgraded_store_tells_that_it_was(path: Path) -> None:
+async def test_a_store_that_had_no_state_row_tells_so(path: Path) -> None:
     """Nothing is known of its rows until they are accepted; that is not what a removed state row looks like."""
+    shutil.copy(STORES / "1" / "store.sqlite", path)
     upgrade(path)
     async with opened(path, mac_key=None) as store:
         unseal(store)
@@ -131,6 +141,52 @@ async def test_an_upgraded_store_tells_that_it_was(path: Path) -> None:
 
     assert not report.adopted
     assert report.findings[0] == "the state row is missing"
+
+
+@pytest.fixture
+async def of_schema_2(path: Path) -> StateReport:
+    """A store of schema 2 under the tests' keys, at `path`, with rows; what its check told before."""
+    async with opened(path) as store:
+        await store.commit("m", [Insert(key_row()), Insert(material_row()), Insert(alias_row())])
+        await store.commit("n", [Delete(alias_row())])
+        report = await store.check_state()
+    with edited(path) as connection:
+        for table in ("grants", "default_keys", "credentials"):
+            connection.execute(f"DROP TABLE {table}")
+        connection.execute("PRAGMA user_version = 2")
+    assert schema_of(path) == schema_of(STORES / "2" / "store.sqlite")
+    return report
+
+
+async def test_a_state_row_goes_on_counting(of_schema_2: StateReport, path: Path) -> None:
+    """It knows nothing of the new tables, which are empty: it is as true as before, and nobody has to accept it."""
+    upgrade(path)
+
+    async with opened(path) as store:
+        assert await store.check_state() == of_schema_2
+        await store.commit("o", [Insert(grant_row()), Insert(default_key_row()), Insert(credential_row())])
+        report = await store.check_state()
+
+        assert (report.findings, report.store_id, report.sequence) == ((), of_schema_2.store_id, 3)
+
+
+@pytest.mark.usefixtures("of_schema_2")
+async def test_an_upgrade_hides_nothing(path: Path) -> None:
+    """What was done to the rows before is found after it, and so are rows in tables that were not there."""
+    with edited(path) as connection:
+        connection.execute("DELETE FROM material")
+    upgrade(path)
+    with edited(path) as connection:
+        connection.execute("INSERT INTO default_keys VALUES ('unit:a.service', 1, x'', x'')")
+
+    async with opened(path, mac_key=None) as store:
+        unseal(store)
+        report = await store.check_state()
+
+    assert {
+        "material: 1 row is missing (0 there, 1 recorded)",
+        "default_keys: 1 row is too many (1 there, 0 recorded)",
+    } <= {*report.findings}
 
 
 # Ends the process at one of the moments between which an upgrade can be killed.
@@ -168,8 +224,7 @@ MOMENTS = [
 ]
 
 
-@pytest.mark.usefixtures("released")
-def test_an_upgrade_may_be_killed_anywhere(path: Path) -> None:
+def test_an_upgrade_may_be_killed_anywhere(released: int, path: Path) -> None:
     """Whatever was left, the next one ends with the new schema, the old rows, and a whole copy."""
     contents, schema = contents_of(path), schema_of(path)
     original = path.read_bytes()
@@ -184,7 +239,7 @@ def test_an_upgrade_may_be_killed_anywhere(path: Path) -> None:
         done = upgrade(path)
         assert (done.copy is None) is (moment == "after the commit")
         assert contents_of(path) == contents
-        copy = path.with_name("store.sqlite.schema-1")
+        copy = path.with_name(f"store.sqlite.schema-{released}")
         assert (schema_of(copy), contents_of(copy)) == (schema, contents)
         assert {one.name for one in path.parent.iterdir()} == {path.name, copy.name}
 

@@ -6,15 +6,21 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import sqlalchemy as sa
 from hypothesis import given
+from sqlalchemy.dialects import sqlite
 
 from kmsd.api.errors import IntegrityError, SealedError
 from kmsd.store.base import (
     AliasRow,
+    CredentialRow,
+    DefaultKeyRow,
     Delete,
     DomainKeyRow,
+    GrantRow,
     Insert,
     KeyRow,
     MaterialRow,
@@ -27,14 +33,24 @@ from kmsd.store.base import (
     Store,
     StoreUnavailableError,
 )
-from kmsd.store.schema import REMEMBERED_MUTATIONS
+from kmsd.store.schema import (
+    COUNT_GRANTS,
+    GRANTS_FOR,
+    GRANTS_NAMED,
+    GRANTS_OF_GRANTEE_AFTER,
+    REMEMBERED_MUTATIONS,
+    RETIRABLE_GRANTS_AFTER,
+)
 from kmsd.store.sql import SqlStore
 from tests.store.rows import (
     KEY_IDS,
     ROWS,
     alias_row,
+    credential_row,
+    default_key_row,
     domain_key_row,
     edited,
+    grant_row,
     key_row,
     material_row,
     opened,
@@ -43,7 +59,17 @@ from tests.store.rows import (
     unseal,
 )
 
-EVERY_KIND: list[Row] = [key_row(), material_row(), alias_row(), domain_key_row(), secret_row(), settings_row()]
+EVERY_KIND: list[Row] = [
+    key_row(),
+    material_row(),
+    alias_row(),
+    grant_row(),
+    default_key_row(),
+    credential_row(),
+    domain_key_row(),
+    secret_row(),
+    settings_row(),
+]
 
 
 async def stored(store: Store, row: Row) -> Row | None:
@@ -55,6 +81,12 @@ async def stored(store: Store, row: Row) -> Row | None:
             return await store.material(row.key_id, row.number)
         case AliasRow():
             return await store.alias(row.name)
+        case GrantRow():
+            return await store.grant(row.grant_id)
+        case DefaultKeyRow():
+            return await store.default_key(row.owner)
+        case CredentialRow():
+            return await store.credential(row.unit, row.name)
         case DomainKeyRow():
             return next((one for one in await store.domain_keys() if one.domain_key_id == row.domain_key_id), None)
         case SecretRow():
@@ -116,6 +148,82 @@ async def test_aliases_are_listed_in_order_and_in_pages(store: SqlStore) -> None
     assert await store.aliases(key_id=None, after="alias/c", limit=3) == [rows[0]]
     assert await store.aliases(key_id=KEY_IDS[0], after=None, limit=9) == [rows[2], rows[0]]
     assert await store.aliases(key_id=KEY_IDS[0], after="alias/b", limit=9) == [rows[0]]
+
+
+async def test_grants_are_listed_in_order_and_in_pages(store: SqlStore) -> None:
+    """Those of a key, or of a grantee of it, or those that somebody may retire on any key."""
+    rows = [
+        grant_row("d", grantee="uid:1", retiring="uid:9"),
+        grant_row("c", grantee="uid:2"),
+        grant_row("b", grantee="uid:1", retiring="uid:9"),
+        grant_row("a", KEY_IDS[1], grantee="uid:1", retiring="uid:9"),
+    ]
+    await store.commit("m", [Insert(row) for row in rows])
+    d, c, b, a = rows
+
+    assert await store.grants(KEY_IDS[0], grantee=None, after=None, limit=2) == [b, c]
+    assert await store.grants(KEY_IDS[0], grantee=None, after="c", limit=2) == [d]
+    assert await store.grants(KEY_IDS[0], grantee="uid:1", after=None, limit=9) == [b, d]
+    assert await store.grants(KEY_IDS[0], grantee="uid:1", after="b", limit=9) == [d]
+    assert await store.grants(KEY_IDS[2], grantee=None, after=None, limit=9) == []
+    assert await store.retirable_grants("uid:9", after=None, limit=2) == [a, b]
+    assert await store.retirable_grants("uid:9", after="b", limit=2) == [d]
+    assert [await store.count_grants(one) for one in KEY_IDS[:3]] == [3, 1, 0]
+
+
+async def test_grants_are_found_by_their_grantees_and_names(store: SqlStore) -> None:
+    """By all the ways to name a caller at once; a name is a key's own."""
+    one, two = grant_row("a", grantee="uid:1", name="n"), grant_row("b", grantee="gid:2")
+    other = grant_row("c", KEY_IDS[1], grantee="uid:1", name="n")
+    await store.commit("m", [Insert(row) for row in (one, two, other, grant_row("d", grantee="uid:3"))])
+
+    assert await store.grants_for(KEY_IDS[0], {"uid:1", "gid:2", "gid:7"}) == [one, two]
+    assert await store.grants_for(KEY_IDS[0], frozenset()) == []
+    assert await store.grants_named(KEY_IDS[0], "n") == [one]
+
+
+async def test_default_keys_and_credentials_are_listed_in_order_and_in_pages(store: SqlStore) -> None:
+    """A page of credentials may begin in the midst of a unit's."""
+    owners = [default_key_row(owner) for owner in ("uid:1/user:a", "uid:2/user:b", "unit:a.service")]
+    secrets = [credential_row(unit, name) for unit, name in (("a", "x"), ("a", "y"), ("b", "a"), ("c", "x"))]
+    await store.commit("m", [Insert(row) for row in (*owners[::-1], *secrets[::-1])])
+
+    assert await store.default_keys(after=None, limit=2) == owners[:2]
+    assert await store.default_keys(after=owners[1].owner, limit=2) == owners[2:]
+    assert await store.credentials(unit=None, after=None, limit=2) == secrets[:2]
+    assert await store.credentials(unit=None, after=("a", "x"), limit=9) == secrets[1:]
+    assert await store.credentials(unit="a", after=None, limit=9) == secrets[:2]
+    assert await store.credentials(unit="a", after=("a", "x"), limit=9) == secrets[1:2]
+
+
+GRANTS = "grants USING INDEX ix_grants_"
+
+
+@pytest.mark.parametrize(
+    ("statement", "index"),
+    [
+        (GRANTS_FOR, f"{GRANTS}key_id_grantee (key_id=? AND grantee=?)"),
+        (GRANTS_OF_GRANTEE_AFTER, f"{GRANTS}key_id_grantee (key_id=? AND grantee=?)"),
+        (GRANTS_NAMED, f"{GRANTS}key_id_name (key_id=? AND name=?)"),
+        (RETIRABLE_GRANTS_AFTER, f"{GRANTS}retiring (retiring=?)"),
+        (COUNT_GRANTS, "grants USING COVERING INDEX ix_grants_key_id_"),
+    ],
+)
+async def test_one_of_thousands_of_grants_is_found_by_an_index(
+    path: Path, statement: sa.Select[Any], index: str
+) -> None:
+    """Whoever asks for somebody's grants on a key goes through no other's."""
+    async with opened(path) as store:
+        await store.commit(
+            "m", [Insert(grant_row(f"{one}", grantee=f"uid:{one}", name=f"{one}")) for one in range(3000)]
+        )
+    values = dict.fromkeys(("key_id", "grantee", "name", "retiring", "after"), "1")
+    asked = statement.params(**values, grantees=["1", "2"], limit=9)
+    sql = asked.compile(dialect=sqlite.dialect(), compile_kwargs={"literal_binds": True})
+    with edited(path) as connection:
+        plan = connection.execute(f"EXPLAIN QUERY PLAN {sql}").fetchall()
+
+    assert f"SEARCH {index}" in plan[0][3]
 
 
 async def test_a_long_list_lets_others_run(store: SqlStore) -> None:
