@@ -151,7 +151,7 @@ def compressed(text: str) -> bytes:
 def install_files(root: Path, version: str) -> None:
     """Add units, users, directories, manual pages and documentation."""
     for place, sources in {
-        "lib/systemd/system": [UNITS / "kmsd.service", UNITS / "kmsd.socket"],
+        "lib/systemd/system": [UNITS / name for name in ("kmsd.service", "kmsd.socket", "kmsd-credential.socket")],
         "usr/lib/systemd/user": [UNITS / "user/kmsd.service", UNITS / "user/kmsd.socket"],
         "usr/share/doc/kmsd": [ROOT / "README.md", ROOT / "SECURITY.md", UNITS / "OPERATIONS.md", UNITS / "kmsd.toml"],
         "usr/share/doc/kmsd/drop-ins": sorted((UNITS / "drop-ins").iterdir()),

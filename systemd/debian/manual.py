@@ -45,6 +45,20 @@ and
 SIGHUP
 .RB ( "systemctl reload kmsd" )
 reads the host policy anew; SIGTERM finishes the requests under way, closes the trail, wipes the keys and ends.
+.PP
+Services get secrets from it without code of their own. An administrator keeps one for a unit with
+.BR "kms credential create" ,
+and the unit says
+.PP
+.nf
+.RS
+LoadCredential=NAME:/run/kmsd/credential.sock
+.RE
+.fi
+.PP
+so that systemd fetches it each time it starts the unit, and the service reads it from
+.IR $CREDENTIALS_DIRECTORY/NAME .
+The unit does not start while kmsd is sealed or has no such credential for this very unit.
 """
 _SETTINGS = """\
 .I /etc/kmsd/kmsd.toml
@@ -59,6 +73,7 @@ _FILES = {
     "/etc/kmsd/policy.d/*.json": "host policies",
     "/etc/credstore.encrypted/kmsd.hsm-pin": "the token's PIN, encrypted for this host",
     "/run/kmsd/kmsd.sock": "socket",
+    "/run/kmsd/credential.sock": "socket on which systemd asks for credentials of units",
     "/var/lib/kmsd": "store, and the token if it is SoftHSM2's",
     "/var/log/kmsd/audit.log": "audit trail",
 }

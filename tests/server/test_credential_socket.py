@@ -141,7 +141,7 @@ async def test_another_unit_does_not_start_with_it(service: Embedded, listen: Li
 
 async def test_a_record_moved_to_another_unit_opens_for_nobody(service: Embedded, listen: Listen) -> None:
     """Were it not found out by its seal, the secret is bound to its unit and its name."""
-    await keep(service)
+    await keep(service, allowed="uid:0")
     row = await service.store.credential(UNIT, NAME)
     assert row is not None
     moved = CredentialRow(

@@ -47,6 +47,7 @@ def test_the_package_has_what_a_host_needs(unpacked: Path) -> None:
         "usr/bin/kmsd",
         "lib/systemd/system/kmsd.service",
         "lib/systemd/system/kmsd.socket",
+        "lib/systemd/system/kmsd-credential.socket",
         "usr/lib/sysusers.d/kmsd.conf",
         "usr/lib/tmpfiles.d/kmsd.conf",
         "usr/share/man/man1/kms.1.gz",
