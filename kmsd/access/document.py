@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import json
 import re
-from typing import Any
+from typing import Any, Self
 
+from kmsd.access.places import line_and_column
 from kmsd.api.errors import LimitExceededError, MalformedPolicyDocumentError
 
 # AWS's quota for a key policy document.
@@ -34,8 +35,20 @@ class _RepeatedMemberError(ValueError):
     """An object has a member twice."""
 
 
+class Number(float):
+    """A number of a document, with the `text` that it is in it: a float alone would not be exact."""
+
+    text: str
+
+    def __new__(cls, text: str) -> Self:
+        """Read what JSON takes for a number."""
+        number = super().__new__(cls, text)
+        number.text = text
+        return number
+
+
 def read_document(text: str) -> dict[str, Any]:
-    """Return the JSON object that `text` holds; numbers become floats.
+    """Return the JSON object that `text` holds; its numbers are of the type Number.
 
     Raises LimitExceededError when it is too long and MalformedPolicyDocumentError for everything else.
     """
@@ -46,8 +59,8 @@ def read_document(text: str) -> dict[str, Any]:
         raise _refusal(text, foreign.start(), f"the character U+{ord(foreign.group()):04X} is not allowed")
     _scan(text)
     try:
-        # Integers as floats: Python takes quadratic time for long ones, and no member of a policy is a large number.
-        document = json.loads(text, object_pairs_hook=_members, parse_int=float)
+        # No number as an integer: Python takes quadratic time for long ones.
+        document = json.loads(text, object_pairs_hook=_members, parse_int=Number, parse_float=Number)
     except _RepeatedMemberError:
         raise _repetition(text) from None
     except json.JSONDecodeError as error:
@@ -58,9 +71,7 @@ def read_document(text: str) -> dict[str, Any]:
 
 
 def _refusal(text: str, position: int, problem: str) -> MalformedPolicyDocumentError:
-    line = text.count("\n", 0, position) + 1
-    column = position - text.rfind("\n", 0, position)
-    return MalformedPolicyDocumentError(f"line {line} column {column}: {problem}")
+    return MalformedPolicyDocumentError(f"{line_and_column(text, position)}: {problem}")
 
 
 def _scan(text: str) -> None:

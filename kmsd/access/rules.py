@@ -14,7 +14,7 @@ from typing import NamedTuple, TypeAlias
 from kmsd.access.audience import Audience
 from kmsd.access.conditions import Condition
 from kmsd.access.facts import Facts
-from kmsd.access.wildcards import has_wildcard, matches
+from kmsd.access.wildcards import Wildcard, has_wildcard
 from kmsd.identity.principals import ADMINISTRATORS, Caller, Principal
 
 # What is remembered of one policy: more than there are operations, so that a key policy, which is asked about one
@@ -44,8 +44,9 @@ class Patterns:
     def __init__(self, patterns: Iterable[str]) -> None:
         distinct = frozenset(patterns)
         self._everything = "*" in distinct
-        self._wildcards = frozenset(filter(has_wildcard, distinct)) - {"*"}
-        self._literals = distinct - self._wildcards
+        wildcards = frozenset(filter(has_wildcard, distinct)) - {"*"}
+        self._literals = distinct - wildcards
+        self._wildcards = tuple(Wildcard(one) for one in wildcards)
 
     @property
     def everything(self) -> bool:
@@ -54,7 +55,7 @@ class Patterns:
 
     def match(self, text: str) -> bool:
         """Tell whether one of them matches the whole of `text`."""
-        return self._everything or text in self._literals or any(matches(one, text) for one in self._wildcards)
+        return self._everything or text in self._literals or any(one.matches(text) for one in self._wildcards)
 
 
 class AllBut:

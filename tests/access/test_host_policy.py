@@ -188,7 +188,10 @@ def test_a_decision_names_the_file(names: Names, directory: Path) -> None:
     ("text", "message"),
     [
         ('{"Version":\n', "host policy 20-bad.json: line 2 column 1: "),
-        (document("Permit", "*"), 'host policy 20-bad.json: statement 1, Effect: must be "Allow" or "Deny"'),
+        (
+            document("Permit", "*"),
+            'host policy 20-bad.json: line 1 column 52: statement 1, Effect: must be "Allow" or "Deny"',
+        ),
         (" " * 32_769, "host policy 20-bad.json: A policy document may have at most 32768 bytes."),
         (document("Deny", "user:mallory"), "host policy 20-bad.json: statement 1: denies something to a user or group"),
     ],
