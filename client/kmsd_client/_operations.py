@@ -39,6 +39,8 @@ from kmsd.api.keys import (
     CREATE_ALIAS,
     CREATE_KEY,
     DESCRIBE_KEY,
+    DISABLE_KEY,
+    ENABLE_KEY,
     LIST_ALIASES,
     LIST_KEYS,
     CreateAliasRequest,
@@ -46,6 +48,7 @@ from kmsd.api.keys import (
     CreateKeyResponse,
     DescribeKeyRequest,
     DescribeKeyResponse,
+    EnableKeyRequest,
     ListAliasesRequest,
     ListAliasesResponse,
     ListKeysRequest,
@@ -56,6 +59,16 @@ from kmsd.api.operation import (
     Operation,
     RequestT,
     ResponseT,
+)
+from kmsd.api.policies import (
+    GET_KEY_POLICY,
+    LIST_KEY_POLICIES,
+    PUT_KEY_POLICY,
+    GetKeyPolicyRequest,
+    GetKeyPolicyResponse,
+    ListKeyPoliciesRequest,
+    ListKeyPoliciesResponse,
+    PutKeyPolicyRequest,
 )
 from kmsd.api.shapes import (
     DataKeySpec,
@@ -83,6 +96,15 @@ from kmsd.api.symmetric import (
     GenerateRandomResponse,
     ReEncryptRequest,
     ReEncryptResponse,
+)
+from kmsd.api.tags import (
+    LIST_RESOURCE_TAGS,
+    TAG_RESOURCE,
+    UNTAG_RESOURCE,
+    ListResourceTagsRequest,
+    ListResourceTagsResponse,
+    TagResourceRequest,
+    UntagResourceRequest,
 )
 
 Buffer = bytes | bytearray | memoryview
@@ -158,6 +180,32 @@ class Operations(ABC):
             ),
         )
 
+    def enable_key(
+        self,
+        *,
+        key_id: str,
+    ) -> Empty:
+        """Let a key be used again."""
+        return self.call(
+            ENABLE_KEY,
+            EnableKeyRequest(
+                key_id=key_id,
+            ),
+        )
+
+    def disable_key(
+        self,
+        *,
+        key_id: str,
+    ) -> Empty:
+        """Let a key not be used until it is enabled again."""
+        return self.call(
+            DISABLE_KEY,
+            EnableKeyRequest(
+                key_id=key_id,
+            ),
+        )
+
     def create_alias(
         self,
         *,
@@ -184,6 +232,104 @@ class Operations(ABC):
         return self.call(
             LIST_ALIASES,
             ListAliasesRequest(
+                key_id=key_id,
+                limit=limit,
+                marker=marker,
+            ),
+        )
+
+    def get_key_policy(
+        self,
+        *,
+        key_id: str,
+        policy_name: str = "default",
+    ) -> GetKeyPolicyResponse:
+        """Get the policy of a key."""
+        return self.call(
+            GET_KEY_POLICY,
+            GetKeyPolicyRequest(
+                key_id=key_id,
+                policy_name=policy_name,
+            ),
+        )
+
+    def put_key_policy(
+        self,
+        *,
+        key_id: str,
+        policy: str,
+        policy_name: str = "default",
+        bypass_policy_lockout_safety_check: bool = False,
+    ) -> Empty:
+        """Give a key another policy."""
+        return self.call(
+            PUT_KEY_POLICY,
+            PutKeyPolicyRequest(
+                key_id=key_id,
+                policy=policy,
+                policy_name=policy_name,
+                bypass_policy_lockout_safety_check=bypass_policy_lockout_safety_check,
+            ),
+        )
+
+    def list_key_policies(
+        self,
+        *,
+        key_id: str,
+        limit: int = 100,
+        marker: str | None = None,
+    ) -> ListKeyPoliciesResponse:
+        """List the names of a key's policies, of which there is one."""
+        return self.call(
+            LIST_KEY_POLICIES,
+            ListKeyPoliciesRequest(
+                key_id=key_id,
+                limit=limit,
+                marker=marker,
+            ),
+        )
+
+    def tag_resource(
+        self,
+        *,
+        key_id: str,
+        tags: list[Tag],
+    ) -> Empty:
+        """Give a key tags."""
+        return self.call(
+            TAG_RESOURCE,
+            TagResourceRequest(
+                key_id=key_id,
+                tags=tags,
+            ),
+        )
+
+    def untag_resource(
+        self,
+        *,
+        key_id: str,
+        tag_keys: list[str],
+    ) -> Empty:
+        """Take tags off a key."""
+        return self.call(
+            UNTAG_RESOURCE,
+            UntagResourceRequest(
+                key_id=key_id,
+                tag_keys=tag_keys,
+            ),
+        )
+
+    def list_resource_tags(
+        self,
+        *,
+        key_id: str,
+        limit: int = 50,
+        marker: str | None = None,
+    ) -> ListResourceTagsResponse:
+        """List the tags of a key."""
+        return self.call(
+            LIST_RESOURCE_TAGS,
+            ListResourceTagsRequest(
                 key_id=key_id,
                 limit=limit,
                 marker=marker,
@@ -495,6 +641,32 @@ class AsyncOperations(ABC):
             ),
         )
 
+    async def enable_key(
+        self,
+        *,
+        key_id: str,
+    ) -> Empty:
+        """Let a key be used again."""
+        return await self.call(
+            ENABLE_KEY,
+            EnableKeyRequest(
+                key_id=key_id,
+            ),
+        )
+
+    async def disable_key(
+        self,
+        *,
+        key_id: str,
+    ) -> Empty:
+        """Let a key not be used until it is enabled again."""
+        return await self.call(
+            DISABLE_KEY,
+            EnableKeyRequest(
+                key_id=key_id,
+            ),
+        )
+
     async def create_alias(
         self,
         *,
@@ -521,6 +693,104 @@ class AsyncOperations(ABC):
         return await self.call(
             LIST_ALIASES,
             ListAliasesRequest(
+                key_id=key_id,
+                limit=limit,
+                marker=marker,
+            ),
+        )
+
+    async def get_key_policy(
+        self,
+        *,
+        key_id: str,
+        policy_name: str = "default",
+    ) -> GetKeyPolicyResponse:
+        """Get the policy of a key."""
+        return await self.call(
+            GET_KEY_POLICY,
+            GetKeyPolicyRequest(
+                key_id=key_id,
+                policy_name=policy_name,
+            ),
+        )
+
+    async def put_key_policy(
+        self,
+        *,
+        key_id: str,
+        policy: str,
+        policy_name: str = "default",
+        bypass_policy_lockout_safety_check: bool = False,
+    ) -> Empty:
+        """Give a key another policy."""
+        return await self.call(
+            PUT_KEY_POLICY,
+            PutKeyPolicyRequest(
+                key_id=key_id,
+                policy=policy,
+                policy_name=policy_name,
+                bypass_policy_lockout_safety_check=bypass_policy_lockout_safety_check,
+            ),
+        )
+
+    async def list_key_policies(
+        self,
+        *,
+        key_id: str,
+        limit: int = 100,
+        marker: str | None = None,
+    ) -> ListKeyPoliciesResponse:
+        """List the names of a key's policies, of which there is one."""
+        return await self.call(
+            LIST_KEY_POLICIES,
+            ListKeyPoliciesRequest(
+                key_id=key_id,
+                limit=limit,
+                marker=marker,
+            ),
+        )
+
+    async def tag_resource(
+        self,
+        *,
+        key_id: str,
+        tags: list[Tag],
+    ) -> Empty:
+        """Give a key tags."""
+        return await self.call(
+            TAG_RESOURCE,
+            TagResourceRequest(
+                key_id=key_id,
+                tags=tags,
+            ),
+        )
+
+    async def untag_resource(
+        self,
+        *,
+        key_id: str,
+        tag_keys: list[str],
+    ) -> Empty:
+        """Take tags off a key."""
+        return await self.call(
+            UNTAG_RESOURCE,
+            UntagResourceRequest(
+                key_id=key_id,
+                tag_keys=tag_keys,
+            ),
+        )
+
+    async def list_resource_tags(
+        self,
+        *,
+        key_id: str,
+        limit: int = 50,
+        marker: str | None = None,
+    ) -> ListResourceTagsResponse:
+        """List the tags of a key."""
+        return await self.call(
+            LIST_RESOURCE_TAGS,
+            ListResourceTagsRequest(
                 key_id=key_id,
                 limit=limit,
                 marker=marker,

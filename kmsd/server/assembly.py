@@ -28,12 +28,13 @@ from kmsd.server.custody import Custody
 from kmsd.server.foundation import Foundation
 from kmsd.server.limits import Shares
 from kmsd.server.listener import Listener, actor_of
-from kmsd.service import administration, aliases, backups, files, keys, seal_requests, symmetric
+from kmsd.service import administration, aliases, backups, files, keys, policies, seal_requests, symmetric, tags
 from kmsd.service.audit_accounts import AuditAccounts
 from kmsd.service.call import Session
 from kmsd.service.credential_delivery import CredentialDelivery
 from kmsd.service.facts import Surroundings
 from kmsd.service.identifiers import Arns
+from kmsd.service.key_changes import KeyChanges
 from kmsd.service.key_cipher import KeyCipher
 from kmsd.service.pipeline import Pipeline
 from kmsd.service.refusals import Refusals
@@ -90,12 +91,14 @@ class Service:
         )
         self._shares = Shares(config.limits, time.monotonic)
         symmetric_service = symmetric.Symmetric(records=records, cipher=cipher, scratch=scratch)
+        changes = KeyChanges(store, records)
         keys_service = keys.Keys(
             store=store,
             versions=self._custody.versions,
             arns=arns,
             names=self._names,
             clock=time.time,
+            changes=changes,
             keys_per_uid=config.limits.keys_per_uid,
         )
         administration_service = administration.Administration(
@@ -130,6 +133,8 @@ class Service:
                 **bind(symmetric.HANDLERS, symmetric_service),
                 **bind(keys.HANDLERS, keys_service),
                 **bind(aliases.HANDLERS, aliases.Aliases(store=store, records=records, arns=arns, clock=time.time)),
+                **bind(policies.HANDLERS, policies.Policies(changes=changes, arns=arns, names=self._names)),
+                **bind(tags.HANDLERS, tags.Tags(changes=changes)),
                 **bind(files.HANDLERS, self._files),
                 **bind(administration.HANDLERS, administration_service),
                 **bind(seal_requests.HANDLERS, self._custody.requests),

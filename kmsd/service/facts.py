@@ -248,4 +248,5 @@ _OF_KEY: dict[str, Callable[[KeyRecord], Values]] = {
     "kms:keyusage": lambda key: (key.row.key_usage,),
     # Keys stay on the host that made them.
     "kms:multiregion": lambda _: ("false",),
+    "kms:resourcealiases": lambda key: _some(key.aliases),
 }

@@ -14,23 +14,27 @@ from kmsd.api import keys as api
 from kmsd.api.errors import (
     LimitExceededError,
     MalformedPolicyDocumentError,
-    TagError,
     UnsupportedOperationError,
     ValidationError,
 )
 from kmsd.api.operation import KeyState, KeyUsage, Operation
-from kmsd.api.shapes import KeyListEntry, KeyManager, KeyMetadata, KeyOrigin, KeySpec, Tag
+from kmsd.api.shapes import Empty, KeyListEntry, KeyManager, KeyMetadata, KeyOrigin, KeySpec
 from kmsd.identity.principals import Names
 from kmsd.material.specs import SPECS
 from kmsd.material.versions import Versions
 from kmsd.service.call import Call
 from kmsd.service.identifiers import Arns
+from kmsd.service.key_changes import KeyChanges
 from kmsd.service.pagination import after, cut
 from kmsd.service.records import KeyRecord
+from kmsd.service.tags import checked_tags
 from kmsd.store.base import Insert, KeyRow, MaterialRow, Store
 
 # Material is numbered from 1; 0 stands for secrets that have no versions.
 _FIRST_MATERIAL = 1
+# What stands for the id of a key that is being made: the host policy is asked whether it may have tags, and what
+# permits that must not permit tagging every key there is.
+_NEW_KEY = "new"
 
 
 class Keys:
@@ -44,6 +48,7 @@ class Keys:
         arns: Arns,
         names: Names,
         clock: Callable[[], float],
+        changes: KeyChanges,
         keys_per_uid: int,
     ) -> None:
         self._store = store
@@ -51,6 +56,7 @@ class Keys:
         self._arns = arns
         self._names = names
         self._clock = clock
+        self._changes = changes
         self._keys_per_uid = keys_per_uid
         # Held from counting to committing, so that who asks for many at once gets no more. The store commits one
         # after the other anyway.
@@ -63,7 +69,9 @@ class Keys:
             raise ValidationError(f"KeyUsage {request.key_usage} is not compatible with KeySpec {request.key_spec}")
         if request.multi_region:
             raise UnsupportedOperationError("multi-Region keys are not offered: keys stay on the host that made them")
-        tags = _checked_tags(request.tags)
+        tags = checked_tags(request.tags)
+        if tags:
+            call.permit("kms:TagResource", resource=self._arns.key(_NEW_KEY))
         policy = request.policy or default_key_policy(self._arns.account, call.caller.uid, call.caller.user)
         parsed = parse_policy(policy, account=self._arns.account, names=self._names)
         if not request.bypass_policy_lockout_safety_check and would_lock_out(parsed, call.caller, facts=call):
@@ -104,6 +112,16 @@ class Keys:
         material = await self._store.material(key.key_id, key.row.current_material)
         return api.DescribeKeyResponse(key_metadata=self._metadata(key.row, material))
 
+    async def enable(self, call: Call, request: api.EnableKeyRequest, key: KeyRecord) -> Empty:  # noqa: ARG002 - handlers share one form
+        """Let a key be used again."""
+        await self._changes.make(call, key, key_state=KeyState.ENABLED)
+        return Empty()
+
+    async def disable(self, call: Call, request: api.EnableKeyRequest, key: KeyRecord) -> Empty:  # noqa: ARG002 - handlers share one form
+        """Let a key not be used until it is enabled again."""
+        await self._changes.make(call, key, key_state=KeyState.DISABLED)
+        return Empty()
+
     async def list(self, call: Call, request: api.ListKeysRequest) -> api.ListKeysResponse:  # noqa: ARG002 - handlers share one form
         """List all keys; whoever may list sees ids, and nothing else, of keys that others use."""
         rows = await self._store.keys(after=after(request.marker), limit=request.limit + 1)
@@ -135,13 +153,6 @@ HANDLERS: dict[Operation[Any, Any], Callable[..., Any]] = {
     api.CREATE_KEY: Keys.create,
     api.DESCRIBE_KEY: Keys.describe,
     api.LIST_KEYS: Keys.list,
+    api.ENABLE_KEY: Keys.enable,
+    api.DISABLE_KEY: Keys.disable,
 }
-
-
-def _checked_tags(tags: list[Tag]) -> dict[str, str]:
-    checked = {tag.tag_key: tag.tag_value for tag in tags}
-    if len(checked) != len(tags):
-        raise TagError("a tag key is given twice")
-    if any(name.startswith("aws:") for name in checked):
-        raise TagError("tag keys that begin with aws: are reserved")
-    return checked

@@ -32,9 +32,15 @@ ACTIONS = {
     "DecryptFile": ("kms:Decrypt",),
 }
 # AWS KMS, developer guide, key states: where each operation works.
+_SWITCHED = {KeyState.ENABLED, KeyState.DISABLED, KeyState.UNAVAILABLE}
+_NOT_IN_DELETION = set(KeyState) - {KeyState.PENDING_DELETION}
 STATES = {
-    "CreateAlias": set(KeyState) - {KeyState.PENDING_DELETION},
+    "CreateAlias": _NOT_IN_DELETION,
     "DescribeKey": set(KeyState),
+    "EnableKey": _SWITCHED,
+    "DisableKey": _SWITCHED,
+    "TagResource": _NOT_IN_DELETION,
+    "UntagResource": _NOT_IN_DELETION,
 }
 USES_KEY_MATERIAL = {
     "Encrypt",
@@ -46,7 +52,19 @@ USES_KEY_MATERIAL = {
     "DecryptFile",
 }
 # The key identifiers that AWS KMS accepts: an alias in cryptographic operations and DescribeKey, and nowhere else.
-NAMED_BY_ID_ONLY = {"CreateAlias"}
+NAMED_BY_ID_ONLY = {
+    "CreateAlias",
+    "EnableKey",
+    "DisableKey",
+    "GetKeyPolicy",
+    "PutKeyPolicy",
+    "ListKeyPolicies",
+    "TagResource",
+    "UntagResource",
+    "ListResourceTags",
+}
+# What changes something, by the first word of its name.
+CHANGES = ("Create", "Delete", "Update", "Put", "Enable", "Disable", "Tag", "Untag", "Seal", "Unseal")
 # Members that AWS's service model calls sensitive, and all that is ciphertext or a token.
 NEVER_RECORDED = re.compile(r"plaintext|ciphertext|header|token|material$|records|pin")
 
@@ -130,7 +148,7 @@ def test_contexts_and_keys_are_always_recorded(operation: Operation[Any, Any]) -
 def test_changes_are_no_cryptography(operation: Operation[Any, Any]) -> None:
     """What is served at once cannot await the store, and what changes the store has an intent first."""
     assert operation.read_only or operation.cost in {Cost.STORE, Cost.TOKEN}
-    assert operation.read_only is not operation.name.startswith(("Create", "Delete", "Update", "Put", "Seal", "Unseal"))
+    assert operation.read_only is not operation.name.startswith(CHANGES)
 
 
 @of_each
@@ -189,6 +207,14 @@ def test_all_but_ours_are_aws_s() -> None:
         "CreateKey",
         "DescribeKey",
         "ListKeys",
+        "EnableKey",
+        "DisableKey",
+        "GetKeyPolicy",
+        "PutKeyPolicy",
+        "ListKeyPolicies",
+        "TagResource",
+        "UntagResource",
+        "ListResourceTags",
         "CreateAlias",
         "ListAliases",
         "Encrypt",

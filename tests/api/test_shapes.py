@@ -33,6 +33,12 @@ BOUNDS = [
     Bound("DescribeKey", "GrantTokens", 0, 10),
     Bound("ListKeys", "Limit", 1, 1000),
     Bound("ListKeys", "Marker", 1, 1024),
+    Bound("GetKeyPolicy", "PolicyName", 1, 128),
+    Bound("PutKeyPolicy", "Policy", 1, 131_072),
+    Bound("ListKeyPolicies", "Limit", 1, 1000),
+    Bound("TagResource", "Tags", 1, 50),
+    Bound("UntagResource", "TagKeys", 1, 50),
+    Bound("ListResourceTags", "Limit", 1, 50),
     Bound("CreateAlias", "AliasName", 1, 256),
     Bound("CreateAlias", "TargetKeyId", 1, 2048),
     Bound("ListAliases", "KeyId", 1, 2048),
@@ -57,6 +63,14 @@ BOUNDS = [
 # What makes a request whole, for each operation that needs anything.
 REQUIRED: dict[str, dict[str, Any]] = {
     "DescribeKey": {"KeyId": ARN},
+    "EnableKey": {"KeyId": ARN},
+    "DisableKey": {"KeyId": ARN},
+    "GetKeyPolicy": {"KeyId": ARN},
+    "PutKeyPolicy": {"KeyId": ARN, "Policy": "{}"},
+    "ListKeyPolicies": {"KeyId": ARN},
+    "TagResource": {"KeyId": ARN, "Tags": [{"TagKey": "a", "TagValue": ""}]},
+    "UntagResource": {"KeyId": ARN, "TagKeys": ["a"]},
+    "ListResourceTags": {"KeyId": ARN},
     "CreateAlias": {"AliasName": "alias/a", "TargetKeyId": ARN},
     "Encrypt": {"KeyId": ARN, "Plaintext": b"x"},
     "Decrypt": {"CiphertextBlob": b"x"},
@@ -85,7 +99,7 @@ def value(member: str, size: int) -> Any:
         return b"x" * size
     if member == "Tags":
         return [{"TagKey": str(number), "TagValue": ""} for number in range(size)]
-    return ["token"] * size if member == "GrantTokens" else "x" * size
+    return ["token"] * size if member in {"GrantTokens", "TagKeys"} else "x" * size
 
 
 @pytest.mark.parametrize("bound", BOUNDS, ids=lambda bound: f"{bound.operation}.{bound.member}")

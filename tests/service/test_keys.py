@@ -11,6 +11,7 @@ import pytest
 
 from kmsd.api.errors import (
     AccessDeniedError,
+    DisabledError,
     InvalidMarkerError,
     KmsError,
     LimitExceededError,
@@ -23,13 +24,17 @@ from kmsd.api.errors import (
 from kmsd.api.keys import (
     CREATE_ALIAS,
     DESCRIBE_KEY,
+    DISABLE_KEY,
+    ENABLE_KEY,
     LIST_KEYS,
     CreateAliasRequest,
     DescribeKeyRequest,
+    EnableKeyRequest,
     ListKeysRequest,
 )
 from kmsd.api.operation import KeyState, KeyUsage
 from kmsd.api.shapes import KeyManager, KeyOrigin, KeySpec, Tag
+from kmsd.api.symmetric import ENCRYPT, EncryptRequest
 from tests.support.embedded import ACCOUNT, ALICE, BOB, ROOT, Embedded
 
 OpenService = Callable[..., Awaitable[Embedded]]
@@ -167,3 +172,29 @@ async def test_an_alias_describes_its_key(service: Embedded) -> None:
     described = await service.ask(ALICE, DESCRIBE_KEY, DescribeKeyRequest(key_id="alias/a"))
 
     assert described.key_metadata.arn == arn
+
+
+async def test_a_disabled_key_is_not_used_until_it_is_enabled(service: Embedded) -> None:
+    """From the very next request on; it can be described and enabled, and doing it twice is the same as once."""
+    arn = await service.make_key()
+    request = EncryptRequest(key_id=arn, plaintext=memoryview(b"x"))
+    await service.ask(ALICE, ENCRYPT, request)
+
+    for _ in range(2):
+        await service.ask(ALICE, DISABLE_KEY, EnableKeyRequest(key_id=arn))
+        with pytest.raises(DisabledError, match=f"{arn} is disabled"):
+            await service.ask(ALICE, ENCRYPT, request)
+    described = (await service.ask(ALICE, DESCRIBE_KEY, DescribeKeyRequest(key_id=arn))).key_metadata
+    assert (described.enabled, described.key_state) == (False, KeyState.DISABLED)
+    for _ in range(2):
+        await service.ask(ROOT, ENABLE_KEY, EnableKeyRequest(key_id=arn))
+        await service.ask(ALICE, ENCRYPT, request)
+
+
+async def test_who_may_use_a_key_may_not_disable_it(service: Embedded) -> None:
+    """Each is a permission of its own."""
+    arn = await service.make_key(policy=policy("user:alice", action="kms:E*"), bypass_policy_lockout_safety_check=True)
+
+    await service.ask(ALICE, ENABLE_KEY, EnableKeyRequest(key_id=arn))
+    with pytest.raises(AccessDeniedError, match="kms:DisableKey"):
+        await service.ask(ALICE, DISABLE_KEY, EnableKeyRequest(key_id=arn))

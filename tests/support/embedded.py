@@ -38,7 +38,7 @@ from kmsd.memory.arena import Arena
 from kmsd.memory.page import Page
 from kmsd.recovery.job import LENGTH_BYTES as LENGTH
 from kmsd.recovery.shares import SharesError, read_shares
-from kmsd.service import administration, aliases, backups, files, keys, seal_requests, symmetric
+from kmsd.service import administration, aliases, backups, files, keys, policies, seal_requests, symmetric, tags
 from kmsd.service.audit_accounts import AuditAccounts
 from kmsd.service.batch import Batch
 from kmsd.service.call import Session
@@ -47,6 +47,7 @@ from kmsd.service.credential_delivery import CredentialDelivery
 from kmsd.service.facts import Surroundings
 from kmsd.service.gate import Gate as KeyGate
 from kmsd.service.identifiers import Arns
+from kmsd.service.key_changes import KeyChanges
 from kmsd.service.key_cipher import KeyCipher
 from kmsd.service.pipeline import Pipeline
 from kmsd.service.records import KeyRecords
@@ -481,12 +482,14 @@ class Embedded:
             settles=trail.mode is SyncMode.ALWAYS,
         )
         symmetric_service = symmetric.Symmetric(records=self.records, cipher=cipher, scratch=self.scratch)
+        changes = KeyChanges(store, self.records)
         keys_service = keys.Keys(
             store=store,
             versions=self.versions,
             arns=self.arns,
             names=self.names,
             clock=time.time,
+            changes=changes,
             keys_per_uid=keys_per_uid,
         )
         administration_service = administration.Administration(
@@ -516,6 +519,8 @@ class Embedded:
                     aliases.HANDLERS,
                     aliases.Aliases(store=store, records=self.records, arns=self.arns, clock=time.time),
                 ),
+                **bind(policies.HANDLERS, policies.Policies(changes=changes, arns=self.arns, names=self.names)),
+                **bind(tags.HANDLERS, tags.Tags(changes=changes)),
                 **bind(files.HANDLERS, self.files),
                 **bind(administration.HANDLERS, administration_service),
                 **bind(seal_requests.HANDLERS, self.seal_requests),
