@@ -45,7 +45,7 @@ class Explanation:
 
 def step_of(statement: Statement, caller: Caller, facts: Facts) -> Step:
     """Tell whether `statement` holds for a request, and why."""
-    holds = statement.audience.includes(caller)
+    holds = statement.concerns(caller)
     reason = _principal_reason(statement, caller)
     if holds and statement.condition is not None:
         holds = statement.met(facts)

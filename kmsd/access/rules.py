@@ -123,7 +123,6 @@ class Statement:
         self.resources = resources
         self.condition = condition
         self.decision = Decision(f'{origin}: "{sid}" (statement {number})' if sid else f"{origin}: statement {number}")
-        # Whom the statement is about, whatever its condition says.
         self.audience: Audience | EverybodyElse
         if excepting:
             self.audience = EverybodyElse(principals)
@@ -136,6 +135,10 @@ class Statement:
     def names_administrators(self) -> bool:
         """Whether the account's root is among the principals."""
         return not self.excepting and ADMINISTRATORS in self.principals
+
+    def concerns(self, caller: Caller) -> bool:
+        """Tell whether the statement is about `caller`, whatever its condition says."""
+        return self.audience.includes(caller)
 
     def met(self, facts: Facts) -> bool:
         """Tell whether the condition lets the statement hold: for a Deny it is enough that it may be met."""
