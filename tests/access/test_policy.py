@@ -1,5 +1,6 @@
 """The grammar of policies: what is read, and what is refused with which words."""
 
+import dataclasses
 import json
 import re
 import time
@@ -19,12 +20,13 @@ from kmsd.access.policy import (
     Policy,
     PolicyKind,
     default_key_policy,
+    named_in,
     parse_policy,
 )
 from kmsd.api import OPERATIONS
 from kmsd.api.errors import KmsError, LimitExceededError, MalformedPolicyDocumentError
 from kmsd.identity.principals import Caller, Names
-from tests.support.given_facts import NO_FACTS
+from tests.support.given_facts import NO_FACTS, GivenFacts
 
 ACCOUNT = "111122223333"
 ROOT = f"arn:aws:iam::{ACCOUNT}:root"
@@ -229,6 +231,87 @@ def test_a_statement_that_is_not_understood_is_refused(names: Names, members: di
 
     assert found.startswith(message)
     assert len(found) < 300
+
+
+@pytest.mark.parametrize("condition", [{"kmsd:Executable": "/bin/a"}, {"KMSD:executable": ["/bin/a", "/bin/b"]}])
+def test_a_program_alone_does_not_narrow_an_allow_for_everybody(
+    names: Names, alice: Caller, condition: dict[str, Any]
+) -> None:
+    """Anybody can run it and then something else. It narrows an Allow for somebody, and whatever a Deny says."""
+    block = {"StringEquals": condition}
+    narrowed = statement(Principal={"Unix": "uid:1000"}, Condition=block)
+    with_more = statement(Condition=block | {"NumericEquals": {"kmsd:Uid": "1000"}})
+    denied = statement(Effect="Deny", Condition=block)
+    parse_policy(document(narrowed, with_more, denied), account=ACCOUNT, names=names)
+    facts = GivenFacts({"kmsd:executable": ["/bin/a"]})
+
+    for principal in ("*", {"AWS": "*"}, {"Unix": ["uid:5", "*"]}):
+        assert refusal(document(statement(Principal=principal, Condition=block)), names).startswith(
+            "statement 1, Condition: kmsd:Executable proves nothing about who calls"
+        )
+    rules = parse_policy(document(narrowed), account=ACCOUNT, names=names).table.rules("kms:Encrypt", KEY)
+    assert rules.allowed(alice, facts) is not None
+    assert rules.allowed(alice, NO_FACTS) is None
+
+
+def test_programs_are_denied_and_excepted_by_name(names: Names, alice: Caller) -> None:
+    """That a caller ran something else when it connected is no proof, so it only ever takes away."""
+    text = document(statement(), statement(Effect="Deny", Principal={"Unix": "exe:/bin/a"}))
+    excepting = document(
+        statement(), statement(Effect="Deny", Principal=MISSING, NotPrincipal={"Unix": ["exe:/bin/a", "user:bob"]})
+    )
+    running = dataclasses.replace(alice, exe="/bin/a")
+    for document_text, expected in ((text, [True, False]), (excepting, [False, True])):
+        policy = parse_policy(document_text, account=ACCOUNT, names=names)
+        assert [allowed(policy, alice), allowed(policy, running)] == expected
+
+
+def test_units_are_principals_in_both_types(names: Names, alice: Caller) -> None:
+    """The role of a unit is what AWS's tools would call it."""
+    for principal in ({"Unix": "unit:a@b.service"}, {"AWS": f"arn:aws:iam::{ACCOUNT}:role/unit/a@b.service"}):
+        policy = parse_policy(document(statement(Principal=principal)), account=ACCOUNT, names=names)
+
+        assert allowed(policy, dataclasses.replace(alice, unit="a@b.service"))
+        assert not allowed(policy, dataclasses.replace(alice, user_unit="1000/a@b.service"))
+        assert not allowed(policy, dataclasses.replace(alice, undetermined=frozenset({"unit"})))
+
+
+def test_what_a_statement_leaves_out_can_be_said_instead(names: Names, alice: Caller) -> None:
+    """NotAction and NotResource mean all others, in an Allow and in a Deny."""
+    but = statement(Action=MISSING, NotAction=["kms:Put*", "KMS:decrypt"])
+    policy = parse_policy(document(but), account=ACCOUNT, names=names)
+    other = parse_policy(document(statement(Resource=MISSING, NotResource=KEY)), account=ACCOUNT, names=names)
+    narrowed = parse_policy(document(statement(Action="*"), but | {"Effect": "Deny"}), account=ACCOUNT, names=names)
+
+    actions = ("kms:Encrypt", "kms:PutKeyPolicy", "kms:Decrypt")
+    assert [allowed(policy, alice, action) for action in actions] == [True, False, False]
+    assert [allowed(narrowed, alice, action) for action in actions] == [False, True, True]
+    assert [allowed(other, alice, resource=resource) for resource in (KEY, f"{KEY}x")] == [False, True]
+
+
+def test_the_names_that_a_document_has_are_found_before_it_is_parsed() -> None:
+    """So that they can be looked up; everything else about it is the parser's."""
+    text = document(
+        statement(Principal={"Unix": ["user:alice", "uid:5", 7], "AWS": f"arn:aws:iam::{ACCOUNT}:user/bob"}),
+        statement(Principal=MISSING, NotPrincipal={"Unix": "group:backup"}),
+        statement(Principal={"AWS": [ROOT, f"arn:aws:iam::{ACCOUNT}:role/unit/a.service"]}),
+        statement(Principal="user:eve"),
+        "user:eve",
+    )
+
+    assert named_in(text) == {"user:alice", "user:bob", "group:backup"}
+    assert named_in(document(Statement=statement(Principal={"Unix": "user:alice"}))) == {"user:alice"}
+    assert named_in('{"Statement": 5}') == named_in("{}") == frozenset()
+
+
+def test_what_names_a_document_has_is_not_told_of_one_that_cannot_be_read() -> None:
+    """The refusal is the parser's own."""
+    many = document(statement(Principal={"Unix": [f"user:u{one}" for one in range(MAX_NAMES + 1)]}))
+
+    with pytest.raises(MalformedPolicyDocumentError, match="line 1 column 1: a policy is a JSON object"):
+        named_in("[]")
+    with pytest.raises(LimitExceededError, match="128 users and groups"):
+        named_in(many)
 
 
 def test_names_are_resolved_when_a_policy_is_read(names: Names) -> None:
@@ -456,7 +539,20 @@ FRAGMENTS = st.sampled_from(
     ]
 )
 MEMBERS = st.sampled_from(
-    ["Version", "Statement", "Sid", "Effect", "Principal", "Action", "Resource", "AWS", "Unix", "Condition", "Other"]
+    [
+        "Version",
+        "Statement",
+        "Sid",
+        "Effect",
+        "Principal",
+        "Action",
+        "Resource",
+        "AWS",
+        "Unix",
+        "Condition",
+        "NotAction",
+        "Other",
+    ]
 )
 TREES = st.recursive(
     FRAGMENTS, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(MEMBERS, inner, max_size=5), max_leaves=12
