@@ -12,6 +12,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kmsd.access.condition_grammar import (
+    MAX_CONDITIONS,
+    MAX_PATTERNS,
+    MAX_SEARCHED_CHARACTERS,
+    MAX_SET_COMPARISONS,
+    OPERATORS,
+)
+from kmsd.access.condition_keys import CONDITION_KEYS
+from kmsd.access.conditions import MAX_CHARACTERS, MAX_VALUES
 from kmsd.access.document import MAX_BYTES, MAX_DEPTH
 from kmsd.access.policy import (
     MANAGEMENT_ACTIONS,
@@ -514,7 +523,25 @@ def test_the_examples_of_the_specification_are_policies(names: Names, example: s
         assert parse_policy(example, account=ACCOUNT, names=names, kind=kind).statements
 
 
-@pytest.mark.parametrize("limit", [MAX_BYTES, MAX_DEPTH, MAX_NAMES, MAX_WILDCARDS])
+def test_the_specification_has_every_condition_key_and_operator() -> None:
+    """With its type, and no others."""
+    rows = re.findall(r"^\| `((?:aws|kms|kmsd):[^`]*)` \| ([^|]*) \|", SPECIFICATION, re.MULTILINE)
+    table = SPECIFICATION.partition("| operators |")[2].partition("\n\n")[0]
+
+    assert rows == [
+        (key.name + "NAME" * key.open, f"several {key.type}s" if key.several else key.type.value)
+        for key in CONDITION_KEYS
+    ]
+    assert set(re.findall(r"`([A-Z]\w+)`", table)) == {*OPERATORS, "Null"}
+
+
+@pytest.mark.parametrize(
+    "limit",
+    [
+        *(MAX_BYTES, MAX_DEPTH, MAX_NAMES, MAX_WILDCARDS, MAX_CONDITIONS, MAX_PATTERNS, MAX_SEARCHED_CHARACTERS),
+        *(MAX_SET_COMPARISONS, MAX_VALUES, MAX_CHARACTERS),
+    ],
+)
 def test_the_specification_tells_the_limits(limit: int) -> None:
     """The numbers of the code stand in POLICY.md."""
     assert re.search(rf"\b{limit:,}\b", SPECIFICATION)
