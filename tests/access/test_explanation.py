@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from kmsd.access.decision import Authorizer, Explanation, HostPolicy, NotAuthorizedError, Step, would_lock_out
-from kmsd.access.facts import UNDETERMINED, Facts
+from kmsd.access.facts import UNDETERMINED, Facts, Values
 from kmsd.access.grants import Grant
 from kmsd.access.policy import Policy, parse_policy
 from kmsd.access.rules import Decision
@@ -251,3 +251,34 @@ def test_whether_a_policy_locks_out_is_asked_of_the_request_at_hand(
     if "Principal" not in members:
         undetermined = "kmsd:SystemdUnit" in members["Condition"]["StringEquals"]
         assert would_lock_out(denying, alice, facts=facts) is (undetermined or not locked_out)
+
+
+class Untouched:
+    """A request of which nothing may be asked."""
+
+    def values(self, key: str) -> Values:
+        """Fail."""
+        raise AssertionError(key)
+
+    def encryption_context(self) -> dict[str, str] | None:
+        """Fail."""
+        raise AssertionError
+
+
+def test_a_request_is_asked_nothing_that_no_statement_about_the_caller_asks(names: Names, alice: Caller) -> None:
+    """Conditions of statements about others, or about other actions, cost nothing."""
+    condition = {"Condition": {"StringEquals": {APP: "db"}}}
+    key = document(
+        {"Effect": "Deny", "Principal": {"Unix": "user:bob"}} | condition,
+        {"Effect": "Deny", "Action": "kms:Encrypt"} | condition,
+        {},
+        condition,
+    )
+    under = Authorizer(HostPolicy({}, account=ACCOUNT, names=names))
+    grants = Given(Grant(GRANT_ID, frozenset({"kms:Decrypt"}), subset={"app": "db"}))
+
+    decision = under.authorize(
+        alice, "kms:Decrypt", resource=KEY, key_policy=parse(key, names), facts=Untouched(), grants=grants
+    )
+
+    assert decision.rule == "key policy: statement 3"
