@@ -16,7 +16,7 @@ from kmsd.access.comparisons import Comparison
 from kmsd.access.condition_keys import CONDITION_KEYS, ConditionKey, ValueType, condition_key
 from kmsd.access.conditions import Clause, Condition, Quantifier, shown
 from kmsd.access.document import Number
-from kmsd.access.places import GrammarError, Place
+from kmsd.access.places import GrammarError, Place, readable
 from kmsd.access.wildcards import Wildcard, has_wildcard
 from kmsd.api.errors import LimitExceededError
 
@@ -252,7 +252,7 @@ def _null_clause(said: str, texts: list[str]) -> Clause:
     truths = {comparisons.read_bool(text) for text in texts}
     return Clause(
         key=said.lower(),
-        shown=f"{said:.80}",
+        shown=readable(said),
         wanted="none" if truths == {True} else "one" if truths == {False} else "one or none",
         comparison=None,
         negated=False,
@@ -269,7 +269,7 @@ def _compared_clause(spoken: _Spoken, operator: Operator, key: ConditionKey, sai
     absent = spoken.if_exists or spoken.quantifier is Quantifier.EVERY
     return Clause(
         key=said.lower(),
-        shown=f"{said:.80}",
+        shown=readable(said),
         wanted=f"{quantity}{'not ' * operator.negated}{operator.words}{shown(texts, ' or ')}",
         comparison=operator.compare(texts) if reader is None else operator.compare(texts, reader),
         negated=operator.negated,

@@ -22,8 +22,7 @@ class Place:
 
     def member(self, name: str) -> Place:
         """Return the place of a member of this object."""
-        shown = name if name.isprintable() and len(name) <= _SHOWN_CHARACTERS else f"{name!a:.{_SHOWN_CHARACTERS}}"
-        return Place((*self.path, name), f"{self.label}, {shown}" if self.path else shown)
+        return Place((*self.path, name), f"{self.label}, {readable(name)}" if self.path else readable(name))
 
     def item(self, index: int) -> Place:
         """Return the place of an item of this list, which is called as the list is."""
@@ -32,6 +31,11 @@ class Place:
     def name(self, name: str) -> Place:
         """Return the place of a member's name in this object, which is called as the object is."""
         return Place((*self.path, name), self.label, is_name=True)
+
+
+def readable(name: str) -> str:
+    """Return a member's name for people: not longer than a line, and harmless on a terminal."""
+    return name if name.isprintable() and len(name) <= _SHOWN_CHARACTERS else f"{name!a:.{_SHOWN_CHARACTERS}}"
 
 
 DOCUMENT = Place((), "the document")

@@ -35,8 +35,9 @@ _NAME = re.compile(r"(?:(?![/:*?])[!-~\xa1-\xff]){1,255}")
 # suffixes, those of units that have processes of their own.
 _UNIT = re.compile(r"([A-Za-z0-9:_.\\-]+(?:@[A-Za-z0-9:_.\\@-]*)?)\.(?:service|scope|socket|mount|swap)")
 _MAX_UNIT_NAME = 255
-# As the kernel shows it: absolute, and free of ".", ".." and empty parts.
-_PATH = re.compile(r"(?:/(?!\.{0,2}(?:/|\Z))[^/\x00-\x1f\x7f*?]+)+")
+# As the kernel shows it: absolute, and free of ".", ".." and empty parts. It stands in explanations, and so has no
+# characters that control a terminal or have no UTF-8 form.
+_PATH = re.compile(r"(?:/(?!\.{0,2}(?:/|\Z))[^/\x00-\x1f\x7f-\x9f\ud800-\udfff*?]+)+")
 
 _KeyT = TypeVar("_KeyT", int, str)
 _ValueT = TypeVar("_ValueT")

@@ -4,6 +4,8 @@ import json
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from kmsd.access.condition_grammar import (
     MAX_CONDITIONS,
@@ -397,6 +399,11 @@ def test_an_error_is_found_at_the_item_that_has_it() -> None:
             "kms:EncryptionContext:app is 'x', wanted 'a' or 'b' or 'c' and 2 more",
         ),
         ({"StringEquals": {CONTEXT: "db"}}, ["db"], "its conditions are met"),
+        (
+            {"StringEquals": {"kms:EncryptionContext:\ud800\x9b": "\ud800"}},
+            None,
+            r"'kms:EncryptionContext:\ud800\x9b' is not given, wanted '\ud800'",
+        ),
     ],
 )
 def test_a_condition_says_what_it_wanted_and_what_there_was(block: object, values: Values, reason: str) -> None:
@@ -475,3 +482,53 @@ def test_a_decision_takes_a_bounded_number_of_steps() -> None:
     assert searched <= 2**20
     assert compared <= 2**13
     assert MAX_CONDITIONS + MAX_PATTERNS <= 2**8
+
+
+NAMES = st.sampled_from(
+    [
+        *OPERATORS,
+        "Null",
+        "NullIfExists",
+        "ForAllValues:StringLike",
+        "ForAnyValue:NumericLessThan",
+        "IpAddress",
+        ":",
+        "\ud800",
+    ]
+)
+KEYS = st.sampled_from(
+    [STRING, NUMBER, DATE, BOOL, PRINCIPAL, CONTEXT, MANY, NUMBERS, "kms:EncryptionContext:\ud800", ""]
+)
+SCALARS = st.sampled_from(
+    [
+        "",
+        "a*?*b",
+        ARN,
+        "arn:*:*:*:*:*",
+        "true",
+        True,
+        None,
+        "1",
+        1,
+        -0.5,
+        1e99,
+        "0000-01-01",
+        "9999-12-31T23:59:59-23:59",
+    ]
+)
+WHATEVER = SCALARS | st.text(max_size=5) | st.lists(SCALARS, max_size=3) | st.dictionaries(KEYS, SCALARS, max_size=1)
+
+
+@given(block=st.dictionaries(NAMES, st.dictionaries(KEYS, WHATEVER, max_size=2) | SCALARS, max_size=2), value=SCALARS)
+def test_no_condition_breaks_the_reader_or_what_it_becomes(block: object, value: object) -> None:
+    """It is read or refused, and what was read can be asked of anything and explained."""
+    try:
+        condition = read(block)
+    except GrammarError as error:
+        assert error.problem.isprintable()  # noqa: PT017 - either is right
+        return
+
+    for values in ([str(value)], [str(value), ""], None, UNDETERMINED):
+        facts = GivenFacts({clause.key: values for clause in condition.clauses})
+        assert condition.holds(facts) in {True, False, None}
+        assert condition.reason(facts).isprintable()

@@ -268,7 +268,20 @@ def test_who_may_or_may_not_be_an_administrator_is_told_neither() -> None:
         ("user-unit:1000/a@.service", "is a template"),
         *(
             (f"exe:{path}", "needs the absolute path")
-            for path in ("", "restic", "/", "//bin", "/bin/", "/bin/../sh", "/./sh", "/bin/*", "/bin/s?", "/bin/\n")
+            for path in (
+                "",
+                "restic",
+                "/",
+                "//bin",
+                "/bin/",
+                "/bin/../sh",
+                "/./sh",
+                "/bin/*",
+                "/bin/s?",
+                "/bin/\n",
+                "/\x9b",
+                "/\ud800",
+            )
         ),
     ],
 )
