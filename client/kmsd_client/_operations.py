@@ -61,14 +61,23 @@ from kmsd.api.operation import (
     ResponseT,
 )
 from kmsd.api.policies import (
+    EXPLAIN_REFUSAL,
     GET_KEY_POLICY,
     LIST_KEY_POLICIES,
     PUT_KEY_POLICY,
+    RELOAD_HOST_POLICY,
+    SIMULATE_POLICY,
+    ExplainRefusalRequest,
+    ExplainRefusalResponse,
     GetKeyPolicyRequest,
     GetKeyPolicyResponse,
     ListKeyPoliciesRequest,
     ListKeyPoliciesResponse,
     PutKeyPolicyRequest,
+    ReloadHostPolicyRequest,
+    ReloadHostPolicyResponse,
+    SimulatePolicyRequest,
+    SimulatePolicyResponse,
 )
 from kmsd.api.shapes import (
     DataKeySpec,
@@ -288,6 +297,48 @@ class Operations(ABC):
                 marker=marker,
             ),
         )
+
+    def simulate_policy(
+        self,
+        *,
+        actions: list[str],
+        key_id: str | None = None,
+        principals: list[str] | None = None,
+        policy: str | None = None,
+        encryption_context: dict[str, str] | None = None,
+        values: dict[str, list[str]] | None = None,
+        trace: bool = True,
+    ) -> SimulatePolicyResponse:
+        """Tell how requests would be decided, and by which statement or grant."""
+        return self.call(
+            SIMULATE_POLICY,
+            SimulatePolicyRequest(
+                actions=actions,
+                key_id=key_id,
+                principals=principals or [],
+                policy=policy,
+                encryption_context=encryption_context or {},
+                values=values or {},
+                trace=trace,
+            ),
+        )
+
+    def explain_refusal(
+        self,
+        *,
+        request_id: str,
+    ) -> ExplainRefusalResponse:
+        """Tell why a request was refused: one's own, or as an administrator anybody's."""
+        return self.call(
+            EXPLAIN_REFUSAL,
+            ExplainRefusalRequest(
+                request_id=request_id,
+            ),
+        )
+
+    def reload_host_policy(self) -> ReloadHostPolicyResponse:
+        """Read the host policy anew; if it is not valid, the one in force stays."""
+        return self.call(RELOAD_HOST_POLICY, ReloadHostPolicyRequest())
 
     def tag_resource(
         self,
@@ -749,6 +800,48 @@ class AsyncOperations(ABC):
                 marker=marker,
             ),
         )
+
+    async def simulate_policy(
+        self,
+        *,
+        actions: list[str],
+        key_id: str | None = None,
+        principals: list[str] | None = None,
+        policy: str | None = None,
+        encryption_context: dict[str, str] | None = None,
+        values: dict[str, list[str]] | None = None,
+        trace: bool = True,
+    ) -> SimulatePolicyResponse:
+        """Tell how requests would be decided, and by which statement or grant."""
+        return await self.call(
+            SIMULATE_POLICY,
+            SimulatePolicyRequest(
+                actions=actions,
+                key_id=key_id,
+                principals=principals or [],
+                policy=policy,
+                encryption_context=encryption_context or {},
+                values=values or {},
+                trace=trace,
+            ),
+        )
+
+    async def explain_refusal(
+        self,
+        *,
+        request_id: str,
+    ) -> ExplainRefusalResponse:
+        """Tell why a request was refused: one's own, or as an administrator anybody's."""
+        return await self.call(
+            EXPLAIN_REFUSAL,
+            ExplainRefusalRequest(
+                request_id=request_id,
+            ),
+        )
+
+    async def reload_host_policy(self) -> ReloadHostPolicyResponse:
+        """Read the host policy anew; if it is not valid, the one in force stays."""
+        return await self.call(RELOAD_HOST_POLICY, ReloadHostPolicyRequest())
 
     async def tag_resource(
         self,

@@ -16,6 +16,8 @@ conditions and constraints ask for; no fact is looked at that none of them asks 
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from kmsd.access.explanation import Explanation, Step, step_of
 from kmsd.access.facts import Facts
 from kmsd.access.grants import GRANTABLE_ACTIONS, Granting
@@ -140,7 +142,7 @@ def _undelegated(step: Step) -> Step:
     if step.effect == Effect.DENY or not step.holds:
         return step
     reason = f"{step.reason}; but the key policy does not let the account's root in for this"
-    return Step(step.origin, step.number, step.sid, step.effect, holds=False, reason=reason)
+    return replace(step, holds=False, reason=reason)
 
 
 def _refusal(caller: Caller, action: str, resource: str, why: str, rule: str) -> NotAuthorizedError:

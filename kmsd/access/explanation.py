@@ -24,6 +24,8 @@ class Step:
     """A statement or grant that fits the action and the resource.
 
     `origin` is "key policy", "host policy FILE" or "grant ID"; `number` counts the statements of a document from 1.
+    `concerns` tells whether the caller is meant, whatever the condition says: of what is said about others, who may not
+    read the document learns nothing.
     """
 
     origin: str
@@ -32,6 +34,7 @@ class Step:
     effect: str
     holds: bool
     reason: str
+    concerns: bool = True
 
 
 @dataclass(frozen=True)
@@ -45,14 +48,15 @@ class Explanation:
 
 def step_of(statement: Statement, caller: Caller, facts: Facts) -> Step:
     """Tell whether `statement` holds for a request, and why."""
-    holds = statement.concerns(caller)
+    holds = concerns = statement.concerns(caller)
     reason = _principal_reason(statement, caller)
     if holds and statement.condition is not None:
         holds = statement.met(facts)
         reason = f"{reason}; {statement.condition.reason(facts)}"
         if statement.condition.holds(facts) is None:
             reason += _for_doubt(statement)
-    return Step(statement.origin, statement.number, statement.sid or "", statement.effect.value, holds, reason)
+    sid = statement.sid or ""
+    return Step(statement.origin, statement.number, sid, statement.effect.value, holds, reason, concerns)
 
 
 def _principal_reason(statement: Statement, caller: Caller) -> str:

@@ -91,6 +91,11 @@ class HostPolicy:
         return cls(documents, account=account, names=names, clock=clock)
 
     @property
+    def documents(self) -> list[str]:
+        """The names of the documents' files."""
+        return list(self._documents)
+
+    @property
     def digest(self) -> str:
         """The SHA-256 of the documents with their names, in hexadecimal."""
         return hashlib.sha256(json.dumps(self._documents, sort_keys=True).encode()).hexdigest()

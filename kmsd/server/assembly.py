@@ -11,7 +11,6 @@ import socket
 import time
 from pathlib import Path
 
-from kmsd.access.decision import Authorizer, HostPolicy
 from kmsd.api import OPERATIONS
 from kmsd.audit.retention import Retention
 from kmsd.audit.rotation import Rotation
@@ -25,19 +24,28 @@ from kmsd.processes.confinement import missing
 from kmsd.server.activation import Sockets
 from kmsd.server.credential_socket import CredentialListener
 from kmsd.server.custody import Custody
+from kmsd.server.deciding import Deciding
 from kmsd.server.foundation import Foundation
 from kmsd.server.limits import Shares
 from kmsd.server.listener import Listener, actor_of
-from kmsd.service import administration, aliases, backups, files, keys, policies, seal_requests, symmetric, tags
+from kmsd.service import (
+    administration,
+    aliases,
+    backups,
+    files,
+    keys,
+    policies,
+    seal_requests,
+    symmetric,
+    tags,
+)
 from kmsd.service.audit_accounts import AuditAccounts
 from kmsd.service.call import Session
 from kmsd.service.credential_delivery import CredentialDelivery
-from kmsd.service.facts import Surroundings
 from kmsd.service.identifiers import Arns
 from kmsd.service.key_changes import KeyChanges
 from kmsd.service.key_cipher import KeyCipher
 from kmsd.service.pipeline import Pipeline
-from kmsd.service.refusals import Refusals
 from kmsd.service.request_ids import RequestIds
 from kmsd.service.scratch import Scratch
 from kmsd.service.seal import CONFIGURED, Means
@@ -67,11 +75,10 @@ class Service:
         self._names = foundation.names
         arena = foundation.arena
         arns = Arns(settings.account, settings.region)
-        host_policy = self._read_host_policy()
-        self._authorizer = Authorizer(host_policy)
-        self._digests = {"configuration": digest(config), "hostPolicy": host_policy.digest}
         self._custody = Custody(foundation, store, trail, settings, is_new=is_new)
         records = self._custody.records
+        self._deciding = Deciding(foundation, trail, settings, records)
+        self._digests = {"configuration": digest(config), "hostPolicy": self._deciding.digest}
         cipher = KeyCipher(self._custody.versions, BlobCipher(arena, os.urandom))
         scratch = Scratch(arena)
         cores = os.cpu_count() or 1
@@ -124,8 +131,6 @@ class Service:
             clock=time.monotonic,
             wall_clock=time.time,
         )
-        refusals = Refusals()
-        surroundings = Surroundings(settings.account, time.time)
         request_ids = RequestIds(os.urandom)
         self._pipeline = Pipeline(
             OPERATIONS,
@@ -135,18 +140,19 @@ class Service:
                 **bind(aliases.HANDLERS, aliases.Aliases(store=store, records=records, arns=arns, clock=time.time)),
                 **bind(policies.HANDLERS, policies.Policies(changes=changes, arns=arns, names=self._names)),
                 **bind(tags.HANDLERS, tags.Tags(changes=changes)),
+                **self._deciding.handlers,
                 **bind(files.HANDLERS, self._files),
                 **bind(administration.HANDLERS, administration_service),
                 **bind(seal_requests.HANDLERS, self._custody.requests),
                 **bind(backups.HANDLERS, self._custody.backups),
             },
-            authorizer=self._authorizer,
+            authorizer=self._deciding.authorizer,
             records=records,
             trail=trail,
             accounts=self._accounts,
-            surroundings=surroundings,
+            surroundings=self._deciding.surroundings,
             request_ids=request_ids,
-            refusals=refusals,
+            refusals=self._deciding.refusals,
             scratch=scratch,
             gate=self._custody.gate,
             mutations=store,
@@ -158,13 +164,13 @@ class Service:
             records=records,
             cipher=cipher,
             arena=arena,
-            authorizer=self._authorizer,
+            authorizer=self._deciding.authorizer,
             accounts=self._accounts,
             gate=self._custody.gate,
             trail=trail,
             logger=foundation.logger,
             request_ids=request_ids,
-            surroundings=surroundings,
+            surroundings=self._deciding.surroundings,
             seconds=_CREDENTIAL_SECONDS,
             settles=trail.mode is SyncMode.ALWAYS,
         )
@@ -206,19 +212,18 @@ class Service:
             opened.pop_all()
             return service
 
-    def _read_host_policy(self) -> HostPolicy:
-        return HostPolicy.load(self._foundation.host_policy, account=self._settings.account, names=self._names)
-
     def reload_host_policy(self) -> str:
         """Read the host policy anew and return its digest.
 
         Raises HostPolicyError when it is not valid, AuditUnavailableError when it cannot be recorded; the old one
         holds then.
         """
-        host_policy = self._read_host_policy()
-        self._trail.append([system_record("ReloadHostPolicy", hostPolicy=host_policy.digest)])
-        self._authorizer.adopt(host_policy)
-        return host_policy.digest
+        return self._deciding.host_policies.reload().digest
+
+    @property
+    def host_policy_fault(self) -> str | None:
+        """Why the host policy that was read last is not in force, None if it is."""
+        return self._deciding.host_policies.fault
 
     @property
     def sealed(self) -> bool:

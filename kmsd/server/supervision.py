@@ -23,8 +23,6 @@ class Supervision:
         self._service = service
         self._notifier = notifier
         self._logger = logger
-        # Why the host policy that was read last is not in force.
-        self._not_reloaded: str | None = None
         self._stopping = False
         self._watchdog = Watchdog(
             notifier, {"zygote": zygote.ping, "store": service.ping_store}, status=self.status, logger=logger
@@ -33,7 +31,8 @@ class Supervision:
     def status(self) -> str:
         """Tell in a line how the service is."""
         state = "sealed: an administrator has to run `kms unseal`" if self._service.sealed else "unsealed"
-        return f"{state}; the old host policy is in force: {self._not_reloaded}" if self._not_reloaded else state
+        fault = self._service.host_policy_fault
+        return f"{state}; the old host policy is in force: {fault}" if fault else state
 
     def start(self) -> None:
         """Tell that the service accepts connections."""
@@ -51,10 +50,8 @@ class Supervision:
         try:
             digest = self._service.reload_host_policy()
         except (HostPolicyError, AuditUnavailableError) as error:
-            self._not_reloaded = str(error)
-            self._logger.warning("host_policy_not_reloaded", reason=self._not_reloaded)
+            self._logger.warning("host_policy_not_reloaded", reason=str(error))
         else:
-            self._not_reloaded = None
             self._logger.info("host_policy_reloaded", digest=digest)
         self._notifier.ready(self.status())
 

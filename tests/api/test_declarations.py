@@ -24,7 +24,19 @@ from kmsd.api.operation import (
 from kmsd.api.shapes import Empty, Request, Response
 
 # Operations that AWS KMS has not.
-OURS = {"EncryptFile", "DecryptFile", "Status", "GetAuditAnchor", "GetAuditRecords", "Seal", "Unseal", "CreateBackup"}
+OURS = {
+    "EncryptFile",
+    "DecryptFile",
+    "Status",
+    "GetAuditAnchor",
+    "GetAuditRecords",
+    "Seal",
+    "Unseal",
+    "CreateBackup",
+    "SimulatePolicy",
+    "ExplainRefusal",
+    "ReloadHostPolicy",
+}
 # AWS KMS, developer guide: the permission of each operation, where it is not kms:NAME.
 ACTIONS = {
     "ReEncrypt": ("kms:ReEncryptFrom", "kms:ReEncryptTo"),
@@ -64,7 +76,9 @@ NAMED_BY_ID_ONLY = {
     "ListResourceTags",
 }
 # What changes something, by the first word of its name.
-CHANGES = ("Create", "Delete", "Update", "Put", "Enable", "Disable", "Tag", "Untag", "Seal", "Unseal")
+CHANGES = ("Create", "Delete", "Update", "Put", "Enable", "Disable", "Tag", "Untag", "Reload", "Seal", "Unseal")
+# What looks at a key and does nothing with it, so that no policy of the key's is asked.
+LOOKS_AT_A_KEY = {"SimulatePolicy"}
 # Members that AWS's service model calls sensitive, and all that is ciphertext or a token.
 NEVER_RECORDED = re.compile(r"plaintext|ciphertext|header|token|material$|records|pin")
 
@@ -113,7 +127,8 @@ def test_keys_are_named_as_aws_says(operation: Operation[Any, Any]) -> None:
     if operation.key is None:
         finds_its_own = operation.name in USES_KEY_MATERIAL
         assert operation.resolves_keys is not finds_its_own
-        assert (operation.key_access is KeyAccess.NONE) is not finds_its_own
+        takes_a_key = finds_its_own or operation.name in LOOKS_AT_A_KEY
+        assert (operation.key_access is KeyAccess.NONE) is not takes_a_key
         return
     fields = {field.name: field for field in msgspec.structs.fields(operation.request)}
     assert fields[operation.key].required
@@ -160,7 +175,7 @@ def test_descriptors_come_with_files_unsealing_and_backups_only(operation: Opera
 def test_what_works_sealed_needs_no_key() -> None:
     """The status, the trail, and what decides whether there are keys."""
     sealed = {operation.name for operation in OPERATIONS if operation.works_sealed}
-    assert sealed == {"Status", "GetAuditAnchor", "GetAuditRecords", "Seal", "Unseal"}
+    assert sealed == {"Status", "GetAuditAnchor", "GetAuditRecords", "ReloadHostPolicy", "Seal", "Unseal"}
 
 
 @of_each

@@ -71,6 +71,8 @@ REQUIRED: dict[str, dict[str, Any]] = {
     "TagResource": {"KeyId": ARN, "Tags": [{"TagKey": "a", "TagValue": ""}]},
     "UntagResource": {"KeyId": ARN, "TagKeys": ["a"]},
     "ListResourceTags": {"KeyId": ARN},
+    "SimulatePolicy": {"Actions": ["kms:Encrypt"]},
+    "ExplainRefusal": {"RequestId": "7f3a91c2"},
     "CreateAlias": {"AliasName": "alias/a", "TargetKeyId": ARN},
     "Encrypt": {"KeyId": ARN, "Plaintext": b"x"},
     "Decrypt": {"CiphertextBlob": b"x"},

@@ -29,7 +29,7 @@ from kmsd.audit.writer import SyncMode, Trail
 from kmsd.config import Limits
 from kmsd.envelope.pool import FileJob, FileOutcome, FileStream, WorkerPool
 from kmsd.hsm.root import PinSource, TokenInfo, WrappedDomainKey
-from kmsd.identity.principals import Caller
+from kmsd.identity.principals import Administrators, Caller
 from kmsd.logs import StructuredLogger
 from kmsd.material.ciphertext import BlobCipher
 from kmsd.material.hierarchy import Hierarchy
@@ -38,7 +38,19 @@ from kmsd.memory.arena import Arena
 from kmsd.memory.page import Page
 from kmsd.recovery.job import LENGTH_BYTES as LENGTH
 from kmsd.recovery.shares import SharesError, read_shares
-from kmsd.service import administration, aliases, backups, files, keys, policies, seal_requests, symmetric, tags
+from kmsd.service import (
+    administration,
+    aliases,
+    backups,
+    files,
+    host_policies,
+    keys,
+    policies,
+    seal_requests,
+    simulation,
+    symmetric,
+    tags,
+)
 from kmsd.service.audit_accounts import AuditAccounts
 from kmsd.service.batch import Batch
 from kmsd.service.call import Session
@@ -55,6 +67,7 @@ from kmsd.service.refusals import Refusals
 from kmsd.service.request_ids import RequestIds
 from kmsd.service.scratch import Scratch
 from kmsd.service.seal import Seal
+from kmsd.service.subjects import Subjects
 from kmsd.service.table import Handler, bind
 from kmsd.service.token_anchor import TokenAnchor
 from kmsd.service.unsealing import Unsealing
@@ -138,7 +151,10 @@ class HostNames:
 
     def __init__(self) -> None:
         self.users = {"root": 0, "alice": 1000, "bob": 1001}
-        self.groups = {"kms-users": 500, "kms-auditors": 501}
+        self.groups = {"kms-users": 500, "kms-auditors": 501, "kms-admin": 502}
+        # Of whom somebody asks, by name: the groups, the primary one among them.
+        self.memberships: dict[str, frozenset[int]] = {"alice": frozenset({500, 1000})}
+        self.directory = HostDirectory(self)
 
     def user_name(self, uid: int) -> str | None:
         return next((name for name, one in self.users.items() if one == uid), None)
@@ -151,6 +167,22 @@ class HostNames:
 
     def gid_of(self, name: str) -> int | None:
         return self.groups.get(name)
+
+
+class HostDirectory:
+    """The same names, for who can wait for them."""
+
+    def __init__(self, names: HostNames) -> None:
+        self._names = names
+
+    async def user_name(self, uid: int) -> str | None:
+        return self._names.user_name(uid)
+
+    async def gid_of(self, name: str) -> int | None:
+        return self._names.gid_of(name)
+
+    async def groups_of(self, user: str) -> frozenset[int]:
+        return self._names.memberships.get(user, frozenset())
 
 
 class Gate:
@@ -510,6 +542,17 @@ class Embedded:
         self.authorizer = Authorizer(HostPolicy.load(None, account=ACCOUNT, names=self.names))
         surroundings = Surroundings(ACCOUNT, lambda: self.wall_time)
         request_ids = RequestIds(os.urandom)
+        self.authorizer = Authorizer(self._read_host_policy())
+        self.host_policies = host_policies.HostPolicies(self._read_host_policy, authorizer=self.authorizer, trail=trail)
+        surroundings = Surroundings(ACCOUNT, lambda: self.wall_time)
+        simulation_service = simulation.Simulation(
+            authorizer=self.authorizer,
+            records=self.records,
+            refusals=self.refusals,
+            subjects=Subjects(self.names.directory, self.names, Administrators(frozenset({0}), ("kms-admin",))),
+            names=self.names,
+            surroundings=surroundings,
+        )
         self.pipeline = Pipeline(
             OPERATIONS,
             {
@@ -520,6 +563,8 @@ class Embedded:
                     aliases.Aliases(store=store, records=self.records, arns=self.arns, clock=time.time),
                 ),
                 **bind(policies.HANDLERS, policies.Policies(changes=changes, arns=self.arns, names=self.names)),
+                **bind(simulation.HANDLERS, simulation_service),
+                **bind(host_policies.HANDLERS, self.host_policies),
                 **bind(tags.HANDLERS, tags.Tags(changes=changes)),
                 **bind(files.HANDLERS, self.files),
                 **bind(administration.HANDLERS, administration_service),
@@ -556,6 +601,9 @@ class Embedded:
             settles=trail.mode is SyncMode.ALWAYS,
         )
         self.cipher = cipher
+
+    def _read_host_policy(self) -> HostPolicy:
+        return HostPolicy.load(self.directory / "policy.d", account=ACCOUNT, names=self.names)
 
     @classmethod
     async def open(

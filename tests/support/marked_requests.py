@@ -20,6 +20,14 @@ from tests.support.marks import Marks
 
 # A frame of the daemon's largest operation takes it.
 _LONGEST = 140_000
+# Values of members that take not every text.
+_TEXTS = {
+    "actions": "kms:Encrypt",
+    "alias_name": "alias/name",
+    "policy_name": "default",
+    "principals": "uid:0",
+    "request_id": "00000000",
+}
 _BYTES = (inspect.BytesType, inspect.ByteArrayType, inspect.MemoryViewType)
 
 
@@ -117,7 +125,7 @@ class MarkedRequests:
             case inspect.StrType() if marked:
                 return _fitting(self._mark(name), declared)
             case inspect.StrType():
-                return self._key if name.endswith("key_id") else "alias/name" if name.endswith("name") else "text"
+                return self._key if name.endswith("key_id") else _TEXTS.get(name, "text")
             case inspect.IntType():
                 return declared.ge or 1
             case inspect.BoolType():

@@ -1,0 +1,56 @@
+"""Everything that decides about requests, explains decisions, and is told to decide otherwise."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+from kmsd.access.decision import Authorizer, HostPolicy
+from kmsd.api.operation import Operation
+from kmsd.audit.writer import Trail
+from kmsd.identity.directory import Directory
+from kmsd.server.foundation import Foundation
+from kmsd.service import host_policies, simulation
+from kmsd.service.facts import Surroundings
+from kmsd.service.host_policies import HostPolicies
+from kmsd.service.records import KeyRecords
+from kmsd.service.refusals import Refusals
+from kmsd.service.simulation import Simulation
+from kmsd.service.subjects import Subjects
+from kmsd.service.table import bind
+from kmsd.store.base import SettingsRow
+
+
+class Deciding:
+    """The host policy in force and what is asked about it; raises HostPolicyError when there is none to begin with."""
+
+    def __init__(self, foundation: Foundation, trail: Trail, settings: SettingsRow, records: KeyRecords) -> None:
+        names = foundation.names
+
+        def read() -> HostPolicy:
+            return HostPolicy.load(foundation.host_policy, account=settings.account, names=names)
+
+        host_policy = read()
+        # Of the documents that the service began with.
+        self.digest = host_policy.digest
+        self.authorizer = Authorizer(host_policy)
+        self.surroundings = Surroundings(settings.account, time.time)
+        self.refusals = Refusals()
+        self.host_policies = HostPolicies(read, authorizer=self.authorizer, trail=trail)
+        self._simulation = Simulation(
+            authorizer=self.authorizer,
+            records=records,
+            refusals=self.refusals,
+            subjects=Subjects(Directory(names), names, foundation.administrators),
+            names=names,
+            surroundings=self.surroundings,
+        )
+
+    @property
+    def handlers(self) -> dict[Operation[Any, Any], Callable[..., Any]]:
+        """The handlers of what is asked about decisions."""
+        return {
+            **bind(simulation.HANDLERS, self._simulation),
+            **bind(host_policies.HANDLERS, self.host_policies),
+        }
