@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from kmsd.api.errors import AccessDeniedError, KmsError, SealedError
+from kmsd.api.errors import AccessDeniedError, KmsError, MalformedPolicyDocumentError, SealedError
 from kmsd.processes import landlock
 from kmsd.server.listener import bind
 from kmsd_client import Client
@@ -202,12 +202,19 @@ def test_the_host_policy_is_read_anew_on_request(make_daemon: MakeDaemon) -> Non
         assert "host_policy_not_reloaded" in daemon.said()
         assert len(daemon.events("ReloadHostPolicy")) == 1
 
+        with pytest.raises(MalformedPolicyDocumentError, match=r"host policy 50-test\.json: line 1 column 2: "):
+            client.reload_host_policy()
+        assert random_is_denied(client)
+
         policy.unlink()
         (daemon.policies / os.fsdecode(b"\xff.json")).write_text("{")
         assert "the old host policy is in force" in reload()[1]
         (daemon.policies / os.fsdecode(b"\xff.json")).unlink()
         assert reload() == ["READY=1", "STATUS=unsealed"]
         assert not random_is_denied(client)
+        policy.write_text(DENY)
+        assert client.reload_host_policy().documents == ["00-default.json", "50-test.json"]
+        assert random_is_denied(client)
     second = daemon.events("ReloadHostPolicy")[1]
     assert first["additionalEventData"]["hostPolicy"] != second["additionalEventData"]["hostPolicy"]
     daemon.stop()
