@@ -15,6 +15,14 @@ from kmsd.api.shapes import Empty, EncryptionContext, KeyIdentifier, Marker, Pol
 POLICY_NAME = "default"
 PolicyName = Annotated[str, Meta(min_length=1, max_length=128, pattern=r"^\w+\Z")]
 ActionName = Annotated[str, Meta(min_length=1, max_length=128, pattern=r"^[Kk][Mm][Ss]:[A-Za-z0-9]+\Z")]
+# Values of condition keys: few and short enough to be recorded.
+GivenValues = Annotated[
+    dict[
+        Annotated[str, Meta(min_length=1, max_length=256)],
+        Annotated[list[Annotated[str, Meta(max_length=256)]], Meta(max_length=8)],
+    ],
+    Meta(max_length=16),
+]
 # What is asked about at once: more than there are operations.
 MAX_ACTIONS = 128
 # The statements of a trace: those of a key policy and of some host policies that fit the action.
@@ -104,7 +112,7 @@ class SimulatePolicyRequest(Request, frozen=True, kw_only=True):
     principals: Annotated[list[PrincipalText], Meta(max_length=16)] = []
     policy: PolicyText | None = None
     encryption_context: EncryptionContext = {}
-    values: dict[str, list[str]] = {}
+    values: GivenValues = {}
     trace: bool = True
 
 
@@ -189,7 +197,7 @@ SIMULATE_POLICY = Operation(
     key_access=KeyAccess.ANY,
     frame_bytes=_POLICY_FRAME_BYTES,
     reply_bytes=1024 * 1024,
-    audit_fields=("actions", "key_id", "principals", "encryption_context"),
+    audit_fields=("actions", "key_id", "principals", "policy", "encryption_context", "values"),
 )
 EXPLAIN_REFUSAL = Operation(
     name="ExplainRefusal",

@@ -8,6 +8,7 @@ read the key's policy (kms:GetKeyPolicy) or is an administrator.
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -31,6 +32,7 @@ from kmsd.service.subjects import Subjects, described
 
 # As the declarations write them, by the same in lower case.
 _ACTIONS = {action.lower(): action for operation in OPERATIONS for action in operation.actions}
+_CONDITION_KEY = re.compile(r"(?:aws|kms|kmsd):[A-Za-z]{1,64}", re.IGNORECASE)
 # What has an encryption context, be it an empty one.
 _WITH_CONTEXT = {
     action
@@ -183,7 +185,9 @@ def _known_action(action: str) -> str:
 def _known_values(values: Mapping[str, Sequence[str]]) -> dict[str, Values]:
     for name in values:
         if condition_key(name) is None:
-            raise ValidationError(f"{name!a:.80} is no condition key")
+            # The caller's own text, which is told only where it looks like a name that was mistyped.
+            which = f"'{name}'" if _CONDITION_KEY.fullmatch(name) else "a name in Values"
+            raise ValidationError(f"{which} is no condition key, as kms:KeySpec and kmsd:Uid are")
     return {name.lower(): tuple(given) or None for name, given in values.items()}
 
 

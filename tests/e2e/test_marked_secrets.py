@@ -72,10 +72,11 @@ class Asked:
         # The token's PIN is where it belongs.
         return said + [leak for leak in files if not leak.startswith("token/pin: the PIN")]
 
-    def unseal(self) -> None:
+    def restore(self) -> None:
         with self.daemon.client() as client:
             if client.status().state == "sealed":
                 unseal(client, self.pin)
+            client.enable_key(key_id=self.key)
 
 
 @pytest.fixture(scope="module")
@@ -84,10 +85,10 @@ def asked(dev: DevDaemon) -> Asked:
 
 
 @pytest.fixture(autouse=True)
-def unsealed(asked: Asked) -> Iterator[None]:
-    """Whatever an operation does, the next one finds keys."""
+def restored(asked: Asked) -> Iterator[None]:
+    """Whatever an operation does, the next one finds keys that can be used."""
     yield
-    asked.unseal()
+    asked.restore()
 
 
 @of_each

@@ -168,11 +168,12 @@ async def test_who_administers_is_known_of_users_and_groups(service: Embedded) -
         ({"principals": ["unit:a.service", "user-unit:0/a.service"]}, "not in both"),
         ({"principals": ["user:nobody-here"]}, "does not exist"),
         ({"principals": ["nonsense"]}, "is none of"),
-        ({"values": {"kms:Nonsense": ["1"]}}, "no condition key"),
+        ({"values": {"kms:Nonsense": ["1"]}}, "'kms:Nonsense' is no condition key"),
+        ({"values": {"no name": ["1"]}}, "a name in Values is no condition key"),
         ({"actions": ["kms:Nonsense"]}, "no operation"),
         ({"encryption_context": {"a": "x" * 9000}}, "encryption context"),
     ],
-    ids=["two uids", "two units", "nobody", "no principal", "condition key", "action", "context"],
+    ids=["two uids", "two units", "nobody", "no principal", "condition key", "no name", "action", "context"],
 )
 async def test_what_makes_no_sense_is_refused(service: Embedded, members: dict[str, Any], message: str) -> None:
     """Instead of being answered as something else."""
