@@ -27,3 +27,16 @@ def test_the_first_eight_digits_differ_within_a_run() -> None:
     assert len(set(prefixes)) == len(prefixes)
     for before, after in itertools.pairwise(prefixes):
         assert sum(one != other for one, other in zip(before, after, strict=True)) >= 4
+
+
+def test_ids_differ_also_when_the_first_digits_come_round() -> None:
+    """After 2**32 requests, which a busy daemon has in days."""
+    ids = RequestIds(bytes)
+    first = ids.next()
+    # Where the sequence ends: one step before its beginning.
+    ids._last = (1 << 32) - 0x9E3779B1
+
+    assert ids.next()[:8] == "00000000"
+    again = ids.next()
+    assert again[:8] == first[:8]
+    assert again != first
