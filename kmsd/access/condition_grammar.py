@@ -219,7 +219,7 @@ def _text(value: object, place: Place, wanted: ValueType) -> str:
     elif isinstance(value, str):
         text = value
     else:
-        raise GrammarError(place, f"holds something that is not a {wanted}")
+        raise GrammarError(place, f"holds something that is not {_WORDS[wanted]}")
     if "${" in text:
         raise GrammarError(place, "policy variables are not supported")
     if (problem := _PROBLEMS[wanted](text)) is not None:
@@ -227,6 +227,13 @@ def _text(value: object, place: Place, wanted: ValueType) -> str:
     return text
 
 
+_WORDS = {
+    ValueType.STRING: "a string",
+    ValueType.ARN: "an ARN",
+    ValueType.BOOL: 'one of "true" and "false"',
+    ValueType.NUMBER: "a number",
+    ValueType.DATE: "a date",
+}
 _PROBLEMS: dict[ValueType, Callable[[str], str | None]] = {
     ValueType.STRING: lambda _: None,
     ValueType.ARN: lambda text: (

@@ -28,6 +28,17 @@ _FOREIGN = re.compile(r"[^\t\n\r\x20-\xff]")
 # back and the closing quote may be missing, so that a string that does not end is passed over once, not once for each
 # quote in it; the JSON parser has the better message for it.
 _TOKEN = re.compile(r'"(?:[^"\\]|\\.)*+"?|[{}\[\]]|NaN|-?Infinity', re.DOTALL)
+# Python's messages that do not tell a person what to look for, by how they begin.
+_PROBLEMS = {
+    "Expecting value": "a value has to begin here (no comma goes before a bracket)",
+    "Expecting property name": "a member's name in double quotes has to begin here (no comma goes before a bracket)",
+    "Expecting ',' delimiter": "a comma or the closing bracket is missing here",
+    "Expecting ':' delimiter": "a colon is missing here",
+    "Extra data": "the document has ended before this",
+    "Invalid control character": "a string has neither line ends nor tabs; is its closing quote missing?",
+    "Invalid \\": "the backslash begins no escape that JSON has",
+    "Unterminated string": "the string that begins here does not end",
+}
 _MEMBER_FOLLOWS = re.compile(r"[ \t\n\r]*:")
 
 
@@ -64,7 +75,7 @@ def read_document(text: str) -> dict[str, Any]:
     except _RepeatedMemberError:
         raise _repetition(text) from None
     except json.JSONDecodeError as error:
-        raise _refusal(text, error.pos, error.msg) from None
+        raise _refusal(text, error.pos, _problem(error.msg)) from None
     if not isinstance(document, dict):
         raise _refusal(text, 0, "a policy is a JSON object")
     return document
@@ -72,6 +83,10 @@ def read_document(text: str) -> dict[str, Any]:
 
 def _refusal(text: str, position: int, problem: str) -> MalformedPolicyDocumentError:
     return MalformedPolicyDocumentError(f"{line_and_column(text, position)}: {problem}")
+
+
+def _problem(message: str) -> str:
+    return next((words for beginning, words in _PROBLEMS.items() if message.startswith(beginning)), message)
 
 
 def _scan(text: str) -> None:

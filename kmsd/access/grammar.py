@@ -67,7 +67,7 @@ class StatementReader:
             raise GrammarError(place, "must be an object")
         check_members(members, _STATEMENT_MEMBERS, place)
         sid = members.get("Sid")
-        if sid is not None and not (isinstance(sid, str) and _SID.fullmatch(sid)):
+        if "Sid" in members and not (isinstance(sid, str) and _SID.fullmatch(sid)):
             raise GrammarError(place.member("Sid"), "must be a string of at most 128 printable characters")
         effect = _effect(members, place)
         principals, excepting = self._principals(members, effect, place)

@@ -326,7 +326,7 @@ def parse_principal(text: str, names: Names, resolved: Mapping[str, int] | None 
 
 def _check_id(text: str, number: str) -> None:
     if not _DECIMAL.fullmatch(number) or int(number) > _MAX_ID:
-        raise ValueError(f"{text!a:.80} needs a decimal number up to {_MAX_ID}")
+        raise ValueError(f"{text!a:.80} needs a decimal number up to {_MAX_ID}, without leading zeros")
 
 
 def _check_unit(text: str, unit: str) -> None:

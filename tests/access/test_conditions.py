@@ -342,7 +342,7 @@ def test_a_key_with_an_open_name_needs_the_name() -> None:
         ({"StringEquals": {STRING: {"a": "b"}}}, "holds something that is not a string"),
         ({"StringLike": {STRING: "alias/${aws:username}"}}, "policy variables are not supported"),
         ({"Bool": {BOOL: "yes"}}, '\'yes\' is neither "true" nor "false"'),
-        ({"Bool": {BOOL: 1}}, "holds something that is not a bool"),
+        ({"Bool": {BOOL: 1}}, 'holds something that is not one of "true" and "false"'),
         ({"Null": {STRING: ""}}, '\'\' is neither "true" nor "false"'),
         ({"NumericEquals": {NUMBER: "0x10"}}, "'0x10' is not a decimal number of at most 20 digits"),
         ({"NumericEquals": {NUMBER: True}}, "holds something that is not a number"),

@@ -18,7 +18,7 @@ from tests.support.given_requests import GivenGrants, GivenNames, made_caller
 
 CASES = 20_000
 # Each property decides a case twice or more.
-PROPERTY_CASES = 1_500
+PROPERTY_CASES = 1_000
 NAMES = GivenNames(**NOW)
 
 Case = dict[str, Any]

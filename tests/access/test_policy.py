@@ -189,6 +189,7 @@ def test_a_document_with_another_shape_is_refused(names: Names, members: dict[st
         ({"Effect": "allow"}, 'statement 2, Effect: must be "Allow" or "Deny"'),
         ({"Effect": ["Allow"]}, 'statement 2, Effect: must be "Allow" or "Deny"'),
         ({"Sid": 5}, "statement 2, Sid: must be a string"),
+        ({"Sid": None}, "statement 2, Sid: must be a string"),
         ({"Sid": None, "sid": "x"}, "statement 2: the member 'sid' is unknown"),
         ({"Sid": "a\nb"}, "statement 2, Sid: must be a string of at most 128 printable"),
         ({"Sid": "\x9b31m"}, "statement 2, Sid: must be a string of at most 128 printable"),
