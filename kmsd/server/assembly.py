@@ -28,7 +28,7 @@ from kmsd.server.custody import Custody
 from kmsd.server.foundation import Foundation
 from kmsd.server.limits import Shares
 from kmsd.server.listener import Listener, actor_of
-from kmsd.service import administration, aliases, backups, files, keys, policies, seal_requests, symmetric, tags
+from kmsd.service import administration, aliases, backups, files, grants, keys, policies, seal_requests, symmetric, tags
 from kmsd.service.audit_accounts import AuditAccounts
 from kmsd.service.call import Session
 from kmsd.service.credential_delivery import CredentialDelivery
@@ -101,6 +101,9 @@ class Service:
             changes=changes,
             keys_per_uid=config.limits.keys_per_uid,
         )
+        grants_service = grants.Grants(
+            store=store, records=records, arns=arns, names=self._names, clock=time.time, random=os.urandom
+        )
         administration_service = administration.Administration(
             arns=arns,
             arena=arena,
@@ -135,6 +138,7 @@ class Service:
                 **bind(aliases.HANDLERS, aliases.Aliases(store=store, records=records, arns=arns, clock=time.time)),
                 **bind(policies.HANDLERS, policies.Policies(changes=changes, arns=arns, names=self._names)),
                 **bind(tags.HANDLERS, tags.Tags(changes=changes)),
+                **bind(grants.HANDLERS, grants_service),
                 **bind(files.HANDLERS, self._files),
                 **bind(administration.HANDLERS, administration_service),
                 **bind(seal_requests.HANDLERS, self._custody.requests),

@@ -38,7 +38,7 @@ from kmsd.memory.arena import Arena
 from kmsd.memory.page import Page
 from kmsd.recovery.job import LENGTH_BYTES as LENGTH
 from kmsd.recovery.shares import SharesError, read_shares
-from kmsd.service import administration, aliases, backups, files, keys, policies, seal_requests, symmetric, tags
+from kmsd.service import administration, aliases, backups, files, grants, keys, policies, seal_requests, symmetric, tags
 from kmsd.service.audit_accounts import AuditAccounts
 from kmsd.service.batch import Batch
 from kmsd.service.call import Session
@@ -492,6 +492,9 @@ class Embedded:
             changes=changes,
             keys_per_uid=keys_per_uid,
         )
+        grants_service = grants.Grants(
+            store=store, records=self.records, arns=self.arns, names=self.names, clock=time.time, random=os.urandom
+        )
         administration_service = administration.Administration(
             arns=self.arns,
             arena=self.arena,
@@ -521,6 +524,7 @@ class Embedded:
                 ),
                 **bind(policies.HANDLERS, policies.Policies(changes=changes, arns=self.arns, names=self.names)),
                 **bind(tags.HANDLERS, tags.Tags(changes=changes)),
+                **bind(grants.HANDLERS, grants_service),
                 **bind(files.HANDLERS, self.files),
                 **bind(administration.HANDLERS, administration_service),
                 **bind(seal_requests.HANDLERS, self.seal_requests),
