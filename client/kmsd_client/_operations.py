@@ -35,6 +35,22 @@ from kmsd.api.files import (
     EncryptFileRequest,
     EncryptFileResponse,
 )
+from kmsd.api.grants import (
+    CREATE_GRANT,
+    LIST_GRANTS,
+    LIST_RETIRABLE_GRANTS,
+    RETIRE_GRANT,
+    REVOKE_GRANT,
+    CreateGrantRequest,
+    CreateGrantResponse,
+    GrantConstraints,
+    GrantOperation,
+    ListGrantsRequest,
+    ListGrantsResponse,
+    ListRetirableGrantsRequest,
+    RetireGrantRequest,
+    RevokeGrantRequest,
+)
 from kmsd.api.keys import (
     CREATE_ALIAS,
     CREATE_KEY,
@@ -339,6 +355,107 @@ class Operations(ABC):
     def reload_host_policy(self) -> ReloadHostPolicyResponse:
         """Read the host policy anew; if it is not valid, the one in force stays."""
         return self.call(RELOAD_HOST_POLICY, ReloadHostPolicyRequest())
+
+    def create_grant(
+        self,
+        *,
+        key_id: str,
+        grantee_principal: str,
+        operations: list[GrantOperation],
+        retiring_principal: str | None = None,
+        constraints: GrantConstraints | None = None,
+        grant_tokens: list[str] | None = None,
+        name: str | None = None,
+        dry_run: bool = False,
+    ) -> CreateGrantResponse:
+        """Permit a principal some operations with a key."""
+        return self.call(
+            CREATE_GRANT,
+            CreateGrantRequest(
+                key_id=key_id,
+                grantee_principal=grantee_principal,
+                operations=operations,
+                retiring_principal=retiring_principal,
+                constraints=constraints,
+                grant_tokens=grant_tokens or [],
+                name=name,
+                dry_run=dry_run,
+            ),
+        )
+
+    def list_grants(
+        self,
+        *,
+        key_id: str,
+        limit: int = 50,
+        marker: str | None = None,
+        grant_id: str | None = None,
+        grantee_principal: str | None = None,
+    ) -> ListGrantsResponse:
+        """List the grants of a key."""
+        return self.call(
+            LIST_GRANTS,
+            ListGrantsRequest(
+                key_id=key_id,
+                limit=limit,
+                marker=marker,
+                grant_id=grant_id,
+                grantee_principal=grantee_principal,
+            ),
+        )
+
+    def list_retirable_grants(
+        self,
+        *,
+        retiring_principal: str,
+        limit: int = 50,
+        marker: str | None = None,
+    ) -> ListGrantsResponse:
+        """List the grants that a principal may retire."""
+        return self.call(
+            LIST_RETIRABLE_GRANTS,
+            ListRetirableGrantsRequest(
+                retiring_principal=retiring_principal,
+                limit=limit,
+                marker=marker,
+            ),
+        )
+
+    def retire_grant(
+        self,
+        *,
+        grant_token: str | None = None,
+        key_id: str | None = None,
+        grant_id: str | None = None,
+        dry_run: bool = False,
+    ) -> Empty:
+        """Give up a grant, as who may retire it."""
+        return self.call(
+            RETIRE_GRANT,
+            RetireGrantRequest(
+                grant_token=grant_token,
+                key_id=key_id,
+                grant_id=grant_id,
+                dry_run=dry_run,
+            ),
+        )
+
+    def revoke_grant(
+        self,
+        *,
+        key_id: str,
+        grant_id: str,
+        dry_run: bool = False,
+    ) -> Empty:
+        """Take a grant away."""
+        return self.call(
+            REVOKE_GRANT,
+            RevokeGrantRequest(
+                key_id=key_id,
+                grant_id=grant_id,
+                dry_run=dry_run,
+            ),
+        )
 
     def tag_resource(
         self,
@@ -842,6 +959,107 @@ class AsyncOperations(ABC):
     async def reload_host_policy(self) -> ReloadHostPolicyResponse:
         """Read the host policy anew; if it is not valid, the one in force stays."""
         return await self.call(RELOAD_HOST_POLICY, ReloadHostPolicyRequest())
+
+    async def create_grant(
+        self,
+        *,
+        key_id: str,
+        grantee_principal: str,
+        operations: list[GrantOperation],
+        retiring_principal: str | None = None,
+        constraints: GrantConstraints | None = None,
+        grant_tokens: list[str] | None = None,
+        name: str | None = None,
+        dry_run: bool = False,
+    ) -> CreateGrantResponse:
+        """Permit a principal some operations with a key."""
+        return await self.call(
+            CREATE_GRANT,
+            CreateGrantRequest(
+                key_id=key_id,
+                grantee_principal=grantee_principal,
+                operations=operations,
+                retiring_principal=retiring_principal,
+                constraints=constraints,
+                grant_tokens=grant_tokens or [],
+                name=name,
+                dry_run=dry_run,
+            ),
+        )
+
+    async def list_grants(
+        self,
+        *,
+        key_id: str,
+        limit: int = 50,
+        marker: str | None = None,
+        grant_id: str | None = None,
+        grantee_principal: str | None = None,
+    ) -> ListGrantsResponse:
+        """List the grants of a key."""
+        return await self.call(
+            LIST_GRANTS,
+            ListGrantsRequest(
+                key_id=key_id,
+                limit=limit,
+                marker=marker,
+                grant_id=grant_id,
+                grantee_principal=grantee_principal,
+            ),
+        )
+
+    async def list_retirable_grants(
+        self,
+        *,
+        retiring_principal: str,
+        limit: int = 50,
+        marker: str | None = None,
+    ) -> ListGrantsResponse:
+        """List the grants that a principal may retire."""
+        return await self.call(
+            LIST_RETIRABLE_GRANTS,
+            ListRetirableGrantsRequest(
+                retiring_principal=retiring_principal,
+                limit=limit,
+                marker=marker,
+            ),
+        )
+
+    async def retire_grant(
+        self,
+        *,
+        grant_token: str | None = None,
+        key_id: str | None = None,
+        grant_id: str | None = None,
+        dry_run: bool = False,
+    ) -> Empty:
+        """Give up a grant, as who may retire it."""
+        return await self.call(
+            RETIRE_GRANT,
+            RetireGrantRequest(
+                grant_token=grant_token,
+                key_id=key_id,
+                grant_id=grant_id,
+                dry_run=dry_run,
+            ),
+        )
+
+    async def revoke_grant(
+        self,
+        *,
+        key_id: str,
+        grant_id: str,
+        dry_run: bool = False,
+    ) -> Empty:
+        """Take a grant away."""
+        return await self.call(
+            REVOKE_GRANT,
+            RevokeGrantRequest(
+                key_id=key_id,
+                grant_id=grant_id,
+                dry_run=dry_run,
+            ),
+        )
 
     async def tag_resource(
         self,

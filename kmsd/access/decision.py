@@ -2,7 +2,7 @@
 
 1. A Deny of the key's policy that concerns the request refuses.
 2. A Deny of the host policy refuses.
-3. An Allow of the key's policy allows.
+3. An Allow of the key's policy allows, but not kms:RetireGrant, which only grants and host policies do, as in AWS.
 4. A grant of the key to the caller allows the operation that it names, under the encryption context that it wants.
 5. For an operation without a key, and for one whose key policy lets the account's root in for this request (and does
    not deny it to the root), an Allow of the host policy allows.
@@ -37,11 +37,13 @@ __all__ = [
     "NotAuthorizedError",
     "Outcome",
     "Step",
+    "refusal",
     "would_lock_out",
 ]
 
 # The rule that decides when no statement does.
 DEFAULT_DENY = "no statement allows it"
+_BY_GRANT_ONLY = "kms:RetireGrant"
 
 
 class NotAuthorizedError(AccessDeniedError):
@@ -79,17 +81,17 @@ class Authorizer:
         """
         host = self._host_policy.rules(action, resource)
         if key_policy is None:
-            if host.denies and (refusal := host.denied(caller, facts)):
-                raise _refusal(caller, action, resource, "with an explicit deny in a host policy", refusal.rule)
+            if host.denies and (denial := host.denied(caller, facts)):
+                raise refusal(caller, action, resource, "with an explicit deny in a host policy", denial.rule)
             if allowance := host.allowed(caller, facts):
                 return allowance
-            raise _refusal(caller, action, resource, "because no host policy allows it", DEFAULT_DENY)
+            raise refusal(caller, action, resource, "because no host policy allows it", DEFAULT_DENY)
         key = key_policy.table.rules(action, resource)
-        if key.denies and (refusal := key.denied(caller, facts)):
-            raise _refusal(caller, action, resource, "with an explicit deny in the key policy", refusal.rule)
-        if host.denies and (refusal := host.denied(caller, facts)):
-            raise _refusal(caller, action, resource, "with an explicit deny in a host policy", refusal.rule)
-        if allowance := key.allowed(caller, facts):
+        if key.denies and (denial := key.denied(caller, facts)):
+            raise refusal(caller, action, resource, "with an explicit deny in the key policy", denial.rule)
+        if host.denies and (denial := host.denied(caller, facts)):
+            raise refusal(caller, action, resource, "with an explicit deny in a host policy", denial.rule)
+        if action != _BY_GRANT_ONLY and (allowance := key.allowed(caller, facts)):
             return allowance
         if (
             grants is not None
@@ -99,7 +101,7 @@ class Authorizer:
             return allowance
         if key.delegates(facts) and (allowance := host.allowed(caller, facts)):
             return allowance
-        raise _refusal(caller, action, resource, "because no policy allows it", DEFAULT_DENY)
+        raise refusal(caller, action, resource, "because no policy allows it", DEFAULT_DENY)
 
     def explain(
         self,
@@ -120,16 +122,20 @@ class Authorizer:
         if key_policy is not None:
             key = key_policy.table.rules(action, resource)
             if not key.delegates(facts):
-                trace = [_undelegated(step) for step in trace]
+                why = "but the key policy does not let the account's root in for this"
+                trace = [_ineffective(step, why) for step in trace]
             given = grants.steps(caller, action, facts) if grants is not None and action in GRANTABLE_ACTIONS else ()
-            trace = [*_steps(key, caller, facts), *given, *trace]
+            own = _steps(key, caller, facts)
+            if action == _BY_GRANT_ONLY:
+                own = [_ineffective(step, "but a key policy does not allow this, only grants do") for step in own]
+            trace = [*own, *given, *trace]
         try:
             decision = self.authorize(
                 caller, action, resource=resource, key_policy=key_policy, facts=facts, grants=grants
             )
-        except NotAuthorizedError as refusal:
-            outcome = Outcome.IMPLICIT_DENY if refusal.rule == DEFAULT_DENY else Outcome.EXPLICIT_DENY
-            return Explanation(outcome, refusal.rule, tuple(trace))
+        except NotAuthorizedError as error:
+            outcome = Outcome.IMPLICIT_DENY if error.rule == DEFAULT_DENY else Outcome.EXPLICIT_DENY
+            return Explanation(outcome, error.rule, tuple(trace))
         return Explanation(Outcome.ALLOWED, decision.rule, tuple(trace))
 
 
@@ -137,15 +143,15 @@ def _steps(rules: Rules, caller: Caller, facts: Facts) -> list[Step]:
     return [step_of(statement, caller, facts) for statement in (*rules.denies, *rules.allows)]
 
 
-def _undelegated(step: Step) -> Step:
-    """Return the step of a host policy whose Allows do not count for a key."""
+def _ineffective(step: Step, why: str) -> Step:
+    """Return the step of a document whose Allows do not count here."""
     if step.effect == Effect.DENY or not step.holds:
         return step
-    reason = f"{step.reason}; but the key policy does not let the account's root in for this"
-    return replace(step, holds=False, reason=reason)
+    return replace(step, holds=False, reason=f"{step.reason}; {why}")
 
 
-def _refusal(caller: Caller, action: str, resource: str, why: str, rule: str) -> NotAuthorizedError:
+def refusal(caller: Caller, action: str, resource: str, why: str, rule: str) -> NotAuthorizedError:
+    """Return the error of a refusal, in AWS's words; `rule` is for the trail."""
     who = f"uid {caller.uid}" if caller.user is None else f"{caller.user} (uid {caller.uid})"
     message = f"User: {who} is not authorized to perform: {action} on resource: {resource} {why}"
     return NotAuthorizedError(message, rule)

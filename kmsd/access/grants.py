@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
@@ -15,8 +14,9 @@ from kmsd.identity.principals import Caller
 
 # What a grant can permit. About anything else no grant is asked.
 GRANTABLE_ACTIONS = frozenset(f"kms:{operation.value}" for operation in GrantOperation)
-# AWS: these have no encryption context, and are permitted whatever a grant's constraint says.
-_UNCONSTRAINED_ACTIONS = frozenset({"kms:DescribeKey", "kms:RetireGrant"})
+# These have no encryption context, and are permitted whatever a grant's constraint says, as in AWS. What CreateGrant
+# says of contexts concerns the grant that is made: whoever makes it has `Grant.covers` compare them.
+_UNCONSTRAINED_ACTIONS = frozenset({"kms:CreateGrant", "kms:DescribeKey", "kms:RetireGrant"})
 
 _Pair = tuple[str, str]
 
@@ -57,6 +57,17 @@ class Grant:
         missing = [name for name, value in (self.subset or {}).items() if context.get(name) != value]
         return f"the encryption context has not what the grant wants for {missing[0]!a:.80}" if missing else None
 
+    def covers(self, child: Grant) -> bool:
+        """Tell whether `child` permits nothing that this grant does not: a grant made under this one may be so.
+
+        Its actions are some of this one's, and its constraint is the same or a stricter one. Constraints that differ
+        in form are compared by what they say, not by which contexts there may be: when in doubt, it is not covered.
+        """
+        if not child.actions <= self.actions or (self.equals is not None and self.equals != child.equals):
+            return False
+        wanted = child.equals if child.equals is not None else child.subset or {}
+        return (self.subset or {}).items() <= wanted.items()
+
     def step(self, action: str, facts: Facts) -> Step:
         """Tell whether the grant, which permits `action`, holds for a request, and why."""
         unmet = self.unmet(action, facts.encryption_context())
@@ -65,16 +76,39 @@ class Grant:
 
 
 class GrantIndex:
-    """The grants of one key to one caller, found by action and encryption context."""
+    """The grants of one key to one caller, found by action and encryption context.
 
-    def __init__(self, grants: Iterable[Grant]) -> None:
-        listed = sorted(grants, key=lambda one: one.grant_id, reverse=True)
+    Grants may be added one by one; of those that permit the same, the one that was added first is found.
+    """
+
+    def __init__(self, grants: Iterable[Grant] = ()) -> None:
         self._unconstrained: dict[str, str] = {}
         self._equals: dict[tuple[str, frozenset[_Pair]], str] = {}
         self._subsets: dict[tuple[str, _Pair], dict[frozenset[_Pair], str]] = {}
-        frequency = Counter(pair for one in listed for pair in (one.subset or {}).items())
-        for grant in listed:
-            self._add(grant, frequency)
+        self._constrained = 0
+        for grant in sorted(grants, key=lambda one: one.grant_id):
+            self.add(grant)
+
+    @property
+    def constrained(self) -> int:
+        """How many of the grants have a constraint: only these take memory, and ask for the encryption context."""
+        return self._constrained
+
+    def add(self, grant: Grant) -> None:
+        """Find `grant` too."""
+        subset = frozenset((grant.subset or {}).items())
+        equals = None if grant.equals is None else frozenset(grant.equals.items())
+        self._constrained += equals is not None or bool(subset)
+        for action in grant.actions:
+            if action in _UNCONSTRAINED_ACTIONS or (equals is None and not subset):
+                self._unconstrained.setdefault(action, grant.grant_id)
+            elif equals is None:
+                # By the pair that leads to the fewest so far: constraints mostly share some pairs and differ in one.
+                places = ((action, pair) for pair in subset)
+                place = min(places, key=lambda one: (len(self._subsets.get(one, ())), one))
+                self._subsets.setdefault(place, {}).setdefault(subset, grant.grant_id)
+            elif subset <= equals:
+                self._equals.setdefault((action, equals), grant.grant_id)
 
     def find(self, action: str, context: Mapping[str, str] | None) -> str | None:
         """Return the id of a grant that permits `action` under this encryption context, if one does.
@@ -92,17 +126,3 @@ class GrantIndex:
                 if wanted <= pairs:
                     return grant_id
         return None
-
-    def _add(self, grant: Grant, frequency: Counter[_Pair]) -> None:
-        subset = frozenset((grant.subset or {}).items())
-        for action in grant.actions:
-            if action in _UNCONSTRAINED_ACTIONS or (grant.equals is None and not subset):
-                self._unconstrained[action] = grant.grant_id
-            elif grant.equals is not None:
-                pairs = frozenset(grant.equals.items())
-                if subset <= pairs:
-                    self._equals[action, pairs] = grant.grant_id
-            else:
-                # By the pair that the fewest share.
-                rarest = min(subset, key=lambda pair: (frequency[pair], pair))
-                self._subsets.setdefault((action, rarest), {})[subset] = grant.grant_id

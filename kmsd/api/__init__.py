@@ -1,11 +1,12 @@
 """The contract between daemon and client: operations, shapes and errors. Data only."""
 
-from kmsd.api import administration, backups, files, keys, policies, symmetric, tags
+from kmsd.api import administration, backups, files, grants, keys, policies, symmetric, tags
 from kmsd.api.operation import Operation
 
 OPERATIONS: tuple[Operation, ...] = (  # type: ignore[type-arg] # of every request and response type
     *keys.OPERATIONS,
     *policies.OPERATIONS,
+    *grants.OPERATIONS,
     *tags.OPERATIONS,
     *symmetric.OPERATIONS,
     *files.OPERATIONS,

@@ -166,7 +166,6 @@ LIST_RETIRABLE_GRANTS = Operation(
     request=ListRetirableGrantsRequest,
     response=ListGrantsResponse,
     cost=Cost.STORE,
-    resolves_keys=False,
     reply_bytes=_ENTRIES_BYTES,
     audit_fields=("retiring_principal", "limit", "marker"),
 )

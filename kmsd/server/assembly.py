@@ -33,6 +33,7 @@ from kmsd.service import (
     aliases,
     backups,
     files,
+    grants,
     keys,
     policies,
     seal_requests,
@@ -108,6 +109,9 @@ class Service:
             changes=changes,
             keys_per_uid=config.limits.keys_per_uid,
         )
+        grants_service = grants.Grants(
+            store=store, records=records, arns=arns, names=self._names, clock=time.time, random=os.urandom
+        )
         administration_service = administration.Administration(
             arns=arns,
             arena=arena,
@@ -141,6 +145,7 @@ class Service:
                 **bind(policies.HANDLERS, policies.Policies(changes=changes, arns=arns, names=self._names)),
                 **bind(tags.HANDLERS, tags.Tags(changes=changes)),
                 **self._deciding.handlers,
+                **bind(grants.HANDLERS, grants_service),
                 **bind(files.HANDLERS, self._files),
                 **bind(administration.HANDLERS, administration_service),
                 **bind(seal_requests.HANDLERS, self._custody.requests),

@@ -9,6 +9,7 @@ import msgspec
 
 from kmsd.access.decision import Authorizer, NotAuthorizedError
 from kmsd.access.facts import Values
+from kmsd.access.grants import Granting
 from kmsd.api.errors import DisabledError, DryRunOperationError, InvalidKeyUsageError, KmsError, KMSInvalidStateError
 from kmsd.api.operation import KeyState, Operation
 from kmsd.audit.record import Actor, Kind, Record
@@ -64,6 +65,7 @@ class Call:
         "counterpart",
         "decision",
         "named",
+        "noted",
         "operation",
         "refusal",
         "request",
@@ -89,6 +91,8 @@ class Call:
         self.decision: str | None = None
         # Whether a `begin` or `intent` record stands in the trail, so that the last record is its counterpart.
         self.began = False
+        # What the trail has to tell of it that stands in no member of the request.
+        self.noted: Mapping[str, Any] | None = None
         # What its records are charged to.
         self.budget = budget
         self.request: msgspec.Struct | None = None
@@ -104,17 +108,18 @@ class Call:
 
     def permit(self, action: str | None = None, *, resource: str = "*") -> None:
         """Let the host policy decide about something that is no key; raises AccessDeniedError."""
-        self._authorize(action or self.operation.action, resource, None)
+        self._authorize(action or self.operation.action, resource, None, None)
 
-    def use(self, key: KeyRecord, action: str | None = None) -> None:
+    def use(self, key: KeyRecord, action: str | None = None, *, grants: Granting | None = None) -> None:
         """Make sure that the caller may act on `key` and that the key can be used this way.
 
-        Authorization comes first: who may not use a key learns nothing of its state. Raises AccessDeniedError,
-        DisabledError, KMSInvalidStateError or InvalidKeyUsageError.
+        Authorization comes first: who may not use a key learns nothing of its state. `grants` are those that count,
+        unless all of the key's do. Raises AccessDeniedError, DisabledError, KMSInvalidStateError or
+        InvalidKeyUsageError, and NotLoadedError when the caller's grants have to be read first.
         """
         if key.arn not in self.resources:
             self.resources.append(key.arn)
-        self._authorize(action or self.operation.action, key.arn, key)
+        self._authorize(action or self.operation.action, key.arn, key, key.grants if grants is None else grants)
         if key.state not in self.operation.usable_in:
             raise _state_error(key)
         if self.operation.usage is not None and key.usage is not self.operation.usage:
@@ -142,17 +147,29 @@ class Call:
             context=self.context,
         )
 
-    def _authorize(self, action: str, resource: str, key: KeyRecord | None) -> None:
+    def permits_without_grants(self, key: KeyRecord) -> bool:
+        """Tell whether policies alone let the caller do what the operation does."""
+        try:
+            self._authorizer.authorize(
+                self.caller, self.operation.action, resource=key.arn, key_policy=key.policy, facts=self
+            )
+        except NotAuthorizedError:
+            return False
+        return True
+
+    def _authorize(self, action: str, resource: str, key: KeyRecord | None, grants: Granting | None) -> None:
         self._action = action
         self._key = key
         policy = None if key is None else key.policy
         try:
             self.decision = self._authorizer.authorize(
-                self.caller, action, resource=resource, key_policy=policy, facts=self
+                self.caller, action, resource=resource, key_policy=policy, facts=self, grants=grants
             ).rule
         except NotAuthorizedError:
             if not self.budget.exceeded:
-                why = self._authorizer.explain(self.caller, action, resource=resource, key_policy=policy, facts=self)
+                why = self._authorizer.explain(
+                    self.caller, action, resource=resource, key_policy=policy, facts=self, grants=grants
+                )
                 self.refusal = Refusal(self.request_id, self.operation.name, self.caller, action, resource, why)
             raise
         # Only now: what would be refused anyway is refused, and counted, for what it is. Whatever administrators have

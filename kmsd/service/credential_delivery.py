@@ -16,6 +16,7 @@ import asyncio
 import re
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -135,7 +136,7 @@ class CredentialDelivery:
         if row is None:
             raise NotFoundError(f"no credential '{asked.name}' is kept for {asked.unit}")
         key = await self._records.fetch(row.key_id, KeyAccess.ID_OR_ARN)
-        call.use(key)
+        await loaded(partial(call.use, key))
         with self._arena.lease(row.length) as secret:
             opened = await loaded(
                 lambda: self._cipher.decrypt_into(key, row.blob, asked.encryption_context, secret.view)

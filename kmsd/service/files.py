@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from kmsd.api import files as api
@@ -133,7 +134,7 @@ class Files:
         call.named = named
         wanted = await self._records.fetch(named, call.operation.key_access) if named is not None else None
         if wanted is not None:
-            call.use(wanted)
+            await loaded(partial(call.use, wanted))
         candidates = [key for key in header.encrypted_data_keys if key.provider_id == _PROVIDER]
         if len(candidates) > _MAX_DATA_KEYS:
             raise MessageFormatError(f"the message names {len(candidates)} keys; at most {_MAX_DATA_KEYS} are tried")
@@ -142,7 +143,7 @@ class Files:
             if key is None or (wanted is not None and key.key_id != wanted.key_id):
                 continue
             if wanted is None:
-                call.use(key)
+                await loaded(partial(call.use, key))
             return key, candidate.ciphertext
         if wanted is not None:
             raise IncorrectKeyError("The key ID in the request does not identify a CMK that can decrypt this message.")

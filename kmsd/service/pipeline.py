@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine, Mapping, Sequence
+from functools import partial
 from typing import Any, Protocol
 
 import msgspec
@@ -44,6 +45,8 @@ from kmsd.service.call import Call, Session
 from kmsd.service.facts import Surroundings
 from kmsd.service.foreseen import Foreseen
 from kmsd.service.gate import Gate
+from kmsd.service.grant_tokens import check_tokens
+from kmsd.service.loading import loaded
 from kmsd.service.records import KeyRecords
 from kmsd.service.refusals import Refusals
 from kmsd.service.request_ids import RequestIds
@@ -295,9 +298,7 @@ class Pipeline:
         if operation.key is not None:
             call.named = named = getattr(request, operation.key)
             key = await self._records.fetch(named, operation.key_access)
-            call.use(key)
-            if entry.has_dry_run:
-                call.end_dry_run(dry_run=request.dry_run)  # type: ignore[attr-defined] # the table has looked
+            await loaded(partial(call.use, key))
             arguments = (call, request, key)
         elif operation.resolves_keys:
             call.permit()
@@ -322,18 +323,18 @@ class Pipeline:
                 response: msgspec.Struct = await entry.handler(*arguments)
                 elements = entry.response_elements(response)
         except KmsError as error:
-            details: dict[str, Any] | None = None
+            details: dict[str, Any] = dict(call.noted or {})
             if isinstance(error, DaemonError):
                 # What failed may have done so after the commit, the commit itself included. The record tells which, or
                 # stays open until the next start can tell.
                 with Foreseen(self._logger, call):
                     happened = call.request_id in await self._mutated.committed([call.request_id])
-                    details = {"committed": happened, "storeSequence": self._mutated.sequence}
-            outcome = call.record(Kind.OUTCOME, parameters=parameters, error=error, details=details)
+                    details |= {"committed": happened, "storeSequence": self._mutated.sequence}
+            outcome = call.record(Kind.OUTCOME, parameters=parameters, error=error, details=details or None)
             call.budget.charge(self._trail.append([outcome]))
             raise
         # By this the trail knows of each commit, and an earlier store cannot be put in this one's place unseen.
-        details = {"storeSequence": self._mutated.sequence}
+        details = {**(call.noted or {}), "storeSequence": self._mutated.sequence}
         outcome = call.record(Kind.OUTCOME, parameters=parameters, response=elements, details=details)
         call.budget.charge(self._trail.append([outcome]))
         return response
@@ -344,6 +345,8 @@ class Pipeline:
         if self._gate.closed and not entry.operation.works_sealed:
             raise SealedError("kmsd is sealed: an administrator has to unseal it")
         request: msgspec.Struct = entry.decode(params)
+        if entry.has_tokens and (tokens := request.grant_tokens):  # type: ignore[attr-defined] # the table has looked
+            check_tokens(tokens)
         if len(params) > MAX_BYTES // 2:
             # Only then can a member be too large for what is done with it even when the caller is refused: a context
             # takes at most twice as many bytes serialized as on the wire.

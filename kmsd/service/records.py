@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections import OrderedDict
 from collections.abc import Callable
-from typing import TypeVar
 
 from kmsd.access.policy import Policy, parse_policy
 from kmsd.api.errors import NotFoundError
@@ -13,27 +12,28 @@ from kmsd.api.operation import KeyAccess, KeyState, KeyUsage
 from kmsd.api.shapes import KeySpec
 from kmsd.identity.principals import Names
 from kmsd.material.versions import NotLoadedError
+from kmsd.service.granting import NAMES_TRUSTED_SECONDS, GrantCache, KeyGrants
 from kmsd.service.identifiers import AliasName, Arns, KeyName
 from kmsd.store.base import KeyRow, Store
-
-# How long a policy that names users or groups is trusted before their names are looked up again: as long as nscd and
-# sssd keep an answer by default.
-NAMES_TRUSTED_SECONDS = 60.0
 
 # AWS KMS quota: aliases of one key.
 ALIASES_PER_KEY = 50
 
-_ValueT = TypeVar("_ValueT")
+# Stands for all key ids.
+_EVERYTHING = "*"
 
 
 class KeyRecord:
-    """A key as the daemon uses it."""
+    """A key as the daemon uses it; its grants are read when somebody asks for his."""
 
-    __slots__ = ("aliases", "arn", "expires", "key_id", "policy", "row", "spec", "state", "usage")
+    __slots__ = ("aliases", "arn", "expires", "grants", "key_id", "policy", "row", "spec", "state", "usage")
 
-    def __init__(self, row: KeyRow, arn: str, policy: Policy, aliases: tuple[str, ...], expires: float) -> None:
+    def __init__(
+        self, row: KeyRow, arn: str, policy: Policy, *, aliases: tuple[str, ...], grants: KeyGrants, expires: float
+    ) -> None:
         self.row = row
         self.aliases = aliases
+        self.grants = grants
         self.key_id = row.key_id
         self.arn = arn
         self.policy = policy
@@ -71,8 +71,9 @@ class KeyRecords:
         self._clock = clock
         self._records: OrderedDict[str, KeyRecord] = OrderedDict()
         self._identifiers: OrderedDict[str, str] = OrderedDict()
-        # Counts what was forgotten, so that a load that began before does not bring back what it read.
-        self._forgotten = 0
+        self._grants = GrantCache(store, names, clock=clock)
+        # What was forgotten since each load under way began: it must not bring back what it read before.
+        self._loads: list[set[str]] = []
 
     def get(self, identifier: str) -> KeyRecord:
         """Return the key that `identifier`, in any of its forms, names; raises KeyNotLoadedError."""
@@ -89,13 +90,18 @@ class KeyRecords:
         Raises NotFoundError when there is none, InvalidArnError for a malformed ARN.
         """
         name = self._arns.parse(identifier)
-        while True:
-            forgotten = self._forgotten
-            record = await self._read(await self._key_id_of(name))
-            if forgotten == self._forgotten:
-                self._remember(self._records, record.key_id, record)
-                self._remember(self._identifiers, identifier, record.key_id)
-                return record
+        forgotten: set[str] = set()
+        self._loads.append(forgotten)
+        try:
+            while True:
+                forgotten.clear()
+                record = await self._read(await self._key_id_of(name))
+                if record.key_id not in forgotten and _EVERYTHING not in forgotten:
+                    self._remember(record)
+                    self._remember_identifier(identifier, record.key_id)
+                    return record
+        finally:
+            self._loads = [one for one in self._loads if one is not forgotten]
 
     async def _read(self, key_id: str) -> KeyRecord:
         row = await self._store.key(key_id)
@@ -124,23 +130,44 @@ class KeyRecords:
     def _compile(self, row: KeyRow, aliases: tuple[str, ...]) -> KeyRecord:
         policy = parse_policy(row.policy, account=self._arns.account, names=self._names, resolved=row.policy_principals)
         expires = self._clock() + NAMES_TRUSTED_SECONDS if policy.principals else math.inf
-        return KeyRecord(row, self._arns.key(row.key_id), policy, aliases, expires)
+        return KeyRecord(
+            row,
+            self._arns.key(row.key_id),
+            policy,
+            aliases=aliases,
+            grants=self._grants.of(row.key_id),
+            expires=expires,
+        )
 
-    def _remember(self, cache: OrderedDict[str, _ValueT], name: str, value: _ValueT) -> None:
-        cache[name] = value
-        cache.move_to_end(name)
-        if len(cache) > self._capacity:
-            cache.popitem(last=False)
+    def _remember(self, record: KeyRecord) -> None:
+        self._drop(record.key_id)
+        self._records[record.key_id] = record
+        if len(self._records) > self._capacity:
+            self._drop(next(iter(self._records)))
+
+    def _remember_identifier(self, identifier: str, key_id: str) -> None:
+        self._identifiers[identifier] = key_id
+        self._identifiers.move_to_end(identifier)
+        if len(self._identifiers) > self._capacity:
+            self._identifiers.popitem(last=False)
+
+    def _drop(self, key_id: str) -> None:
+        record = self._records.pop(key_id, None)
+        if record is not None:
+            record.grants.forget_all()
 
     def forget(self, key_id: str) -> None:
         """Forget a key and the aliases it was asked by: something of it was committed."""
-        self._forgotten += 1
-        self._records.pop(key_id, None)
+        for forgotten in self._loads:
+            forgotten.add(key_id)
+        self._drop(key_id)
         for identifier in [one for one, meant in self._identifiers.items() if meant == key_id]:
             del self._identifiers[identifier]
 
     def forget_all(self) -> None:
         """Forget everything: the store was sealed."""
-        self._forgotten += 1
-        self._records.clear()
+        for forgotten in self._loads:
+            forgotten.add(_EVERYTHING)
+        for key_id in tuple(self._records):
+            self._drop(key_id)
         self._identifiers.clear()

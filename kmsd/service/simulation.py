@@ -132,6 +132,7 @@ class Simulation:
             resource="*" if key is None else key.arn,
             key_policy=policy,
             facts=facts,
+            grants=None if key is None else key.grants,
         )
         return await loaded(explain)
 

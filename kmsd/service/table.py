@@ -34,7 +34,7 @@ class WithDescriptors(msgspec.Struct, frozen=True):
 class Entry:
     """An operation with everything the hot path needs at hand."""
 
-    __slots__ = ("contexts", "decode", "elements", "fields", "handler", "has_dry_run", "operation", "synchronous")
+    __slots__ = ("contexts", "decode", "elements", "fields", "handler", "has_tokens", "operation", "synchronous")
 
     def __init__(self, operation: Operation[Any, Any], handler: Handler) -> None:
         self.operation = operation
@@ -44,7 +44,7 @@ class Entry:
         self.contexts = tuple(
             name for name in operation.request.__struct_fields__ if name.endswith("encryption_context")
         )
-        self.has_dry_run = "dry_run" in operation.request.__struct_fields__
+        self.has_tokens = "grant_tokens" in operation.request.__struct_fields__
         self.fields = tuple((_json_name(member_name(attribute)), attribute) for attribute in operation.audit_fields)
         self.elements = tuple((_json_name(member_name(attribute)), attribute) for attribute in operation.audit_response)
 

@@ -67,8 +67,13 @@ GRANTS = Kind(
     GrantRow,
     ("grant_id",),
     ("key_id", "grantee", "retiring", "name"),
-    # A key may have 50,000 grants: who asks for those of somebody must not go through all of them.
-    indexes=(("key_id", "grantee"), ("key_id", "name"), ("retiring",)),
+    # A key may have 50,000 grants: who asks for those of somebody, or for a page of them, must not go through all.
+    indexes=(
+        ("key_id", "grant_id"),
+        ("key_id", "grantee", "grant_id"),
+        ("key_id", "name"),
+        ("retiring", "grant_id"),
+    ),
 )
 DEFAULT_KEYS = Kind("default_keys", DefaultKeyRow, ("owner",))
 CREDENTIALS = Kind("credentials", CredentialRow, ("unit", "name"))

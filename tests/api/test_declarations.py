@@ -48,6 +48,7 @@ _SWITCHED = {KeyState.ENABLED, KeyState.DISABLED, KeyState.UNAVAILABLE}
 _NOT_IN_DELETION = set(KeyState) - {KeyState.PENDING_DELETION}
 STATES = {
     "CreateAlias": _NOT_IN_DELETION,
+    "CreateGrant": {KeyState.ENABLED, KeyState.UNAVAILABLE, KeyState.UPDATING},
     "DescribeKey": set(KeyState),
     "EnableKey": _SWITCHED,
     "DisableKey": _SWITCHED,
@@ -74,9 +75,28 @@ NAMED_BY_ID_ONLY = {
     "TagResource",
     "UntagResource",
     "ListResourceTags",
+    "CreateGrant",
+    "ListGrants",
+    "RevokeGrant",
 }
+# Its token names the grant, and that the key.
+BY_GRANT = "RetireGrant"
 # What changes something, by the first word of its name.
-CHANGES = ("Create", "Delete", "Update", "Put", "Enable", "Disable", "Tag", "Untag", "Reload", "Seal", "Unseal")
+CHANGES = (
+    "Create",
+    "Delete",
+    "Update",
+    "Put",
+    "Enable",
+    "Disable",
+    "Tag",
+    "Untag",
+    "Reload",
+    "Retire",
+    "Revoke",
+    "Seal",
+    "Unseal",
+)
 # What looks at a key and does nothing with it, so that no policy of the key's is asked.
 LOOKS_AT_A_KEY = {"SimulatePolicy"}
 # Members that AWS's service model calls sensitive, and all that is ciphertext or a token.
@@ -125,7 +145,7 @@ def test_key_states_and_usages_are_aws_s(operation: Operation[Any, Any]) -> None
 def test_keys_are_named_as_aws_says(operation: Operation[Any, Any]) -> None:
     """A declared key is a required member; an operation that finds its keys otherwise says so."""
     if operation.key is None:
-        finds_its_own = operation.name in USES_KEY_MATERIAL
+        finds_its_own = operation.name in {*USES_KEY_MATERIAL, BY_GRANT}
         assert operation.resolves_keys is not finds_its_own
         takes_a_key = finds_its_own or operation.name in LOOKS_AT_A_KEY
         assert (operation.key_access is KeyAccess.NONE) is not takes_a_key
@@ -230,6 +250,11 @@ def test_all_but_ours_are_aws_s() -> None:
         "TagResource",
         "UntagResource",
         "ListResourceTags",
+        "CreateGrant",
+        "ListGrants",
+        "ListRetirableGrants",
+        "RetireGrant",
+        "RevokeGrant",
         "CreateAlias",
         "ListAliases",
         "Encrypt",

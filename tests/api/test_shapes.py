@@ -23,7 +23,8 @@ class Bound(NamedTuple):
     most: int
 
 
-# From the table of the service model. Limit of ListAliases: the model says 1,000, the documentation 100.
+# From the table of the service model. Limits of ListAliases and ListGrants: the model says 1,000, the documentation
+# 100.
 # NumberOfBytes of GenerateRandom: AWS has 1,024; kmsd gives more, on purpose.
 BOUNDS = [
     Bound("CreateKey", "Policy", 1, 131_072),
@@ -39,6 +40,15 @@ BOUNDS = [
     Bound("TagResource", "Tags", 1, 50),
     Bound("UntagResource", "TagKeys", 1, 50),
     Bound("ListResourceTags", "Limit", 1, 50),
+    Bound("CreateGrant", "GranteePrincipal", 1, 256),
+    Bound("CreateGrant", "RetiringPrincipal", 1, 256),
+    Bound("CreateGrant", "GrantTokens", 0, 10),
+    Bound("CreateGrant", "Name", 1, 256),
+    Bound("ListGrants", "Limit", 1, 100),
+    Bound("ListGrants", "GrantId", 1, 128),
+    Bound("ListRetirableGrants", "RetiringPrincipal", 1, 256),
+    Bound("RetireGrant", "GrantToken", 1, 8192),
+    Bound("RevokeGrant", "GrantId", 1, 128),
     Bound("CreateAlias", "AliasName", 1, 256),
     Bound("CreateAlias", "TargetKeyId", 1, 2048),
     Bound("ListAliases", "KeyId", 1, 2048),
@@ -73,6 +83,10 @@ REQUIRED: dict[str, dict[str, Any]] = {
     "ListResourceTags": {"KeyId": ARN},
     "SimulatePolicy": {"Actions": ["kms:Encrypt"]},
     "ExplainRefusal": {"RequestId": "7f3a91c2"},
+    "CreateGrant": {"KeyId": ARN, "GranteePrincipal": "user:bob", "Operations": ["Decrypt"]},
+    "ListGrants": {"KeyId": ARN},
+    "ListRetirableGrants": {"RetiringPrincipal": "user:bob"},
+    "RevokeGrant": {"KeyId": ARN, "GrantId": "ab" * 32},
     "CreateAlias": {"AliasName": "alias/a", "TargetKeyId": ARN},
     "Encrypt": {"KeyId": ARN, "Plaintext": b"x"},
     "Decrypt": {"CiphertextBlob": b"x"},

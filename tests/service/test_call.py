@@ -24,6 +24,7 @@ from kmsd.service.facts import Surroundings
 from kmsd.service.records import KeyRecord
 from kmsd.store.base import KeyRow
 from tests.support.embedded import ACCOUNT, ALICE, BOB, HostNames
+from tests.support.no_grants import NoGrants
 
 KEY_ID = "1234abcd-12ab-34cd-56ef-1234567890ab"
 ARN = f"arn:aws:kms:local-host-1:{ACCOUNT}:key/{KEY_ID}"
@@ -48,7 +49,9 @@ def key(state: KeyState = KeyState.ENABLED, usage: KeyUsage = KeyUsage.ENCRYPT_D
         current_material=1,
         version=1,
     )
-    return KeyRecord(row, ARN, parse_policy(policy, account=ACCOUNT, names=NAMES), (), 0.0)
+    return KeyRecord(
+        row, ARN, parse_policy(policy, account=ACCOUNT, names=NAMES), aliases=(), grants=NoGrants(), expires=0.0
+    )
 
 
 def call(operation: str = "Encrypt", session: Session = ALICE) -> Call:

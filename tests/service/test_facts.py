@@ -20,6 +20,7 @@ from kmsd.service.facts import MEMBERS, CallFacts, Surroundings
 from kmsd.service.records import KeyRecord
 from kmsd.store.base import KeyRow
 from tests.support.embedded import ACCOUNT, ALICE, HostNames
+from tests.support.no_grants import NoGrants
 
 # Declared, whether it is served or not.
 DECLARED = {*OPERATIONS, *grants.OPERATIONS, *policies.OPERATIONS, *tags.OPERATIONS}
@@ -51,7 +52,14 @@ def record(key_id: str = KEY_ID, aliases: tuple[str, ...] = (), **members: Any) 
         version=1,
         **members,
     )
-    return KeyRecord(row, f"{ARN}key/{key_id}", parse_policy(policy, account=ACCOUNT, names=HostNames()), aliases, 0.0)
+    return KeyRecord(
+        row,
+        f"{ARN}key/{key_id}",
+        parse_policy(policy, account=ACCOUNT, names=HostNames()),
+        aliases=aliases,
+        grants=NoGrants(),
+        expires=0.0,
+    )
 
 
 KEY = record(aliases=("alias/a", "alias/b"), tags={"team": "blue"})

@@ -13,7 +13,8 @@ from kmsd.api.errors import AccessDeniedError, InvalidArnError, NotFoundError
 from kmsd.api.keys import CREATE_ALIAS, CreateAliasRequest
 from kmsd.api.operation import KeyAccess
 from kmsd.api.symmetric import ENCRYPT, EncryptRequest
-from kmsd.service.records import NAMES_TRUSTED_SECONDS, KeyNotLoadedError
+from kmsd.service.granting import NAMES_TRUSTED_SECONDS
+from kmsd.service.records import KeyNotLoadedError
 from kmsd.store.base import AliasRow, Replace
 from tests.support.embedded import ALICE, BOB, Embedded
 

@@ -43,6 +43,7 @@ from kmsd.service import (
     aliases,
     backups,
     files,
+    grants,
     host_policies,
     keys,
     policies,
@@ -524,6 +525,9 @@ class Embedded:
             changes=changes,
             keys_per_uid=keys_per_uid,
         )
+        grants_service = grants.Grants(
+            store=store, records=self.records, arns=self.arns, names=self.names, clock=time.time, random=os.urandom
+        )
         administration_service = administration.Administration(
             arns=self.arns,
             arena=self.arena,
@@ -566,6 +570,7 @@ class Embedded:
                 **bind(simulation.HANDLERS, simulation_service),
                 **bind(host_policies.HANDLERS, self.host_policies),
                 **bind(tags.HANDLERS, tags.Tags(changes=changes)),
+                **bind(grants.HANDLERS, grants_service),
                 **bind(files.HANDLERS, self.files),
                 **bind(administration.HANDLERS, administration_service),
                 **bind(seal_requests.HANDLERS, self.seal_requests),

@@ -12,7 +12,12 @@ down_revision = "0002"
 def upgrade() -> None:
     """Make the tables."""
     _table("grants", _text("grant_id", primary_key=True), *map(_text, ("key_id", "grantee", "retiring", "name")))
-    for names in (["key_id", "grantee"], ["key_id", "name"], ["retiring"]):
+    for names in (
+        ["key_id", "grant_id"],
+        ["key_id", "grantee", "grant_id"],
+        ["key_id", "name"],
+        ["retiring", "grant_id"],
+    ):
         op.create_index(f"ix_grants_{'_'.join(names)}", "grants", names)
     _table("default_keys", _text("owner", primary_key=True))
     _table("credentials", _text("unit", primary_key=True), _text("name", primary_key=True))
