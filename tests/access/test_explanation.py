@@ -139,7 +139,8 @@ def test_a_deny_holds_where_it_cannot_be_told(
     explanation = bench.explain(caller, facts)
 
     assert explanation.outcome is (Outcome.EXPLICIT_DENY if holds else Outcome.ALLOWED)
-    assert explanation.trace[0] == Step("key policy", 2, "not so", "Deny", holds, reason)
+    concerns = holds or "Condition" in members
+    assert explanation.trace[0] == Step("key policy", 2, "not so", "Deny", holds, reason, concerns)
     if holds:
         assert explanation.rule == 'key policy: "not so" (statement 2)'
 
