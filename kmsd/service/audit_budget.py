@@ -25,6 +25,10 @@ _RESUME_SECONDS = 1.0
 # small burst it is charged more often.
 _MOST_UNCHARGED_BYTES = 16 * 1024
 _UNCHARGED_PART = 16
+# Refusals that are explained to who asks later: with a hostile policy one takes 2 ms, so that a uid whose every request
+# is refused takes a sixteenth of the daemon's time by them.
+_EXPLAINED_PER_SECOND = 32
+_EXPLAINED_AT_ONCE = 256
 # Names of operations may be the peer's own text, and some are in any number of uids: so many are told apart.
 _NAMES = 32
 
@@ -38,6 +42,7 @@ class AuditBudget:
     __slots__ = (
         "_bucket",
         "_clock",
+        "_explanations",
         "_most_uncharged",
         "_resume_at",
         "_tally",
@@ -62,6 +67,7 @@ class AuditBudget:
         self._resume_at = 0.0
         self._tally: _Tally | None = None
         self._bucket = TokenBucket(bytes_per_second, burst_bytes, clock)
+        self._explanations = TokenBucket(_EXPLAINED_PER_SECOND, _EXPLAINED_AT_ONCE, clock)
         self._uncharged = 0
         self._most_uncharged = min(_MOST_UNCHARGED_BYTES, burst_bytes // _UNCHARGED_PART)
         # Whether it is used up; read on the path of every request.
@@ -79,6 +85,13 @@ class AuditBudget:
         if wait > 0:
             self.exceeded = True
             self._resume_at = self._clock() + wait + _RESUME_SECONDS
+
+    def pays_explanation(self) -> bool:
+        """Tell whether one more refusal is explained, and account for it."""
+        if self.exceeded or self._explanations.charge(0) > 0:
+            return False
+        self._explanations.charge(1)
+        return True
 
     def resume(self) -> bool:
         """Return whether there is budget again, after it was exceeded."""

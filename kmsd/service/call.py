@@ -99,7 +99,7 @@ class Call:
         self.named: str | None = None
         self.counterpart: KeyRecord | None = None
         self.context: Mapping[str, str] | None = None
-        # Why policies refused it; not looked at while the caller's audit budget is used up.
+        # Why policies refused it, unless the caller was refused too often for that.
         self.refusal: Refusal | None = None
         self._authorizer = authorizer
         self._surroundings = surroundings
@@ -166,7 +166,7 @@ class Call:
                 self.caller, action, resource=resource, key_policy=policy, facts=self, grants=grants
             ).rule
         except NotAuthorizedError:
-            if not self.budget.exceeded:
+            if self.budget.pays_explanation():
                 why = self._authorizer.explain(
                     self.caller, action, resource=resource, key_policy=policy, facts=self, grants=grants
                 )

@@ -15,6 +15,7 @@ from kmsd.api.errors import (
     NotFoundError,
     ValidationError,
 )
+from kmsd.api.grants import CREATE_GRANT, CreateGrantRequest, GrantConstraints, GrantOperation
 from kmsd.api.keys import CREATE_ALIAS, DESCRIBE_KEY, CreateAliasRequest, DescribeKeyRequest
 from kmsd.api.policies import (
     EXPLAIN_REFUSAL,
@@ -261,6 +262,22 @@ async def test_a_simulation_is_recorded_with_the_key(service: Embedded, key: str
     assert record["requestParameters"]["principals"] == ["user:bob"]
 
 
+async def test_grants_are_looked_at_as_for_a_request(service: Embedded, key: str) -> None:
+    """They are the grantee's own, so that he is shown them."""
+    constraints = GrantConstraints(encryption_context_subset={"app": "web"})
+    request = CreateGrantRequest(
+        key_id=key, grantee_principal="user:bob", operations=[GrantOperation.DECRYPT], constraints=constraints
+    )
+    granted = await service.ask(ALICE, CREATE_GRANT, request)
+
+    [web] = (await simulate(service, BOB, "kms:Decrypt", key, encryption_context={"app": "web"})).results
+    [bare] = (await simulate(service, BOB, "kms:Decrypt", key)).results
+
+    assert (web.decision, web.rule) == (Outcome.ALLOWED, f"grant {granted.grant_id}")
+    assert bare.decision is Outcome.IMPLICIT_DENY
+    assert [(entry.origin, entry.holds) for entry in bare.trace] == [(f"grant {granted.grant_id}", False)]
+
+
 async def test_a_key_that_is_not_there_is_told(service: Embedded) -> None:
     """As for any request."""
     with pytest.raises(NotFoundError):
@@ -337,6 +354,17 @@ async def test_what_is_not_recorded_is_not_explained(open_service: OpenService) 
 
     assert service.refusals.find(request_id)
     assert service.refusals.find(later) is None
+
+
+async def test_who_is_refused_all_the_time_has_some_of_it_explained(service: Embedded, key: str) -> None:
+    """A trace takes longer than a decision; who asks less often has all of it explained."""
+    refusals = [await refused(service, BOB, key) for _ in range(300)]
+
+    explained = [service.refusals.find(one) is not None for one in refusals]
+    assert 200 < sum(explained) < 300
+    service.now += 1
+    assert service.refusals.find(await refused(service, BOB, key))
+    assert service.refusals.find(await refused(service, person(1002, user="carol", gid=1002), key))
 
 
 async def test_errors_that_no_policy_made_are_not_explained(service: Embedded, key: str) -> None:
