@@ -18,20 +18,27 @@ _BARE = re.compile(r"^(?:(ForAllValues|ForAnyValue):)?(\w+?)(IfExists)?$")
 def decide(case: dict[str, Any]) -> tuple[str, str]:
     """Return how the request of `case` is decided, and by what: "key policy", "grant", "host policy" or ""."""
     listed = [("key policy", one) for one in case["key_policy"] or []] + [("host policy", one) for one in case["host"]]
-    denies = [origin for origin, one in listed if one["Effect"] == "Deny" and True in _concerns(one, case)]
-    allows = [origin for origin, one in listed if one["Effect"] == "Allow" and _concerns(one, case) == {True}]
+    denies = [origin for origin, one in listed if one["Effect"] == "Deny" and counts(one, case)]
+    allows = [origin for origin, one in listed if one["Effect"] == "Allow" and counts(one, case)]
     if denies:
         return "explicitDeny", denies[0]
     if "key policy" in allows:
         return "allowed", "key policy"
     if case["key_policy"] is not None and any(_grants(one, case) for one in case["grants"]):
         return "allowed", "grant"
-    if "host policy" in allows and (case["key_policy"] is None or _delegates(case)):
+    if "host policy" in allows and (case["key_policy"] is None or delegates(case)):
         return "allowed", "host policy"
     return "implicitDeny", ""
 
 
-def _delegates(case: dict[str, Any]) -> bool:
+def counts(statement: dict[str, Any], case: dict[str, Any]) -> bool:
+    """Tell whether a statement counts for the request of `case`."""
+    concerned = _concerns(statement, case)
+    return True in concerned if statement["Effect"] == "Deny" else concerned == {True}
+
+
+def delegates(case: dict[str, Any]) -> bool:
+    """Tell whether the key policy lets the account's root in for the request of `case`."""
     about_root = [one for one in case["key_policy"] if "administrators" in _named(one.get("Principal", []))]
     found = [(one["Effect"], _asks(one, case)) for one in about_root]
     return ("Allow", {True}) in found and not any(effect == "Deny" and True in asks for effect, asks in found)

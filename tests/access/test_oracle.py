@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 
-from kmsd.access.decision import Authorizer, Explanation, HostPolicy, NotAuthorizedError
+from kmsd.access.decision import Authorizer, Explanation, HostPolicy, NotAuthorizedError, would_lock_out
 from kmsd.access.facts import UNDETERMINED
-from kmsd.access.policy import parse_policy
-from tests.access.oracle import decide
+from kmsd.access.policy import Policy, parse_policy
+from kmsd.identity.principals import Caller
+from tests.access.oracle import counts, decide, delegates
 from tests.access.random_cases import ACCOUNT, NOW, RESOLVED, random_case, random_statement
 from tests.support.given_facts import GivenFacts
 from tests.support.given_requests import GivenGrants, GivenNames, made_caller
@@ -33,17 +34,27 @@ def authorizer(host_policy: str) -> Authorizer:
     return Authorizer(HostPolicy({"10-test.json": host_policy}, account=ACCOUNT, names=NAMES))
 
 
+def key_policy(statements: list[dict[str, Any]]) -> Policy:
+    return parse_policy(document(statements), account=ACCOUNT, names=NAMES, resolved=RESOLVED)
+
+
+def asked(case: Case) -> tuple[Caller, GivenFacts]:
+    """Return who asks, and what can be asked of the request."""
+    facts = {key: UNDETERMINED if one == "undetermined" else one for key, one in case["facts"].items()}
+    groups = case["caller"]["gids"]
+    return made_caller({**case["caller"], "gid": groups[0], "groups": groups}), GivenFacts(facts, case["context"])
+
+
 def explained(case: Case) -> Explanation:
     """Return how the daemon's code decides `case`."""
-    said = case["key_policy"]
-    policy = None if said is None else parse_policy(document(said), account=ACCOUNT, names=NAMES, resolved=RESOLVED)
-    facts = {key: UNDETERMINED if one == "undetermined" else one for key, one in case["facts"].items()}
-    caller = made_caller({**case["caller"], "gid": case["caller"]["gids"][0], "groups": case["caller"]["gids"]})
+    policy = None if case["key_policy"] is None else key_policy(case["key_policy"])
+    caller, facts = asked(case)
     under, about = authorizer(document(case["host"])), (caller, case["action"])
-    request = {"resource": case["resource"], "key_policy": policy, "facts": GivenFacts(facts, case["context"])}
-    explanation = under.explain(*about, **request, grants=GivenGrants.of(case["grants"]))
+    request = {"resource": case["resource"], "key_policy": policy, "facts": facts}
+    grants = GivenGrants.of(case["grants"])
+    explanation = under.explain(*about, **request, grants=grants)
     try:
-        found = ("allowed", under.authorize(*about, **request, grants=GivenGrants.of(case["grants"])).rule)
+        found = ("allowed", under.authorize(*about, **request, grants=grants).rule)
     except NotAuthorizedError as refusal:
         found = (explanation.outcome if explanation.outcome != "allowed" else "refused", refusal.rule)
     assert (explanation.outcome, explanation.rule) == found, json.dumps(case)
@@ -133,3 +144,31 @@ def test_an_attribute_that_is_lost_is_lost_to_every_allow_that_needs_it() -> Non
         lost = {"caller": case["caller"] | {"unit": None, "undetermined": ["unit"]}, "host": [], "grants": []}
         assert not allowed(case | lost | {"key_policy": [unit | {"Effect": "Allow"}]})
         assert not allowed(case | lost | {"key_policy": [everybody, unit | {"Effect": "Deny"}]})
+
+
+def test_every_step_of_an_explanation_holds_when_its_statement_counts() -> None:
+    """An Allow of the host policy only where the key's policy delegates; and no statement that counts is left out."""
+    for _, case in property_cases():
+        origins = {"key policy": case["key_policy"] or [], "host policy 10-test.json": case["host"]}
+        delegated = case["key_policy"] is None or delegates(case)
+        expected = {
+            (origin, number)
+            for origin, listed in origins.items()
+            for number, one in enumerate(listed, 1)
+            if counts(one, case) and (origin == "key policy" or one["Effect"] == "Deny" or delegated)
+        }
+        steps = [step for step in explained(case).trace if step.number]
+        assert {(step.origin, step.number) for step in steps if step.holds} == expected, json.dumps(case)
+        assert all(step.reason for step in steps)
+
+
+def test_a_policy_locks_out_whom_it_lets_neither_change_nor_delegate_it() -> None:
+    """Under the most generous host policy, and without grants, which cannot permit it."""
+    everything = {"Effect": "Allow", "Principal": "*", "Action": "*", "Resource": "*"}
+    for _, case in property_cases():
+        if case["key_policy"] is None:
+            continue
+        changing = case | {"action": "kms:PutKeyPolicy", "host": [everything], "grants": []}
+        caller, facts = asked(changing)
+        found = would_lock_out(key_policy(changing["key_policy"]), caller, facts=facts, resource=case["resource"])
+        assert found is (decide(changing)[0] != "allowed"), json.dumps(changing)
