@@ -180,6 +180,7 @@ def _run_editor(editor: Sequence[str], path: Path) -> None:
 def _asked(question: str, answers: set[str]) -> str:
     """Return the first letter of the user's answer, once it is one of `answers`."""
     while True:
+        sys.stdout.flush()  # what the question is about may be on its way to a pipe
         sys.stderr.write(question)
         sys.stderr.flush()
         line = sys.stdin.readline()

@@ -14,25 +14,24 @@ _SENTENCE = re.compile(
 _UID = re.compile(r"\buid (\d+)")
 # The daemon numbers its requests so that these differ within a run, and takes them for the whole.
 _ID_DIGITS = 8
-_ASK = "ask whoever manages the key to allow it in the key policy, or an administrator of kmsd"
 
 
 class Refusal(NamedTuple):
     """What was refused, and what to do about it."""
 
     sentence: str
-    hint: str
+    hint: str | None
 
 
 def refusal_of(error: AccessDeniedError, key: str | None) -> Refusal:
     """Return `error` for people; `key` is how they named the key, if they did."""
-    hint = f"kms why {error.request_id[:_ID_DIGITS]}, or ask an administrator to run it" if error.request_id else _ASK
     said = _SENTENCE.search(error.message)
-    if said is None:  # refused by something else than a policy
-        return Refusal(error.message.removesuffix("."), _ASK)
+    if said is None:  # no policy refused it, and the message says all there is
+        return Refusal(error.message.removesuffix("."), None)
     uid = _UID.search(said["who"])
     who = f"uid {uid[1]}" if uid else said["who"]
-    return Refusal(f"{who} may not {said['action']} {_named(said['resource'], key)}".rstrip(), hint)
+    sentence = f"{who} may not {said['action']} {_named(said['resource'], key)}".rstrip()
+    return Refusal(sentence, f"kms why {error.request_id[:_ID_DIGITS]}, or ask an administrator to run it")
 
 
 def _named(resource: str, key: str | None) -> str:
