@@ -82,7 +82,8 @@ def owner_of(caller: Caller, alias: str) -> Owner:
         )
     if caller.user is None or caller.uid in _DYNAMIC_UIDS:
         raise NotFoundError(
-            f"uid {caller.uid} has no default key: only users whom passwd knows have one, and services, by their units"
+            f"uid {caller.uid} has no default key: only users whom passwd knows have one, and services, by their "
+            "units; name another key"
         )
     return user_owner(caller.uid, caller.user)
 
