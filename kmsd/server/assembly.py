@@ -43,9 +43,11 @@ from kmsd.service import (
 from kmsd.service.audit_accounts import AuditAccounts
 from kmsd.service.call import Session
 from kmsd.service.credential_delivery import CredentialDelivery
+from kmsd.service.default_keys import DefaultKeys
 from kmsd.service.identifiers import Arns
 from kmsd.service.key_changes import KeyChanges
 from kmsd.service.key_cipher import KeyCipher
+from kmsd.service.key_lookup import KeyLookup
 from kmsd.service.pipeline import Pipeline
 from kmsd.service.request_ids import RequestIds
 from kmsd.service.scratch import Scratch
@@ -80,6 +82,17 @@ class Service:
         records = self._custody.records
         self._deciding = Deciding(foundation, trail, settings, records)
         self._digests = {"configuration": digest(config), "hostPolicy": self._deciding.digest}
+        default_keys = DefaultKeys(
+            store=store,
+            versions=self._custody.versions,
+            records=records,
+            arns=arns,
+            changes=self._custody.own_changes,
+            clock=time.time,
+            keys_per_uid=config.limits.keys_per_uid,
+            capacity=config.limits.keys_in_memory,
+        )
+        lookup = KeyLookup(records, default_keys)
         cipher = KeyCipher(self._custody.versions, BlobCipher(arena, os.urandom))
         scratch = Scratch(arena)
         cores = os.cpu_count() or 1
@@ -89,7 +102,7 @@ class Service:
         workers = config.limits.file_workers or max(cores, 4 * streams)
         self._pool = WorkerPool(foundation.zygote, size=workers, per_uid=streams, spare=min(workers, cores))
         self._files = files.Files(
-            records=records,
+            lookup=lookup,
             cipher=cipher,
             arena=arena,
             pool=self._pool,
@@ -98,7 +111,7 @@ class Service:
             settles=trail.mode is SyncMode.ALWAYS,
         )
         self._shares = Shares(config.limits, time.monotonic)
-        symmetric_service = symmetric.Symmetric(records=records, cipher=cipher, scratch=scratch)
+        symmetric_service = symmetric.Symmetric(lookup=lookup, cipher=cipher, scratch=scratch)
         changes = KeyChanges(store, records)
         keys_service = keys.Keys(
             store=store,
@@ -111,6 +124,9 @@ class Service:
         )
         grants_service = grants.Grants(
             store=store, records=records, arns=arns, names=self._names, clock=time.time, random=os.urandom
+        )
+        aliases_service = aliases.Aliases(
+            store=store, records=records, default_keys=default_keys, arns=arns, clock=time.time
         )
         administration_service = administration.Administration(
             arns=arns,
@@ -141,7 +157,7 @@ class Service:
             {
                 **bind(symmetric.HANDLERS, symmetric_service),
                 **bind(keys.HANDLERS, keys_service),
-                **bind(aliases.HANDLERS, aliases.Aliases(store=store, records=records, arns=arns, clock=time.time)),
+                **bind(aliases.HANDLERS, aliases_service),
                 **bind(policies.HANDLERS, policies.Policies(changes=changes, arns=arns, names=self._names)),
                 **bind(tags.HANDLERS, tags.Tags(changes=changes)),
                 **self._deciding.handlers,
@@ -152,7 +168,7 @@ class Service:
                 **bind(backups.HANDLERS, self._custody.backups),
             },
             authorizer=self._deciding.authorizer,
-            records=records,
+            lookup=lookup,
             trail=trail,
             accounts=self._accounts,
             surroundings=self._deciding.surroundings,
@@ -296,7 +312,7 @@ class Service:
             await self._files.drain(grace)
         # A store may hang: its intents then stay open, and the next start settles them.
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._pipeline.drain(), grace)
+            await asyncio.wait_for(self._drain(), grace)
         await self._pool.close()
         await self._files.drain(grace)
         try:
@@ -309,6 +325,11 @@ class Service:
             self._custody.seal()
             await self._store.close()
             self._trail.close()
+
+    async def _drain(self) -> None:
+        """Wait until every change under way has its outcome in the trail."""
+        await self._pipeline.drain()
+        await self._custody.own_changes.drain()
 
 
 def _no_store(path: Path) -> StoreFormatError:

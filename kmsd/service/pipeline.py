@@ -46,8 +46,8 @@ from kmsd.service.facts import Surroundings
 from kmsd.service.foreseen import Foreseen
 from kmsd.service.gate import Gate
 from kmsd.service.grant_tokens import check_tokens
+from kmsd.service.key_lookup import KeyLookup
 from kmsd.service.loading import loaded
-from kmsd.service.records import KeyRecords
 from kmsd.service.refusals import Refusals
 from kmsd.service.request_ids import RequestIds
 from kmsd.service.scratch import Scratch
@@ -99,7 +99,7 @@ class Pipeline:
         handlers: Mapping[Operation[Any, Any], Handler],
         *,
         authorizer: Authorizer,
-        records: KeyRecords,
+        lookup: KeyLookup,
         trail: Trail,
         accounts: AuditAccounts,
         surroundings: Surroundings,
@@ -113,7 +113,7 @@ class Pipeline:
     ) -> None:
         self._table = make_table(operations, handlers)
         self._authorizer = authorizer
-        self._records = records
+        self._lookup = lookup
         self._trail = trail
         self._accounts = accounts
         self._surroundings = surroundings
@@ -237,7 +237,7 @@ class Pipeline:
         response: msgspec.Struct
         if operation.key is not None:
             call.named = named = getattr(request, operation.key)
-            key = self._records.get(named)
+            key = self._lookup.get(named, call)
             call.use(key)
             response = entry.handler(call, request, key)
             return response
@@ -297,7 +297,7 @@ class Pipeline:
         arguments: tuple[Any, ...] = (call, request)
         if operation.key is not None:
             call.named = named = getattr(request, operation.key)
-            key = await self._records.fetch(named, operation.key_access)
+            key = await self._lookup.fetch(named, operation.key_access, call)
             await loaded(partial(call.use, key))
             arguments = (call, request, key)
         elif operation.resolves_keys:

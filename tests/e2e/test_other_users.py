@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 import shutil
 from collections.abc import Callable, Iterator
@@ -187,3 +188,33 @@ def test_root_needs_no_share(dev: DevDaemon, client: Client) -> None:
     client.list_keys()
 
     assert dev.records()[-1]["userIdentity"]["userName"] == "root"
+
+
+def test_each_user_has_a_key_of_his_own(shared: DevDaemon, owner: Client, short_path: Path) -> None:
+    """Without any set-up; who administers the daemon cannot read what is under it, and is on record for trying."""
+    alias = "alias/kmsd/default"
+    short_path.chmod(0o777)
+    codecs.lookup("ascii")  # loaded now: the user may not read where Python is
+
+    def their_file() -> str:
+        with Client(shared.socket) as client:
+            (short_path / "theirs").write_bytes(b"theirs")
+            encrypt_file(client, short_path / "theirs", short_path / "theirs.kms", key_id=alias)
+            (short_path / "theirs.kms").chmod(0o644)
+            decrypt_file(client, short_path / "theirs.kms", short_path / "again")
+            return client.describe_key(key_id=alias).key_metadata.arn
+
+    theirs = as_user(DAEMON_UID, DAEMON_GID, their_file)
+
+    assert theirs.startswith("arn:"), theirs
+    assert (short_path / "again").read_bytes() == b"theirs"
+    assert owner.describe_key(key_id=alias).key_metadata.arn != theirs
+    assert (
+        owner.describe_key(key_id=theirs).key_metadata.description == f"default key of user daemon (uid {DAEMON_UID})"
+    )
+    with pytest.raises(AccessDeniedError):
+        decrypt_file(owner, short_path / "theirs.kms", short_path / "mine")
+    refused = shared.records()[-1]
+    assert (refused["eventName"], refused["userIdentity"]["uid"]) == ("DecryptFile", 0)
+    assert (refused["errorCode"], refused["resources"]) == ("AccessDeniedException", [{"ARN": theirs}])
+    assert outcome(shared, STRANGER, lambda client: client.describe_key(key_id=alias)) == "NotFoundException"

@@ -18,7 +18,7 @@ from kmsd_client.files import decrypt_file
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command line."""
-    add_common_arguments(parser, output=f"FILE without {SUFFIX}")
+    add_common_arguments(parser, key="the one the message names", output=f"FILE without {SUFFIX}")
     parser.set_defaults(run=run)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from kmsd_client.cli.terminal import EXIT_USAGE, CommandError
 from kmsd_client.cli.transfer import (
     add_common_arguments,
     destination_of,
@@ -15,20 +14,18 @@ from kmsd_client.cli.transfer import (
 from kmsd_client.files import encrypt_file
 
 SUFFIX = ".kms"
+# Means, for each caller, a key of his own.
+_DEFAULT_KEY = "alias/kmsd/default"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command line."""
-    add_common_arguments(parser, output=f"FILE{SUFFIX}")
-    parser.set_defaults(run=run)
+    add_common_arguments(parser, key=f"{_DEFAULT_KEY}, which is your own", output=f"FILE{SUFFIX}")
+    parser.set_defaults(run=run, key=_DEFAULT_KEY)
 
 
 def run(options: argparse.Namespace) -> None:
     """Encrypt one file."""
-    if options.key is None:
-        raise CommandError(
-            "which key?", "name one with -k; kms key create --alias alias/NAME makes one", code=EXIT_USAGE
-        )
     source = source_of(options)
     default = None if isinstance(source, int) else Path(f"{options.file}{SUFFIX}")
     destination = destination_of(options, default, binary=True)

@@ -25,9 +25,9 @@ from kmsd_client.files import FileResult, Place, ProgressFunction
 _BAR_FROM_BYTES = 256 * 1024 * 1024
 
 
-def add_common_arguments(parser: argparse.ArgumentParser, *, output: str) -> None:
-    """Declare the options that both verbs have; `output` says where the result goes by default."""
-    parser.add_argument("-k", "--key", metavar="KEY", help="key id, key ARN, alias or alias ARN")
+def add_common_arguments(parser: argparse.ArgumentParser, *, key: str, output: str) -> None:
+    """Declare the options that both verbs have; `key` and `output` say what is done without them."""
+    parser.add_argument("-k", "--key", metavar="KEY", help=f"key id, key ARN, alias or alias ARN; default: {key}")
     add_context_option(parser)
     parser.add_argument(
         "-o", "--output", metavar="OUT", help=f"where to write; - is standard output; default: {output}"
