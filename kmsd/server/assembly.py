@@ -165,6 +165,7 @@ class Service:
             logger=foundation.logger,
             request_ids=request_ids,
             surroundings=surroundings,
+            refusals=refusals,
             seconds=_CREDENTIAL_SECONDS,
             settles=trail.mode is SyncMode.ALWAYS,
         )
