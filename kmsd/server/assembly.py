@@ -32,10 +32,12 @@ from kmsd.service import administration, aliases, backups, files, keys, policies
 from kmsd.service.audit_accounts import AuditAccounts
 from kmsd.service.call import Session
 from kmsd.service.credential_delivery import CredentialDelivery
+from kmsd.service.default_keys import DefaultKeys
 from kmsd.service.facts import Surroundings
 from kmsd.service.identifiers import Arns
 from kmsd.service.key_changes import KeyChanges
 from kmsd.service.key_cipher import KeyCipher
+from kmsd.service.key_lookup import KeyLookup
 from kmsd.service.pipeline import Pipeline
 from kmsd.service.refusals import Refusals
 from kmsd.service.request_ids import RequestIds
@@ -72,6 +74,17 @@ class Service:
         self._digests = {"configuration": digest(config), "hostPolicy": host_policy.digest}
         self._custody = Custody(foundation, store, trail, settings, is_new=is_new)
         records = self._custody.records
+        default_keys = DefaultKeys(
+            store=store,
+            versions=self._custody.versions,
+            records=records,
+            arns=arns,
+            changes=self._custody.own_changes,
+            clock=time.time,
+            keys_per_uid=config.limits.keys_per_uid,
+            capacity=config.limits.keys_in_memory,
+        )
+        lookup = KeyLookup(records, default_keys)
         cipher = KeyCipher(self._custody.versions, BlobCipher(arena, os.urandom))
         scratch = Scratch(arena)
         cores = os.cpu_count() or 1
@@ -81,7 +94,7 @@ class Service:
         workers = config.limits.file_workers or max(cores, 4 * streams)
         self._pool = WorkerPool(foundation.zygote, size=workers, per_uid=streams, spare=min(workers, cores))
         self._files = files.Files(
-            records=records,
+            lookup=lookup,
             cipher=cipher,
             arena=arena,
             pool=self._pool,
@@ -90,7 +103,7 @@ class Service:
             settles=trail.mode is SyncMode.ALWAYS,
         )
         self._shares = Shares(config.limits, time.monotonic)
-        symmetric_service = symmetric.Symmetric(records=records, cipher=cipher, scratch=scratch)
+        symmetric_service = symmetric.Symmetric(lookup=lookup, cipher=cipher, scratch=scratch)
         changes = KeyChanges(store, records)
         keys_service = keys.Keys(
             store=store,
@@ -100,6 +113,9 @@ class Service:
             clock=time.time,
             changes=changes,
             keys_per_uid=config.limits.keys_per_uid,
+        )
+        aliases_service = aliases.Aliases(
+            store=store, records=records, default_keys=default_keys, arns=arns, clock=time.time
         )
         administration_service = administration.Administration(
             arns=arns,
@@ -132,7 +148,7 @@ class Service:
             {
                 **bind(symmetric.HANDLERS, symmetric_service),
                 **bind(keys.HANDLERS, keys_service),
-                **bind(aliases.HANDLERS, aliases.Aliases(store=store, records=records, arns=arns, clock=time.time)),
+                **bind(aliases.HANDLERS, aliases_service),
                 **bind(policies.HANDLERS, policies.Policies(changes=changes, arns=arns, names=self._names)),
                 **bind(tags.HANDLERS, tags.Tags(changes=changes)),
                 **bind(files.HANDLERS, self._files),
@@ -141,7 +157,7 @@ class Service:
                 **bind(backups.HANDLERS, self._custody.backups),
             },
             authorizer=self._authorizer,
-            records=records,
+            lookup=lookup,
             trail=trail,
             accounts=self._accounts,
             surroundings=surroundings,
@@ -287,7 +303,7 @@ class Service:
             await self._files.drain(grace)
         # A store may hang: its intents then stay open, and the next start settles them.
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._pipeline.drain(), grace)
+            await asyncio.wait_for(self._drain(), grace)
         await self._pool.close()
         await self._files.drain(grace)
         try:
@@ -300,6 +316,11 @@ class Service:
             self._custody.seal()
             await self._store.close()
             self._trail.close()
+
+    async def _drain(self) -> None:
+        """Wait until every change under way has its outcome in the trail."""
+        await self._pipeline.drain()
+        await self._custody.own_changes.drain()
 
 
 def _no_store(path: Path) -> StoreFormatError:

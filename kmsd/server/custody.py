@@ -14,9 +14,13 @@ from kmsd.server.foundation import Foundation
 from kmsd.service.administration import AuditKey
 from kmsd.service.backups import Backups
 from kmsd.service.checkpoints import Checkpoints, announce_nowhere, log_anchor
+from kmsd.service.default_key_care import DefaultKeyCare
 from kmsd.service.gate import Gate
 from kmsd.service.identifiers import Arns
+from kmsd.service.own_changes import OwnChanges
 from kmsd.service.records import KeyRecords
+from kmsd.service.request_ids import RequestIds
+from kmsd.service.rotation import Rotation
 from kmsd.service.seal import Means, Seal
 from kmsd.service.seal_requests import SealRequests
 from kmsd.service.settling import Settling
@@ -47,6 +51,23 @@ class Custody:
         )
         self.gate = Gate()
         self._settling = Settling(store, trail)
+        self.own_changes = OwnChanges(
+            store=store,
+            trail=trail,
+            records=self.records,
+            arns=arns,
+            gate=self.gate,
+            new_id=RequestIds(os.urandom).next,
+        )
+        self._care = DefaultKeyCare(
+            store=store,
+            rotation=Rotation(versions=self.versions, changes=self.own_changes, clock=time.time),
+            changes=self.own_changes,
+            gate=self.gate,
+            logger=logger,
+            clock=time.time,
+            sleep=foundation.sleep,
+        )
         self.backups = Backups(
             store=store,
             hierarchy=self.hierarchy,
@@ -127,6 +148,7 @@ class Custody:
     async def end(self) -> None:
         """Decide nothing more; what is under way ends."""
         await self._watch.close()
+        await self._care.close()
         await self.requests.close()
         await self.backups.close()
         await self.unsealing.close()

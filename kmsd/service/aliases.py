@@ -12,6 +12,7 @@ from kmsd.api.errors import AlreadyExistsError, LimitExceededError
 from kmsd.api.operation import Operation
 from kmsd.api.shapes import AliasListEntry, Empty
 from kmsd.service.call import Call
+from kmsd.service.default_keys import DefaultKeys
 from kmsd.service.identifiers import Arns, check_new_alias
 from kmsd.service.pagination import after, cut
 from kmsd.service.records import ALIASES_PER_KEY, KeyRecord, KeyRecords
@@ -21,9 +22,18 @@ from kmsd.store.base import AliasRow, Insert, RowExistsError, Store
 class Aliases:
     """Handlers of aliases; `clock` gives seconds since 1970 UTC."""
 
-    def __init__(self, *, store: Store, records: KeyRecords, arns: Arns, clock: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        *,
+        store: Store,
+        records: KeyRecords,
+        default_keys: DefaultKeys,
+        arns: Arns,
+        clock: Callable[[], float],
+    ) -> None:
         self._store = store
         self._records = records
+        self._default_keys = default_keys
         self._arns = arns
         self._clock = clock
         # Held from counting to committing, so that who asks for many at once gets no more.
@@ -50,10 +60,17 @@ class Aliases:
                 self._records.forget(key.key_id)
         return Empty()
 
-    async def list(self, call: Call, request: api.ListAliasesRequest) -> api.ListAliasesResponse:  # noqa: ARG002 - handlers share one form
-        """List aliases by name."""
+    async def list(self, call: Call, request: api.ListAliasesRequest) -> api.ListAliasesResponse:
+        """List aliases by name, the caller's own of default keys among them."""
         key_id = self._arns.parse_key(request.key_id).key_id if request.key_id is not None else None
-        rows = await self._store.aliases(key_id=key_id, after=after(request.marker), limit=request.limit + 1)
+        last = after(request.marker)
+        rows = await self._store.aliases(key_id=key_id, after=last, limit=request.limit + 1)
+        own = [
+            row
+            for row in await self._default_keys.aliases_of(call.caller)
+            if row.name > (last or "") and key_id in {None, row.key_id}
+        ]
+        rows = sorted([*rows, *own], key=lambda row: row.name)[: request.limit + 1]
         shown, page = cut(rows, request.limit, lambda row: row.name)
         entries = [self._entry(row) for row in shown]
         return api.ListAliasesResponse(aliases=entries, next_marker=page.next_marker, truncated=page.truncated)

@@ -32,9 +32,10 @@ from kmsd.envelope.pool import Direction, FileJob, FileStream, WorkerPool
 from kmsd.memory.arena import Arena
 from kmsd.service.call import Call
 from kmsd.service.key_cipher import KeyCipher
+from kmsd.service.key_lookup import KeyLookup
 from kmsd.service.loading import loaded
 from kmsd.service.pipeline import Trail
-from kmsd.service.records import KeyRecord, KeyRecords
+from kmsd.service.records import KeyRecord
 from kmsd.service.table import WithDescriptors
 
 # AWS Encryption SDK: the provider id of data keys that AWS KMS wraps; its info is the key's ARN.
@@ -57,7 +58,7 @@ class Files:
     def __init__(
         self,
         *,
-        records: KeyRecords,
+        lookup: KeyLookup,
         cipher: KeyCipher,
         arena: Arena,
         pool: WorkerPool,
@@ -65,7 +66,7 @@ class Files:
         random: Callable[[int], bytes],
         settles: bool,
     ) -> None:
-        self._records = records
+        self._lookup = lookup
         self._cipher = cipher
         self._arena = arena
         self._pool = pool
@@ -131,14 +132,14 @@ class Files:
     async def _key_of(self, call: Call, header: MessageHeader, named: str | None) -> tuple[KeyRecord, bytes]:
         """Return the key that can unwrap one of the header's data keys, authorized, and that data key's blob."""
         call.named = named
-        wanted = await self._records.fetch(named, call.operation.key_access) if named is not None else None
+        wanted = await self._lookup.fetch(named, call.operation.key_access, call) if named is not None else None
         if wanted is not None:
             call.use(wanted)
         candidates = [key for key in header.encrypted_data_keys if key.provider_id == _PROVIDER]
         if len(candidates) > _MAX_DATA_KEYS:
             raise MessageFormatError(f"the message names {len(candidates)} keys; at most {_MAX_DATA_KEYS} are tried")
         for candidate in candidates:
-            key = await self._record_of(candidate)
+            key = await self._record_of(candidate, call)
             if key is None or (wanted is not None and key.key_id != wanted.key_id):
                 continue
             if wanted is None:
@@ -149,9 +150,9 @@ class Files:
         names = ", ".join(_named(candidate) for candidate in header.encrypted_data_keys[:_NAMED])
         raise MessageFormatError(f"no key of this service made this message; it names: {names}")
 
-    async def _record_of(self, candidate: EncryptedDataKey) -> KeyRecord | None:
+    async def _record_of(self, candidate: EncryptedDataKey, call: Call) -> KeyRecord | None:
         try:
-            return await self._records.fetch(candidate.provider_info.decode(), KeyAccess.ID_OR_ARN)
+            return await self._lookup.fetch(candidate.provider_info.decode(), KeyAccess.ID_OR_ARN, call)
         except (KmsError, UnicodeDecodeError) as error:
             if isinstance(error, KmsError) and error.retryable:
                 raise

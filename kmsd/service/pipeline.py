@@ -44,7 +44,7 @@ from kmsd.service.call import Call, Session
 from kmsd.service.facts import Surroundings
 from kmsd.service.foreseen import Foreseen
 from kmsd.service.gate import Gate
-from kmsd.service.records import KeyRecords
+from kmsd.service.key_lookup import KeyLookup
 from kmsd.service.refusals import Refusals
 from kmsd.service.request_ids import RequestIds
 from kmsd.service.scratch import Scratch
@@ -96,7 +96,7 @@ class Pipeline:
         handlers: Mapping[Operation[Any, Any], Handler],
         *,
         authorizer: Authorizer,
-        records: KeyRecords,
+        lookup: KeyLookup,
         trail: Trail,
         accounts: AuditAccounts,
         surroundings: Surroundings,
@@ -110,7 +110,7 @@ class Pipeline:
     ) -> None:
         self._table = make_table(operations, handlers)
         self._authorizer = authorizer
-        self._records = records
+        self._lookup = lookup
         self._trail = trail
         self._accounts = accounts
         self._surroundings = surroundings
@@ -234,7 +234,7 @@ class Pipeline:
         response: msgspec.Struct
         if operation.key is not None:
             call.named = named = getattr(request, operation.key)
-            key = self._records.get(named)
+            key = self._lookup.get(named, call)
             call.use(key)
             response = entry.handler(call, request, key)
             return response
@@ -294,7 +294,7 @@ class Pipeline:
         arguments: tuple[Any, ...] = (call, request)
         if operation.key is not None:
             call.named = named = getattr(request, operation.key)
-            key = await self._records.fetch(named, operation.key_access)
+            key = await self._lookup.fetch(named, operation.key_access, call)
             call.use(key)
             if entry.has_dry_run:
                 call.end_dry_run(dry_run=request.dry_run)  # type: ignore[attr-defined] # the table has looked

@@ -13,7 +13,8 @@ from kmsd.material.ciphertext import address_of
 from kmsd.material.specs import DATA_KEY_BYTES
 from kmsd.service.call import Call
 from kmsd.service.key_cipher import KeyCipher
-from kmsd.service.records import KeyRecord, KeyRecords
+from kmsd.service.key_lookup import KeyLookup
+from kmsd.service.records import KeyRecord
 from kmsd.service.scratch import Scratch
 
 # The largest plaintext of a blob (AWS KMS).
@@ -28,8 +29,8 @@ class Symmetric:
     Each ends a dry run itself, where nothing that the request says can be wrong any more.
     """
 
-    def __init__(self, *, records: KeyRecords, cipher: KeyCipher, scratch: Scratch) -> None:
-        self._records = records
+    def __init__(self, *, lookup: KeyLookup, cipher: KeyCipher, scratch: Scratch) -> None:
+        self._lookup = lookup
         self._cipher = cipher
         self._scratch = scratch
 
@@ -53,7 +54,7 @@ class Symmetric:
 
     def re_encrypt(self, call: Call, request: api.ReEncryptRequest) -> api.ReEncryptResponse:
         """Decrypt a blob and encrypt it again; both keys are authorized before either is used."""
-        destination = self._records.get(request.destination_key_id)
+        destination = self._lookup.get(request.destination_key_id, call)
         call.counterpart = destination
         source = self._key_of(request.ciphertext_blob, request.source_key_id, call, "kms:ReEncryptFrom")
         call.counterpart, call.named = source, request.destination_key_id
@@ -110,10 +111,10 @@ class Symmetric:
         made_by = address_of(blob).key_id
         call.named = named
         if named is None:
-            key = self._records.get(made_by)
+            key = self._lookup.get(made_by, call)
             call.use(key, action)
             return key
-        key = self._records.get(named)
+        key = self._lookup.get(named, call)
         call.use(key, action)
         if key.key_id != made_by:
             raise IncorrectKeyError(

@@ -44,15 +44,20 @@ from kmsd.service.batch import Batch
 from kmsd.service.call import Session
 from kmsd.service.checkpoints import Checkpoints, log_anchor
 from kmsd.service.credential_delivery import CredentialDelivery
+from kmsd.service.default_key_care import DefaultKeyCare
+from kmsd.service.default_keys import DefaultKeys
 from kmsd.service.facts import Surroundings
 from kmsd.service.gate import Gate as KeyGate
 from kmsd.service.identifiers import Arns
 from kmsd.service.key_changes import KeyChanges
 from kmsd.service.key_cipher import KeyCipher
+from kmsd.service.key_lookup import KeyLookup
+from kmsd.service.own_changes import OwnChanges
 from kmsd.service.pipeline import Pipeline
 from kmsd.service.records import KeyRecords
 from kmsd.service.refusals import Refusals
 from kmsd.service.request_ids import RequestIds
+from kmsd.service.rotation import Rotation
 from kmsd.service.scratch import Scratch
 from kmsd.service.seal import Seal
 from kmsd.service.table import Handler, bind
@@ -137,7 +142,7 @@ class HostNames:
     """The names of a small host."""
 
     def __init__(self) -> None:
-        self.users = {"root": 0, "alice": 1000, "bob": 1001}
+        self.users = {"root": 0, "www-data": 33, "alice": 1000, "bob": 1001}
         self.groups = {"kms-users": 500, "kms-auditors": 501}
 
     def user_name(self, uid: int) -> str | None:
@@ -320,7 +325,15 @@ def answers_in(out: bytes | bytearray) -> list[Answer]:
     return found
 
 
-def person(uid: int = 1000, *, user: str | None = "alice", gid: int = 500, administrator: bool = False) -> Session:
+def person(
+    uid: int = 1000,
+    *,
+    user: str | None = "alice",
+    gid: int = 500,
+    administrator: bool = False,
+    unit: str | None = None,
+    undetermined: frozenset[str] = frozenset(),
+) -> Session:
     """A connected peer; by default alice, who may make keys because she is in kms-users."""
     caller = Caller(
         uid=uid,
@@ -328,11 +341,12 @@ def person(uid: int = 1000, *, user: str | None = "alice", gid: int = 500, admin
         groups=frozenset({gid}),
         pid=4242,
         user=user,
-        unit=None,
+        unit=unit,
         exe="/usr/bin/app",
         administrator=administrator,
+        undetermined=undetermined,
     )
-    return Session(caller, Actor(uid=uid, gid=gid, user=user, pid=4242, unit=None, exe="/usr/bin/app"))
+    return Session(caller, Actor(uid=uid, gid=gid, user=user, pid=4242, unit=unit, exe="/usr/bin/app"))
 
 
 ALICE = person()
@@ -469,11 +483,40 @@ class Embedded:
             peer_seconds=0.3,
             kept_seconds=0.3,
         )
+        self.own_changes = OwnChanges(
+            store=store,
+            trail=trail,
+            records=self.records,
+            arns=self.arns,
+            gate=self.gate,
+            new_id=RequestIds(os.urandom).next,
+        )
+        self.default_keys = DefaultKeys(
+            store=store,
+            versions=self.versions,
+            records=self.records,
+            arns=self.arns,
+            changes=self.own_changes,
+            clock=lambda: self.wall_time,
+            keys_per_uid=keys_per_uid,
+            capacity=keys_in_memory,
+        )
+        self.care_sleeps = Sleeps()
+        self.care = DefaultKeyCare(
+            store=store,
+            rotation=Rotation(versions=self.versions, changes=self.own_changes, clock=lambda: self.wall_time),
+            changes=self.own_changes,
+            gate=self.gate,
+            logger=StructuredLogger(self.log),
+            clock=lambda: self.wall_time,
+            sleep=self.care_sleeps,
+        )
+        lookup = KeyLookup(self.records, self.default_keys)
         self.scratch = Scratch(self.arena)
         cipher = KeyCipher(self.versions, BlobCipher(self.arena, os.urandom))
         self.pool = ScriptedPool()
         self.files = files.Files(
-            records=self.records,
+            lookup=lookup,
             cipher=cipher,
             arena=self.arena,
             pool=cast("WorkerPool", self.pool),
@@ -481,7 +524,7 @@ class Embedded:
             random=os.urandom,
             settles=trail.mode is SyncMode.ALWAYS,
         )
-        symmetric_service = symmetric.Symmetric(records=self.records, cipher=cipher, scratch=self.scratch)
+        symmetric_service = symmetric.Symmetric(lookup=lookup, cipher=cipher, scratch=self.scratch)
         changes = KeyChanges(store, self.records)
         keys_service = keys.Keys(
             store=store,
@@ -517,7 +560,13 @@ class Embedded:
                 **bind(keys.HANDLERS, keys_service),
                 **bind(
                     aliases.HANDLERS,
-                    aliases.Aliases(store=store, records=self.records, arns=self.arns, clock=time.time),
+                    aliases.Aliases(
+                        store=store,
+                        records=self.records,
+                        default_keys=self.default_keys,
+                        arns=self.arns,
+                        clock=time.time,
+                    ),
                 ),
                 **bind(policies.HANDLERS, policies.Policies(changes=changes, arns=self.arns, names=self.names)),
                 **bind(tags.HANDLERS, tags.Tags(changes=changes)),
@@ -528,7 +577,7 @@ class Embedded:
                 **handlers,
             },
             authorizer=self.authorizer,
-            records=self.records,
+            lookup=lookup,
             trail=trail,
             accounts=self.accounts,
             surroundings=surroundings,
@@ -605,12 +654,14 @@ class Embedded:
             if gate is not None:
                 gate.opened.set()
         self.trail.refuses, self.trail.unsyncable = None, False
+        await self.care.close()
         await self.seal_requests.close()
         await self.backups.close()
         await self.unsealing.close()
         await self.token_anchor.close()
         await self.checkpoints.close()
         await self.pipeline.drain()
+        await self.own_changes.drain()
         self.pool.close()
         self.seal.seal()
         self.trail.close()
