@@ -28,7 +28,18 @@ from kmsd.server.custody import Custody
 from kmsd.server.foundation import Foundation
 from kmsd.server.limits import Shares
 from kmsd.server.listener import Listener, actor_of
-from kmsd.service import administration, aliases, backups, files, keys, policies, seal_requests, symmetric, tags
+from kmsd.service import (
+    administration,
+    aliases,
+    backups,
+    credentials,
+    files,
+    keys,
+    policies,
+    seal_requests,
+    symmetric,
+    tags,
+)
 from kmsd.service.audit_accounts import AuditAccounts
 from kmsd.service.call import Session
 from kmsd.service.credential_delivery import CredentialDelivery
@@ -140,6 +151,13 @@ class Service:
             clock=time.monotonic,
             wall_clock=time.time,
         )
+        credentials_service = credentials.Credentials(
+            store=store,
+            unit_keys=default_keys,
+            cipher=cipher,
+            arns=arns,
+            clock=time.time,
+        )
         refusals = Refusals()
         surroundings = Surroundings(settings.account, time.time)
         request_ids = RequestIds(os.urandom)
@@ -155,6 +173,7 @@ class Service:
                 **bind(administration.HANDLERS, administration_service),
                 **bind(seal_requests.HANDLERS, self._custody.requests),
                 **bind(backups.HANDLERS, self._custody.backups),
+                **bind(credentials.HANDLERS, credentials_service),
             },
             authorizer=self._authorizer,
             lookup=lookup,

@@ -28,7 +28,6 @@ from kmsd.api.errors import (
     DependencyTimeoutError,
     InvalidCiphertextError,
     KmsError,
-    NotFoundError,
     SealedError,
     ValidationError,
 )
@@ -39,6 +38,7 @@ from kmsd.logs import Logger
 from kmsd.memory.arena import Arena
 from kmsd.service.audit_accounts import AuditAccounts
 from kmsd.service.call import Call, Session
+from kmsd.service.credentials import not_found
 from kmsd.service.facts import Surroundings
 from kmsd.service.foreseen import Foreseen
 from kmsd.service.gate import Gate
@@ -136,7 +136,7 @@ class CredentialDelivery:
         self._check_unsealed()
         row = await self._store.credential(asked.unit, asked.name)
         if row is None:
-            raise NotFoundError(f"no credential '{asked.name}' is kept for {asked.unit}")
+            raise not_found(asked)
         key = await self._records.fetch(row.key_id, KeyAccess.ID_OR_ARN)
         call.use(key)
         with self._arena.lease(row.length) as secret:

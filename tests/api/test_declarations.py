@@ -24,7 +24,19 @@ from kmsd.api.operation import (
 from kmsd.api.shapes import Empty, Request, Response
 
 # Operations that AWS KMS has not.
-OURS = {"EncryptFile", "DecryptFile", "Status", "GetAuditAnchor", "GetAuditRecords", "Seal", "Unseal", "CreateBackup"}
+OURS = {
+    "EncryptFile",
+    "DecryptFile",
+    "Status",
+    "GetAuditAnchor",
+    "GetAuditRecords",
+    "Seal",
+    "Unseal",
+    "CreateBackup",
+    "CreateCredential",
+    "ListCredentials",
+    "DeleteCredential",
+}
 # AWS KMS, developer guide: the permission of each operation, where it is not kms:NAME.
 ACTIONS = {
     "ReEncrypt": ("kms:ReEncryptFrom", "kms:ReEncryptTo"),

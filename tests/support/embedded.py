@@ -38,7 +38,18 @@ from kmsd.memory.arena import Arena
 from kmsd.memory.page import Page
 from kmsd.recovery.job import LENGTH_BYTES as LENGTH
 from kmsd.recovery.shares import SharesError, read_shares
-from kmsd.service import administration, aliases, backups, files, keys, policies, seal_requests, symmetric, tags
+from kmsd.service import (
+    administration,
+    aliases,
+    backups,
+    credentials,
+    files,
+    keys,
+    policies,
+    seal_requests,
+    symmetric,
+    tags,
+)
 from kmsd.service.audit_accounts import AuditAccounts
 from kmsd.service.batch import Batch
 from kmsd.service.call import Session
@@ -574,6 +585,16 @@ class Embedded:
                 **bind(administration.HANDLERS, administration_service),
                 **bind(seal_requests.HANDLERS, self.seal_requests),
                 **bind(backups.HANDLERS, self.backups),
+                **bind(
+                    credentials.HANDLERS,
+                    credentials.Credentials(
+                        store=store,
+                        unit_keys=self.default_keys,
+                        cipher=cipher,
+                        arns=self.arns,
+                        clock=lambda: self.wall_time,
+                    ),
+                ),
                 **handlers,
             },
             authorizer=self.authorizer,

@@ -20,6 +20,8 @@ from tests.support.marks import Marks
 
 # A frame of the daemon's largest operation takes it.
 _LONGEST = 140_000
+# Members that take only texts of a certain form.
+_TEXTS = {"unit": "app.service", "name": "name"}
 _BYTES = (inspect.BytesType, inspect.ByteArrayType, inspect.MemoryViewType)
 
 
@@ -117,7 +119,9 @@ class MarkedRequests:
             case inspect.StrType() if marked:
                 return _fitting(self._mark(name), declared)
             case inspect.StrType():
-                return self._key if name.endswith("key_id") else "alias/name" if name.endswith("name") else "text"
+                return _TEXTS.get(name) or (
+                    self._key if name.endswith("key_id") else "alias/name" if name.endswith("name") else "text"
+                )
             case inspect.IntType():
                 return declared.ge or 1
             case inspect.BoolType():
