@@ -29,7 +29,6 @@ from kmsd.api.errors import (
     DependencyTimeoutError,
     InvalidCiphertextError,
     KmsError,
-    NotFoundError,
     SealedError,
     ValidationError,
 )
@@ -40,6 +39,7 @@ from kmsd.logs import Logger
 from kmsd.memory.arena import Arena
 from kmsd.service.audit_accounts import AuditAccounts
 from kmsd.service.call import Call, Session
+from kmsd.service.credentials import not_found
 from kmsd.service.facts import Surroundings
 from kmsd.service.foreseen import Foreseen
 from kmsd.service.gate import Gate
@@ -47,6 +47,7 @@ from kmsd.service.key_cipher import KeyCipher
 from kmsd.service.loading import loaded
 from kmsd.service.pipeline import Trail
 from kmsd.service.records import KeyRecords
+from kmsd.service.refusals import Refusals
 from kmsd.service.request_ids import RequestIds
 from kmsd.store.base import Store
 
@@ -75,6 +76,7 @@ class CredentialDelivery:
         logger: Logger,
         request_ids: RequestIds,
         surroundings: Surroundings,
+        refusals: Refusals,
         seconds: float,
         settles: bool,
     ) -> None:
@@ -89,6 +91,7 @@ class CredentialDelivery:
         self._logger = logger
         self._request_ids = request_ids
         self._surroundings = surroundings
+        self._refusals = refusals
         self._seconds = seconds
         self._settles = settles
 
@@ -134,7 +137,7 @@ class CredentialDelivery:
         self._check_unsealed()
         row = await self._store.credential(asked.unit, asked.name)
         if row is None:
-            raise NotFoundError(f"no credential '{asked.name}' is kept for {asked.unit}")
+            raise not_found(asked)
         key = await self._records.fetch(row.key_id, KeyAccess.ID_OR_ARN)
         await loaded(partial(call.use, key))
         with self._arena.lease(row.length) as secret:
@@ -159,6 +162,8 @@ class CredentialDelivery:
         rule = getattr(error, "rule", None)
         if rule is not None:
             call.decision = rule
+        if call.refusal is not None:
+            self._refusals.add(call.refusal, call.session.place)
         if call.budget.exceeded:
             call.budget.count(call.session.actor, call.operation.name, error.code)
             return

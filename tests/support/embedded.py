@@ -42,6 +42,7 @@ from kmsd.service import (
     administration,
     aliases,
     backups,
+    credentials,
     files,
     grants,
     host_policies,
@@ -624,6 +625,16 @@ class Embedded:
                 **bind(administration.HANDLERS, administration_service),
                 **bind(seal_requests.HANDLERS, self.seal_requests),
                 **bind(backups.HANDLERS, self.backups),
+                **bind(
+                    credentials.HANDLERS,
+                    credentials.Credentials(
+                        store=store,
+                        unit_keys=self.default_keys,
+                        cipher=cipher,
+                        arns=self.arns,
+                        clock=lambda: self.wall_time,
+                    ),
+                ),
                 **handlers,
             },
             authorizer=self.authorizer,
@@ -651,6 +662,7 @@ class Embedded:
             logger=StructuredLogger(self.log),
             request_ids=request_ids,
             surroundings=surroundings,
+            refusals=self.refusals,
             seconds=0.3,
             settles=trail.mode is SyncMode.ALWAYS,
         )

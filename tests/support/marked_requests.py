@@ -26,7 +26,9 @@ _TEXTS = {
     "alias_name": "alias/name",
     "policy_name": "default",
     "principals": "uid:0",
+    "name": "name",
     "request_id": "00000000",
+    "unit": "app.service",
 }
 _BYTES = (inspect.BytesType, inspect.ByteArrayType, inspect.MemoryViewType)
 
