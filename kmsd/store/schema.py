@@ -136,10 +136,10 @@ GRANTS_AFTER = STATEMENTS[GRANTS.table].all.where(_grants.c.grant_id > _after).l
 GRANTS_OF_KEY_AFTER = GRANTS_AFTER.where(_of_key)
 GRANTS_OF_GRANTEE_AFTER = GRANTS_OF_KEY_AFTER.where(_grants.c.grantee == sa.bindparam("grantee"))
 RETIRABLE_GRANTS_AFTER = GRANTS_AFTER.where(_grants.c.retiring == sa.bindparam("retiring"))
-GRANTS_FOR = STATEMENTS[GRANTS.table].all.where(
-    _of_key, _grants.c.grantee.in_(sa.bindparam("grantees", expanding=True))
-)
-GRANTS_NAMED = STATEMENTS[GRANTS.table].all.where(_of_key, _grants.c.name == sa.bindparam("name"))
+# In no order: SQLite would rather go through all grants of a key than sort those that are asked for.
+_grants_in_no_order = STATEMENTS[GRANTS.table].all.order_by(None)
+GRANTS_FOR = _grants_in_no_order.where(_of_key, _grants.c.grantee.in_(sa.bindparam("grantees", expanding=True)))
+GRANTS_NAMED = _grants_in_no_order.where(_of_key, _grants.c.name == sa.bindparam("name"))
 COUNT_GRANTS = sa.select(sa.func.count()).select_from(_grants).where(_of_key)
 DEFAULT_KEYS_AFTER = STATEMENTS[DEFAULT_KEYS.table].all.where(TABLES[DEFAULT_KEYS.table].c.owner > _after).limit(_limit)
 _after_unit = sa.bindparam("after_unit", type_=sa.Text())

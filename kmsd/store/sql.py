@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
@@ -333,9 +333,9 @@ class SqlStore:
         if not early:
             self._require_key()
         found = await self._run(self._database.rows, statement, parameters)
-        return await self._rows([Record.from_columns(kind, columns) for columns in found], early=early)
+        return await self._rows((Record.from_columns(kind, columns) for columns in found), early=early)
 
-    async def _rows(self, records: Sequence[Record[RowT]], *, early: bool = False) -> list[RowT]:
+    async def _rows(self, records: Iterable[Record[RowT]], *, early: bool = False) -> list[RowT]:
         rows = []
         for number, record in enumerate(records, 1):
             if early and self._sealer.sealed:

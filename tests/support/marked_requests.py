@@ -7,6 +7,7 @@ operation that nobody declared, and the name of a member that nobody declared if
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -15,6 +16,7 @@ from msgspec import inspect
 
 from kmsd.api.errors import ValidationError
 from kmsd.api.operation import Operation
+from kmsd.service.grant_tokens import NONCE_BYTES, make_token
 from kmsd.wire.codec import ParamsDecoder
 from tests.support.marks import Marks
 
@@ -23,6 +25,8 @@ _LONGEST = 140_000
 # Values of members that take not every text.
 _TEXTS = {
     "actions": "kms:Encrypt",
+    "grantee_principal": "uid:1",
+    "retiring_principal": "uid:1",
     "alias_name": "alias/name",
     "policy_name": "default",
     "principals": "uid:0",
@@ -30,6 +34,7 @@ _TEXTS = {
     "request_id": "00000000",
     "unit": "app.service",
 }
+_TOKENS = {"grant_token", "grant_tokens"}
 _BYTES = (inspect.BytesType, inspect.ByteArrayType, inspect.MemoryViewType)
 
 
@@ -124,6 +129,11 @@ class MarkedRequests:
         match declared:
             case inspect.BytesType() | inspect.ByteArrayType() | inspect.MemoryViewType():
                 return _fitting(self._mark(name), declared).encode()
+            case inspect.StrType() if marked and name in _TOKENS:
+                # Any other text is refused before anything else is looked at.
+                token = make_token(secrets.token_hex(32), secrets.token_bytes(NONCE_BYTES))
+                self._marks.add(f"{self._operation.name}: {name} {token}", token.encode())
+                return token
             case inspect.StrType() if marked:
                 return _fitting(self._mark(name), declared)
             case inspect.StrType():
