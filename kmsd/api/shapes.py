@@ -15,7 +15,7 @@ from msgspec import Meta
 from kmsd.api.operation import KeyState, KeyUsage
 
 # Text that belongs into no log, beside all bytes.
-_HIDDEN_MEMBERS = frozenset({"grant_tokens"})
+_HIDDEN_MEMBERS = frozenset({"grant_token", "grant_tokens"})
 
 
 class Shape(msgspec.Struct, rename="pascal", frozen=True, kw_only=True, omit_defaults=True):

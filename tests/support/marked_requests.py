@@ -148,7 +148,10 @@ class MarkedRequests:
 
     def _wrong_values(self, field: inspect.Field) -> Iterator[Any]:
         mark = self._mark(f"{field.name} of a wrong type")
-        yield from (mark, mark.encode(), [mark], [{f"{mark}-": mark}], {f"{mark}-": mark}, {mark: [mark]}, {1: mark})
+        yield from (mark, mark.encode(), [mark], [{f"{mark}-": mark}], {f"{mark}-": mark}, {1: mark})
+        # Where members are declared, this is the name of one that nobody declared.
+        named = f"{mark}-" if any(isinstance(part, inspect.StructType) for part in _parts(field.type)) else mark
+        yield {named: [mark]}
         yield msgspec.msgpack.Ext(7, mark.encode())
 
     def _long_values(self, field: inspect.Field) -> Iterator[Any]:
