@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from pathlib import Path
 
@@ -15,6 +16,9 @@ from kmsd.api.policies import (
 from kmsd_client import Client
 from kmsd_client.cli.keys import KEY_HELP, key_id_of
 from kmsd_client.cli.terminal import CommandError, add_json_option, print_json
+
+# Of the characters that AWS allows in a policy; in valid JSON they only stand in strings.
+_CONTROLS = re.compile(r"[\x7f-\x9f]")
 
 
 class NotTextError(CommandError):
@@ -45,13 +49,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run_show(options: argparse.Namespace) -> None:
-    """Print a policy."""
+    """Print a policy: as it is, but on a terminal without what could control that."""
     with Client(options.socket) as client:
         found = client.call(GET_KEY_POLICY, GetKeyPolicyRequest(key_id=key_id_of(client, options.key)))
     if options.json:
         print_json(found)
     else:
-        sys.stdout.write(found.policy if found.policy.endswith("\n") else f"{found.policy}\n")
+        text = _harmless(found.policy) if sys.stdout.isatty() else found.policy
+        sys.stdout.write(text if text.endswith("\n") else f"{text}\n")
 
 
 def run_set(options: argparse.Namespace) -> None:
@@ -66,6 +71,11 @@ def run_set(options: argparse.Namespace) -> None:
                 bypass_policy_lockout_safety_check=options.bypass_lockout_check,
             ),
         )
+
+
+def _harmless(text: str) -> str:
+    """Return the same document with its control characters escaped, and no line that goes over another."""
+    return _CONTROLS.sub(lambda found: f"\\u{ord(found[0]):04x}", text).replace("\r\n", "\n").replace("\r", "\n")
 
 
 def policy_in(file: str) -> str:
