@@ -192,6 +192,7 @@ class Service:
             logger=foundation.logger,
             request_ids=request_ids,
             surroundings=self._deciding.surroundings,
+            refusals=self._deciding.refusals,
             seconds=_CREDENTIAL_SECONDS,
             settles=trail.mode is SyncMode.ALWAYS,
         )

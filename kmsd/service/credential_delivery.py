@@ -47,6 +47,7 @@ from kmsd.service.key_cipher import KeyCipher
 from kmsd.service.loading import loaded
 from kmsd.service.pipeline import Trail
 from kmsd.service.records import KeyRecords
+from kmsd.service.refusals import Refusals
 from kmsd.service.request_ids import RequestIds
 from kmsd.store.base import Store
 
@@ -75,6 +76,7 @@ class CredentialDelivery:
         logger: Logger,
         request_ids: RequestIds,
         surroundings: Surroundings,
+        refusals: Refusals,
         seconds: float,
         settles: bool,
     ) -> None:
@@ -89,6 +91,7 @@ class CredentialDelivery:
         self._logger = logger
         self._request_ids = request_ids
         self._surroundings = surroundings
+        self._refusals = refusals
         self._seconds = seconds
         self._settles = settles
 
@@ -159,6 +162,8 @@ class CredentialDelivery:
         rule = getattr(error, "rule", None)
         if rule is not None:
             call.decision = rule
+        if call.refusal is not None:
+            self._refusals.add(call.refusal, call.session.place)
         if call.budget.exceeded:
             call.budget.count(call.session.actor, call.operation.name, error.code)
             return

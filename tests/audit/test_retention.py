@@ -244,6 +244,12 @@ async def test_whoever_opens_the_trail_says_what_is_kept(
     assert is_management(b"no record\n")
 
 
+def test_a_credential_that_was_handed_out_is_a_use_of_a_key() -> None:
+    """There is one for each start of a unit; who kept it stays for ever."""
+    assert not is_management(b'{"eventType":"ApiCall","eventName":"GetCredential","readOnly":true}\n')
+    assert is_management(b'{"eventType":"ApiCallOutcome","eventName":"CreateCredential","readOnly":false}\n')
+
+
 @pytest.mark.parametrize(
     ("spoil", "fault"),
     [

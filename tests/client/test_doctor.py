@@ -89,6 +89,27 @@ def test_all_is_well(daemon: ScriptedDaemon, capsys: pytest.CaptureFixture[str])
     ]
 
 
+@pytest.mark.parametrize(("grade", "said"), [("ok", "units get them from"), ("warn", "does not exist: units get none")])
+def test_the_host_s_socket_for_credentials_is_looked_at(
+    daemon: ScriptedDaemon,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    grade: str,
+    said: str,
+) -> None:
+    """Where it is missing, services with credentials do not start."""
+    monkeypatch.setattr("kmsd_client._transport.SYSTEM_SOCKET", str(daemon.path))
+    if grade == "ok":
+        daemon.path.with_name("credential.sock").touch()
+    answer(daemon, WELL)
+
+    code, found = examined(daemon.path, capsys)
+
+    [finding] = [one for one in found if one["check"] == "credentials"]
+    assert (code, finding["grade"]) == (0, grade)
+    assert said in finding["text"]
+
+
 @pytest.mark.parametrize(
     ("change", "check", "grade", "text", "hint"),
     [

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from kmsd.access.decision import HostPolicy
 from kmsd.api.credentials import MAX_CREDENTIAL_BYTES, GetCredentialRequest
 from kmsd.api.errors import AccessDeniedError
 from kmsd.audit.record import Kind
@@ -26,10 +27,11 @@ from kmsd.service.call import Session
 from kmsd.service.loading import loaded
 from kmsd.store.base import CredentialRow, Delete, Insert, StoreUnavailableError
 from tests.server.conftest import OpenService
-from tests.support.embedded import BOB, ROOT, Embedded, Gate, kind_is
+from tests.support.embedded import ACCOUNT, BOB, ROOT, Embedded, Gate, kind_is
 from tests.support.other_user import DAEMON_GID, DAEMON_UID, as_user
 from tests.support.systemd_peer import address, connected, credential, read
 
+ROOT_FOLDER = Path(__file__).parent.parent.parent
 UNIT, NAME = "nginx.service", "tls-key"
 SECRET = os.urandom(3000)
 
@@ -260,6 +262,25 @@ async def test_an_administrator_s_permission_is_not_the_unit_s(service: Embedded
 
     async with listen(service) as path:
         assert await credential(path, address(UNIT, NAME)) is None
+
+
+async def test_the_host_policy_may_deny_it(service: Embedded, listen: Listen) -> None:
+    """The one that the documentation shows, which names the units that may have credentials."""
+    await keep(service)
+    await keep(service, unit="other.service", allowed="unit:other.service")
+    chapter = (ROOT_FOLDER / "kmsd/access/POLICY.md").read_text().partition("\n## Credentials\n")[2]
+    shown = chapter.partition("```json\n")[2].partition("```")[0]
+    service.authorizer.adopt(HostPolicy({"10-units.json": shown}, account=ACCOUNT, names=service.names))
+
+    async with listen(service) as path:
+        assert await credential(path, address(UNIT, NAME)) == SECRET
+        assert await credential(path, address("other.service", NAME)) is None
+
+    refused = handed_out(service)[-1]
+    assert refused["errorCode"] == AccessDeniedError.code
+    assert "No unit but these gets a credential" in refused["additionalEventData"]["decision"]
+    # Administrators can be told why.
+    assert service.refusals.find(refused["requestID"]) is not None
 
 
 async def test_a_sealed_daemon_hands_out_nothing(service: Embedded, listen: Listen) -> None:

@@ -651,6 +651,7 @@ class Embedded:
             logger=StructuredLogger(self.log),
             request_ids=request_ids,
             surroundings=surroundings,
+            refusals=self.refusals,
             seconds=0.3,
             settles=trail.mode is SyncMode.ALWAYS,
         )

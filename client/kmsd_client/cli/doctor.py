@@ -82,6 +82,7 @@ def _examine(given: str | None) -> Iterator[Finding]:
     path = _transport.find_socket(given, os.environ)
     reached = _socket(path)
     yield reached
+    yield from _credentials(path)
     yield from _groups()
     yield _clock()
     if reached.grade is not Grade.OK:
@@ -111,6 +112,21 @@ def _socket(path: str) -> Finding:
     except ConnectionLostError as error:
         return Finding("socket", Grade.FAIL, error.message, "is kmsd running? (systemctl status kmsd.service)")
     return Finding("socket", Grade.OK, f"{path} is served by {_user(uid)}")
+
+
+def _credentials(path: str) -> Iterator[Finding]:
+    if path != _transport.SYSTEM_SOCKET:
+        return  # others may do without
+    beside = Path(path).with_name("credential.sock")
+    if beside.exists():
+        yield Finding("credentials", Grade.OK, f"units get them from {beside}")
+    else:
+        yield Finding(
+            "credentials",
+            Grade.WARN,
+            f"{beside} does not exist: units get none",
+            "unless that is wanted: systemctl unmask kmsd-credential.socket, systemctl start kmsd-credential.socket",
+        )
 
 
 def _user(uid: int) -> str:
