@@ -27,6 +27,16 @@ from kmsd.api.backups import (
     CreateBackupRequest,
     CreateBackupResponse,
 )
+from kmsd.api.credentials import (
+    CREATE_CREDENTIAL,
+    DELETE_CREDENTIAL,
+    LIST_CREDENTIALS,
+    CreateCredentialRequest,
+    CreateCredentialResponse,
+    DeleteCredentialRequest,
+    ListCredentialsRequest,
+    ListCredentialsResponse,
+)
 from kmsd.api.files import (
     DECRYPT_FILE,
     ENCRYPT_FILE,
@@ -738,6 +748,57 @@ class Operations(ABC):
         """
         return self.call_with_descriptors(CREATE_BACKUP, CreateBackupRequest())
 
+    def create_credential(
+        self,
+        *,
+        unit: str,
+        name: str,
+        plaintext: Buffer,
+        overwrite: bool = False,
+    ) -> CreateCredentialResponse:
+        """Keep a secret for a unit, which systemd hands to it."""
+        return self.call(
+            CREATE_CREDENTIAL,
+            CreateCredentialRequest(
+                unit=unit,
+                name=name,
+                plaintext=memoryview(plaintext),
+                overwrite=overwrite,
+            ),
+        )
+
+    def list_credentials(
+        self,
+        *,
+        unit: str | None = None,
+        limit: int = 50,
+        marker: str | None = None,
+    ) -> ListCredentialsResponse:
+        """List the secrets that are kept for units."""
+        return self.call(
+            LIST_CREDENTIALS,
+            ListCredentialsRequest(
+                unit=unit,
+                limit=limit,
+                marker=marker,
+            ),
+        )
+
+    def delete_credential(
+        self,
+        *,
+        unit: str,
+        name: str,
+    ) -> Empty:
+        """Delete a secret that is kept for a unit."""
+        return self.call(
+            DELETE_CREDENTIAL,
+            DeleteCredentialRequest(
+                unit=unit,
+                name=name,
+            ),
+        )
+
 
 class AsyncOperations(ABC):
     """The operations of the asyncio client; members and limits are in the request shapes."""
@@ -1341,3 +1402,54 @@ class AsyncOperations(ABC):
         The descriptors that come with the response are the caller's to close.
         """
         return await self.call_with_descriptors(CREATE_BACKUP, CreateBackupRequest())
+
+    async def create_credential(
+        self,
+        *,
+        unit: str,
+        name: str,
+        plaintext: Buffer,
+        overwrite: bool = False,
+    ) -> CreateCredentialResponse:
+        """Keep a secret for a unit, which systemd hands to it."""
+        return await self.call(
+            CREATE_CREDENTIAL,
+            CreateCredentialRequest(
+                unit=unit,
+                name=name,
+                plaintext=memoryview(plaintext),
+                overwrite=overwrite,
+            ),
+        )
+
+    async def list_credentials(
+        self,
+        *,
+        unit: str | None = None,
+        limit: int = 50,
+        marker: str | None = None,
+    ) -> ListCredentialsResponse:
+        """List the secrets that are kept for units."""
+        return await self.call(
+            LIST_CREDENTIALS,
+            ListCredentialsRequest(
+                unit=unit,
+                limit=limit,
+                marker=marker,
+            ),
+        )
+
+    async def delete_credential(
+        self,
+        *,
+        unit: str,
+        name: str,
+    ) -> Empty:
+        """Delete a secret that is kept for a unit."""
+        return await self.call(
+            DELETE_CREDENTIAL,
+            DeleteCredentialRequest(
+                unit=unit,
+                name=name,
+            ),
+        )

@@ -1,6 +1,6 @@
 """The contract between daemon and client: operations, shapes and errors. Data only."""
 
-from kmsd.api import administration, backups, files, grants, keys, policies, symmetric, tags
+from kmsd.api import administration, backups, credentials, files, grants, keys, policies, symmetric, tags
 from kmsd.api.operation import Operation
 
 OPERATIONS: tuple[Operation, ...] = (  # type: ignore[type-arg] # of every request and response type
@@ -12,5 +12,6 @@ OPERATIONS: tuple[Operation, ...] = (  # type: ignore[type-arg] # of every reque
     *files.OPERATIONS,
     *administration.OPERATIONS,
     *backups.OPERATIONS,
+    *credentials.OPERATIONS,
 )
 BY_NAME = {operation.name: operation for operation in OPERATIONS}

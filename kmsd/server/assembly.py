@@ -32,6 +32,7 @@ from kmsd.service import (
     administration,
     aliases,
     backups,
+    credentials,
     files,
     grants,
     keys,
@@ -151,6 +152,13 @@ class Service:
             clock=time.monotonic,
             wall_clock=time.time,
         )
+        credentials_service = credentials.Credentials(
+            store=store,
+            unit_keys=default_keys,
+            cipher=cipher,
+            arns=arns,
+            clock=time.time,
+        )
         request_ids = RequestIds(os.urandom)
         self._pipeline = Pipeline(
             OPERATIONS,
@@ -166,6 +174,7 @@ class Service:
                 **bind(administration.HANDLERS, administration_service),
                 **bind(seal_requests.HANDLERS, self._custody.requests),
                 **bind(backups.HANDLERS, self._custody.backups),
+                **bind(credentials.HANDLERS, credentials_service),
             },
             authorizer=self._deciding.authorizer,
             lookup=lookup,

@@ -21,7 +21,7 @@ from typing import Any
 
 import msgspec
 
-from kmsd.access.decision import Authorizer
+from kmsd.access.decision import Authorizer, NotAuthorizedError
 from kmsd.api.credentials import GET_CREDENTIAL, GetCredentialRequest
 from kmsd.api.errors import (
     AccessDeniedError,
@@ -29,7 +29,6 @@ from kmsd.api.errors import (
     DependencyTimeoutError,
     InvalidCiphertextError,
     KmsError,
-    NotFoundError,
     SealedError,
     ValidationError,
 )
@@ -40,6 +39,7 @@ from kmsd.logs import Logger
 from kmsd.memory.arena import Arena
 from kmsd.service.audit_accounts import AuditAccounts
 from kmsd.service.call import Call, Session
+from kmsd.service.credentials import not_found
 from kmsd.service.facts import Surroundings
 from kmsd.service.foreseen import Foreseen
 from kmsd.service.gate import Gate
@@ -137,7 +137,7 @@ class CredentialDelivery:
         self._check_unsealed()
         row = await self._store.credential(asked.unit, asked.name)
         if row is None:
-            raise NotFoundError(f"no credential '{asked.name}' is kept for {asked.unit}")
+            raise not_found(asked)
         key = await self._records.fetch(row.key_id, KeyAccess.ID_OR_ARN)
         await loaded(partial(call.use, key))
         with self._arena.lease(row.length) as secret:
@@ -159,9 +159,8 @@ class CredentialDelivery:
             raise SealedError("kmsd is sealed: an administrator has to unseal it")
 
     def _record_refusal(self, call: Call, error: KmsError, parameters: dict[str, Any] | None) -> None:
-        rule = getattr(error, "rule", None)
-        if rule is not None:
-            call.decision = rule
+        if isinstance(error, NotAuthorizedError):
+            call.decision = error.rule
         if call.refusal is not None:
             self._refusals.add(call.refusal, call.session.place)
         if call.budget.exceeded:

@@ -36,6 +36,9 @@ OURS = {
     "SimulatePolicy",
     "ExplainRefusal",
     "ReloadHostPolicy",
+    "CreateCredential",
+    "ListCredentials",
+    "DeleteCredential",
 }
 # AWS KMS, developer guide: the permission of each operation, where it is not kms:NAME.
 ACTIONS = {

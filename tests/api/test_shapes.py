@@ -69,6 +69,8 @@ BOUNDS = [
     Bound("EncryptFile", "FrameLength", 4096, 4 * 1024 * 1024),
     Bound("DecryptFile", "Header", 1, 64 * 1024),
     Bound("GetAuditRecords", "Limit", 1, 1000),
+    Bound("CreateCredential", "Plaintext", 1, 32 * 1024),
+    Bound("ListCredentials", "Limit", 1, 100),
 ]
 # What makes a request whole, for each operation that needs anything.
 REQUIRED: dict[str, dict[str, Any]] = {
@@ -96,6 +98,8 @@ REQUIRED: dict[str, dict[str, Any]] = {
     "GenerateRandom": {"NumberOfBytes": 1},
     "EncryptFile": {"KeyId": ARN},
     "DecryptFile": {"Header": b"x"},
+    "CreateCredential": {"Unit": "a.service", "Name": "a", "Plaintext": b"x"},
+    "DeleteCredential": {"Unit": "a.service", "Name": "a"},
 }
 BINARY = {"Plaintext", "CiphertextBlob", "Header"}
 NUMBERS = {"Limit", "NumberOfBytes", "FrameLength"}

@@ -27,6 +27,7 @@ _TEXTS = {
     "policy_name": "default",
     "principals": "uid:0",
     "request_id": "00000000",
+    "unit": "app.service",
 }
 _BYTES = (inspect.BytesType, inspect.ByteArrayType, inspect.MemoryViewType)
 

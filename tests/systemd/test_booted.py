@@ -20,6 +20,8 @@ pytestmark = [pytest.mark.root, pytest.mark.timeout(300)]
 SERVICE = "kmsd.service"
 # A person, and two services with users of their own.
 PERSON, ONE, TWO = "alice", "svc-one", "svc-two"
+# What systemd says of a unit whose credentials it could not have.
+CREDENTIALS_FAILED = 243
 # How long systemd may take for what it does by itself; a watchdog of two seconds, and a start of one.
 PATIENCE_SECONDS = 60
 
@@ -47,6 +49,17 @@ while time.monotonic() < end:
         sys.exit("gave up")
 print(done)
 """
+
+# What somebody tries who knows how systemd asks, and is another user.
+FAKE = """\
+import socket
+
+sock = socket.socket(socket.AF_UNIX)
+sock.bind(b"\\0adf9d86b6eda275e/unit/shop.service/tls-key")
+sock.connect("/run/kmsd/credential.sock")
+print(sock.recv(100))
+"""
+PEM = "-----BEGIN PRIVATE KEY-----"
 
 
 @pytest.fixture(scope="module")
@@ -115,6 +128,15 @@ def wait_until(true: Callable[[], bool]) -> None:
         time.sleep(0.1)
 
 
+def started_with(host: Host, unit: str, credential: str, *, check: bool = True) -> str | None:
+    """What a unit that is started reads from its credential; None if it does not start."""
+    run = ("systemd-run", "--quiet", "--wait", "--pipe", "--collect", f"--unit={unit}", f"--uid={ONE}")
+    load = f"--property=LoadCredential={credential}:/run/kmsd/credential.sock"
+    done = host.run(*run, load, "sh", "-c", f'cat "$CREDENTIALS_DIRECTORY/{credential}"', check=check)
+    assert done.returncode in {0, CREDENTIALS_FAILED}
+    return None if done.returncode else done.stdout
+
+
 def opened(host: Host, user: str) -> str:
     """What a user's encrypted letter says."""
     return host.as_user(user, "kms", "decrypt", "-o", "-", f"/srv/{user}/letter.kms").stdout
@@ -178,7 +200,7 @@ def test_a_service_does_not_read_what_another_encrypted(installed: Host) -> None
     refused = installed.as_service(TWO, "kms", "decrypt", "-o", "-", "/srv/stolen.kms", check=False)
 
     assert refused.returncode == 1
-    assert "AccessDenied" in refused.stderr
+    assert "may not kms:Decrypt" in refused.stderr
     assert trail(installed)[-1]["userIdentity"]["uid"] == uid_of(installed, TWO)
 
 
@@ -260,6 +282,44 @@ def test_a_reload_reads_the_host_policy_anew(installed: Host) -> None:
     assert installed.property(SERVICE, "MainPID") == before
 
 
+def test_a_service_gets_the_secret_that_is_kept_for_its_unit(installed: Host) -> None:
+    """As a file, without code of its own; another unit that asks for it does not start."""
+    kept = installed.run("kms", "credential", "create", "--unit", "shop.service", "tls-key", stdin=PEM)
+
+    assert kept.stdout.endswith("\nLoadCredential=tls-key:/run/kmsd/credential.sock\n")
+    assert started_with(installed, "shop.service", "tls-key") == PEM
+    assert started_with(installed, "other.service", "tls-key", check=False) is None
+    assert started_with(installed, "shop.service", "other", check=False) is None
+    first, second, third = (one for one in trail(installed) if one["eventName"] == "GetCredential")
+    assert first["requestParameters"] == {"unit": "shop.service", "name": "tls-key"}
+    assert "errorCode" not in first
+    assert second["errorCode"] == third["errorCode"] == "NotFoundException"
+
+
+def test_who_takes_systemd_s_name_gets_nothing(installed: Host) -> None:
+    """The socket lets nobody but root in, and the daemon believes nobody else."""
+    assert "PermissionError" in installed.as_user(TWO, "python3", "-c", FAKE, check=False).stderr
+
+    installed.run("chmod", "666", "/run/kmsd/credential.sock")
+    assert installed.as_user(TWO, "python3", "-c", FAKE).stdout == "b''\n"
+    installed.run("chmod", "600", "/run/kmsd/credential.sock")
+
+    refused = trail(installed)[-1]
+    assert (refused["eventName"], refused["errorCode"]) == ("GetCredential", "AccessDeniedException")
+    assert refused["userIdentity"]["uid"] == uid_of(installed, TWO)
+
+
+def test_a_unit_starts_once_kmsd_is_unsealed(installed: Host) -> None:
+    """Not before, and not with an empty secret. A kmsd that does not run is started for it."""
+    installed.run("kms", "seal")
+    assert started_with(installed, "shop.service", "tls-key", check=False) is None
+
+    installed.run("systemctl", "stop", SERVICE)
+
+    assert started_with(installed, "shop.service", "tls-key") == PEM
+    assert state(installed) == "unsealed"
+
+
 def test_an_upgrade_keeps_everything(installed: Host, build: Callable[[int], Path]) -> None:
     """The new version takes the place of the old at the same socket."""
     before = installed.property(SERVICE, "MainPID")
@@ -271,6 +331,7 @@ def test_an_upgrade_keeps_everything(installed: Host, build: Callable[[int], Pat
     assert installed.property("kmsd.socket", "ActiveEnterTimestampMonotonic") == socket
     assert state(installed) == "unsealed"
     assert opened(installed, PERSON) == f"of {PERSON}"
+    assert started_with(installed, "shop.service", "tls-key") == PEM
 
 
 def test_purging_keeps_keys_and_says_where(installed: Host) -> None:

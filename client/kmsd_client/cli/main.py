@@ -37,6 +37,7 @@ VERBS = {
     "tag": Verb("tags", "tag keys"),
     "policy": Verb("policies", "show, check and change key policies"),
     "grant": Verb("grants", "permit others single operations with a key"),
+    "credential": Verb("credentials", "keep secrets for services, which systemd hands to them"),
     "why": Verb("why", "tell why a request was refused, or who may do what"),
     "random": Verb("randomness", "print random bytes"),
     "status": Verb("status", "tell how the daemon is"),
@@ -57,7 +58,7 @@ _EPILOG = """exit codes:
 
 def general_parser() -> argparse.ArgumentParser:
     """Return the parser that finds the verb and leaves the rest to that verb's own."""
-    verbs = "\n".join(f"  {name:<9}{verb.summary}" for name, verb in VERBS.items())
+    verbs = "\n".join(f"  {name:<11}{verb.summary}" for name, verb in VERBS.items())
     parser = argparse.ArgumentParser(
         prog="kms",
         description=f"Use the keys of kmsd, the key management service of this host.\n\nverbs:\n{verbs}",
