@@ -67,8 +67,8 @@ def equal(wanted: Iterable[str]) -> Comparison:
 
 def equal_ignoring_case(wanted: Iterable[str]) -> Comparison:
     """Return the comparison with one of some texts, without regard to case."""
-    folded = frozenset(one.casefold() for one in wanted)
-    return lambda value: value.casefold() in folded
+    folded = frozenset(one.lower() for one in wanted)
+    return lambda value: value.lower() in folded
 
 
 def like(wanted: Iterable[str]) -> Comparison:

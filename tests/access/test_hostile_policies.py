@@ -40,9 +40,9 @@ class CountedText(str):
         self.counts["comparisons"] += 1
         return super().startswith(*arguments)
 
-    def casefold(self) -> str:
+    def lower(self) -> str:
         self.counts["foldings"] += 1
-        return super().casefold()
+        return super().lower()
 
 
 @dataclass
