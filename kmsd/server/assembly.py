@@ -81,8 +81,6 @@ class Service:
         arns = Arns(settings.account, settings.region)
         self._custody = Custody(foundation, store, trail, settings, is_new=is_new)
         records = self._custody.records
-        self._deciding = Deciding(foundation, trail, settings, records)
-        self._digests = {"configuration": digest(config), "hostPolicy": self._deciding.digest}
         default_keys = DefaultKeys(
             store=store,
             versions=self._custody.versions,
@@ -94,6 +92,8 @@ class Service:
             capacity=config.limits.keys_in_memory,
         )
         lookup = KeyLookup(records, default_keys)
+        self._deciding = Deciding(foundation, trail, settings, lookup)
+        self._digests = {"configuration": digest(config), "hostPolicy": self._deciding.digest}
         cipher = KeyCipher(self._custody.versions, BlobCipher(arena, os.urandom))
         scratch = Scratch(arena)
         cores = os.cpu_count() or 1

@@ -14,7 +14,7 @@ from kmsd.server.foundation import Foundation
 from kmsd.service import host_policies, simulation
 from kmsd.service.facts import Surroundings
 from kmsd.service.host_policies import HostPolicies
-from kmsd.service.records import KeyRecords
+from kmsd.service.key_lookup import KeyLookup
 from kmsd.service.refusals import Refusals
 from kmsd.service.simulation import Simulation
 from kmsd.service.subjects import Subjects
@@ -25,7 +25,7 @@ from kmsd.store.base import SettingsRow
 class Deciding:
     """The host policy in force and what is asked about it; raises HostPolicyError when there is none to begin with."""
 
-    def __init__(self, foundation: Foundation, trail: Trail, settings: SettingsRow, records: KeyRecords) -> None:
+    def __init__(self, foundation: Foundation, trail: Trail, settings: SettingsRow, lookup: KeyLookup) -> None:
         names = foundation.names
 
         def read() -> HostPolicy:
@@ -40,7 +40,7 @@ class Deciding:
         self.host_policies = HostPolicies(read, authorizer=self.authorizer, trail=trail)
         self._simulation = Simulation(
             authorizer=self.authorizer,
-            records=records,
+            lookup=lookup,
             refusals=self.refusals,
             subjects=Subjects(Directory(names), names, foundation.administrators),
             names=names,

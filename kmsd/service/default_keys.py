@@ -91,6 +91,17 @@ class DefaultKeys:
         self._key_ids.move_to_end(owner.text)
         return key_id
 
+    async def existing(self, alias: str, caller: Caller) -> str:
+        """Return the id of the key that `alias` means for a caller; raises NotFoundError rather than make one."""
+        owner = owner_of(caller, alias)
+        key_id = await self._find(owner)
+        if key_id is None:
+            raise NotFoundError(
+                f"Alias {self._arns.alias(alias)} is not found: {owner.principal} has no such key yet, the first use "
+                "makes it"
+            )
+        return key_id
+
     async def key_of_unit(self, unit: str, call: Call) -> KeyRecord:
         """Return the key of a unit, which is made for `call` if it has none yet."""
         key_id = await self.bring(unit_owner(unit), call, UNIT_ALIAS)

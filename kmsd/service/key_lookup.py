@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from kmsd.api.operation import KeyAccess
+from kmsd.identity.principals import Caller
 from kmsd.service.call import Call
 from kmsd.service.default_keys import DefaultKeys
 from kmsd.service.loading import loaded
@@ -29,3 +30,9 @@ class KeyLookup:
             return await self._records.fetch(identifier, access)
         key_id = await loaded(lambda: self._default_keys.key_id(own, call))
         return await self._records.fetch(key_id, access)
+
+    async def find(self, identifier: str, access: KeyAccess, caller: Caller) -> KeyRecord:
+        """Return the key that `identifier` would name if `caller` said it; none is made."""
+        own = self._own.get(identifier) if access is KeyAccess.ANY else None
+        named = identifier if own is None else await self._default_keys.existing(own, caller)
+        return await self._records.fetch(named, access)

@@ -25,8 +25,9 @@ from kmsd.api.operation import Operation
 from kmsd.identity.principals import Caller, Names
 from kmsd.service.call import Call
 from kmsd.service.facts import CallFacts, Surroundings
+from kmsd.service.key_lookup import KeyLookup
 from kmsd.service.loading import loaded
-from kmsd.service.records import KeyRecord, KeyRecords
+from kmsd.service.records import KeyRecord
 from kmsd.service.refusals import Refusals
 from kmsd.service.subjects import Subjects, described
 
@@ -65,14 +66,14 @@ class Simulation:
         self,
         *,
         authorizer: Authorizer,
-        records: KeyRecords,
+        lookup: KeyLookup,
         refusals: Refusals,
         subjects: Subjects,
         names: Names,
         surroundings: Surroundings,
     ) -> None:
         self._authorizer = authorizer
-        self._records = records
+        self._lookup = lookup
         self._refusals = refusals
         self._subjects = subjects
         self._names = names
@@ -92,7 +93,7 @@ class Simulation:
             subject, told_as = await self._subjects.read(request.principals)
         key = None
         if request.key_id is not None:
-            key = await self._records.fetch(request.key_id, call.operation.key_access)
+            key = await self._lookup.find(request.key_id, call.operation.key_access, subject)
             call.resources.append(key.arn)
         policy = None if key is None else key.policy
         if request.policy is not None:

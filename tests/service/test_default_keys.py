@@ -31,6 +31,7 @@ from kmsd.api.keys import (
     ListAliasesRequest,
 )
 from kmsd.api.operation import KeyAccess
+from kmsd.api.policies import SIMULATE_POLICY, Outcome, SimulatePolicyRequest
 from kmsd.api.shapes import KeyManager
 from kmsd.api.symmetric import (
     DECRYPT,
@@ -363,6 +364,21 @@ async def test_aliases_of_ones_own_are_listed(service: Embedded) -> None:
     assert await listed(NGINX, key_id=default) == [DEFAULT]
     assert await listed(ALICE, key_id=default) == []
     assert await listed(BOB) == ["alias/a", "alias/z"]
+
+
+async def test_a_simulation_means_the_key_of_whom_it_is_about(service: Embedded) -> None:
+    """And makes none."""
+    about_bob = SimulatePolicyRequest(actions=["kms:Decrypt"], key_id=DEFAULT, principals=["user:bob"])
+    with pytest.raises(NotFoundError, match="user:bob has no such key yet"):
+        await service.ask(ROOT, SIMULATE_POLICY, about_bob)
+    assert await service.store.keys(after=None, limit=9) == []
+
+    theirs = await key_of(service, BOB)
+    told = await service.ask(ROOT, SIMULATE_POLICY, about_bob)
+    own = await service.ask(BOB, SIMULATE_POLICY, SimulatePolicyRequest(actions=["kms:Decrypt"], key_id=DEFAULT))
+
+    for answer in (told, own):
+        assert (answer.resource, answer.results[0].decision) == (theirs, Outcome.ALLOWED)
 
 
 async def test_the_names_are_nobodys_to_give(service: Embedded) -> None:

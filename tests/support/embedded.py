@@ -595,7 +595,7 @@ class Embedded:
         surroundings = Surroundings(ACCOUNT, lambda: self.wall_time)
         simulation_service = simulation.Simulation(
             authorizer=self.authorizer,
-            records=self.records,
+            lookup=lookup,
             refusals=self.refusals,
             subjects=Subjects(self.names.directory, self.names, Administrators(frozenset({0}), ("kms-admin",))),
             names=self.names,
