@@ -22,7 +22,7 @@ from kmsd.material.specs import SPECS
 from kmsd.material.versions import NotLoadedError, Versions
 from kmsd.service.call import Call
 from kmsd.service.identifiers import Arns
-from kmsd.service.key_owners import DEFAULT_ALIAS, UNIT_ALIAS, Owner, owner_of, unit_owner
+from kmsd.service.key_owners import DEFAULT_ALIAS, UNIT_ALIAS, Owner, check_nameable, owner_of, unit_owner
 from kmsd.service.own_changes import OwnChange, OwnChanges
 from kmsd.service.records import KeyRecord, KeyRecords
 from kmsd.store.base import AliasRow, DefaultKeyRow, Insert, KeyRow, Store
@@ -137,6 +137,7 @@ class DefaultKeys:
         return None if row is None else row.key_id
 
     async def _make(self, owner: Owner, call: Call, alias: str) -> str:
+        check_nameable(owner)
         # What the caller was allowed before is what the record of his request has to tell.
         allowed = call.decision
         call.permit(CREATE_DEFAULT_KEY, resource=self._arns.alias(alias))

@@ -10,7 +10,7 @@ import re
 from typing import NamedTuple
 
 from kmsd.api.errors import AccessDeniedError, NotFoundError
-from kmsd.identity.principals import Caller
+from kmsd.identity.principals import Caller, parse_principal
 
 DEFAULT_ALIAS = "alias/kmsd/default"
 UNIT_ALIAS = "alias/kmsd/unit"
@@ -86,6 +86,30 @@ def owner_of(caller: Caller, alias: str) -> Owner:
             "units; name another key"
         )
     return user_owner(caller.uid, caller.user)
+
+
+class _NoNames:
+    """A host without users and groups: what is asked is only whether a name can be one."""
+
+    def user_name(self, uid: int) -> None:
+        """Know no name."""
+
+    def group_name(self, gid: int) -> None:
+        """Know no name."""
+
+    def uid_of(self, name: str) -> None:
+        """Know no user."""
+
+    def gid_of(self, name: str) -> None:
+        """Know no group."""
+
+
+def check_nameable(owner: Owner) -> None:
+    """Raise NotFoundError unless a policy can name the owner: nobody could use a key whose policy cannot be read."""
+    try:
+        parse_principal(owner.principal, _NoNames(), owner.resolved)
+    except ValueError as error:
+        raise NotFoundError(f"there is no default key for it, as no policy could name its owner: {error}") from None
 
 
 def _unit_of(caller: Caller) -> Owner:

@@ -194,6 +194,8 @@ async def test_a_service_with_a_uid_for_its_life_has_its_units(service: Embedded
         (ALICE, UNIT, "in no system unit"),
         (person(unit="session-3.scope"), UNIT, "session-3.scope has no key of its own"),
         (person(unit="run-u12.service"), UNIT, "run-u12.service has no key of its own"),
+        (person(user="john doe"), DEFAULT, "'user:john doe' is not the name of a user"),
+        (person(unit="getty@.service"), UNIT, "is a template"),
         (person(unit="run-p31-i44.service"), UNIT, "run-p31-i44.service has no key of its own"),
     ],
 )
