@@ -81,8 +81,6 @@ class Service:
         arns = Arns(settings.account, settings.region)
         self._custody = Custody(foundation, store, trail, settings, is_new=is_new)
         records = self._custody.records
-        self._deciding = Deciding(foundation, trail, settings, records)
-        self._digests = {"configuration": digest(config), "hostPolicy": self._deciding.digest}
         default_keys = DefaultKeys(
             store=store,
             versions=self._custody.versions,
@@ -93,6 +91,8 @@ class Service:
             keys_per_uid=config.limits.keys_per_uid,
             capacity=config.limits.keys_in_memory,
         )
+        self._deciding = Deciding(foundation, trail, settings, records, default_keys)
+        self._digests = {"configuration": digest(config), "hostPolicy": self._deciding.digest}
         lookup = KeyLookup(records, default_keys)
         cipher = KeyCipher(self._custody.versions, BlobCipher(arena, os.urandom))
         scratch = Scratch(arena)

@@ -12,6 +12,7 @@ from kmsd.audit.writer import Trail
 from kmsd.identity.directory import Directory
 from kmsd.server.foundation import Foundation
 from kmsd.service import host_policies, simulation
+from kmsd.service.default_keys import DefaultKeys
 from kmsd.service.facts import Surroundings
 from kmsd.service.host_policies import HostPolicies
 from kmsd.service.records import KeyRecords
@@ -25,7 +26,14 @@ from kmsd.store.base import SettingsRow
 class Deciding:
     """The host policy in force and what is asked about it; raises HostPolicyError when there is none to begin with."""
 
-    def __init__(self, foundation: Foundation, trail: Trail, settings: SettingsRow, records: KeyRecords) -> None:
+    def __init__(
+        self,
+        foundation: Foundation,
+        trail: Trail,
+        settings: SettingsRow,
+        records: KeyRecords,
+        default_keys: DefaultKeys,
+    ) -> None:
         names = foundation.names
 
         def read() -> HostPolicy:
@@ -41,6 +49,7 @@ class Deciding:
         self._simulation = Simulation(
             authorizer=self.authorizer,
             records=records,
+            default_keys=default_keys,
             refusals=self.refusals,
             subjects=Subjects(Directory(names), names, foundation.administrators),
             names=names,

@@ -21,9 +21,10 @@ from kmsd.api import OPERATIONS
 from kmsd.api import policies as api
 from kmsd.api.encryption_context import check_size
 from kmsd.api.errors import AccessDeniedError, NotFoundError, ValidationError
-from kmsd.api.operation import Operation
+from kmsd.api.operation import KeyAccess, Operation
 from kmsd.identity.principals import Caller, Names
 from kmsd.service.call import Call
+from kmsd.service.default_keys import DefaultKeys
 from kmsd.service.facts import CallFacts, Surroundings
 from kmsd.service.loading import loaded
 from kmsd.service.records import KeyRecord, KeyRecords
@@ -66,6 +67,7 @@ class Simulation:
         *,
         authorizer: Authorizer,
         records: KeyRecords,
+        default_keys: DefaultKeys,
         refusals: Refusals,
         subjects: Subjects,
         names: Names,
@@ -73,6 +75,7 @@ class Simulation:
     ) -> None:
         self._authorizer = authorizer
         self._records = records
+        self._default_keys = default_keys
         self._refusals = refusals
         self._subjects = subjects
         self._names = names
@@ -92,7 +95,7 @@ class Simulation:
             subject, told_as = await self._subjects.read(request.principals)
         key = None
         if request.key_id is not None:
-            key = await self._records.fetch(request.key_id, call.operation.key_access)
+            key = await self._key_of(request.key_id, subject, call.operation.key_access)
             call.resources.append(key.arn)
         policy = None if key is None else key.policy
         if request.policy is not None:
@@ -111,6 +114,16 @@ class Simulation:
             await asyncio.sleep(0)  # a long policy takes milliseconds for each
         resource = "*" if key is None else key.arn
         return api.SimulatePolicyResponse(principal=told_as, resource=resource, results=results)
+
+    async def _key_of(self, identifier: str, subject: Caller, access: KeyAccess) -> KeyRecord:
+        """Return the key that `subject` means by an identifier; no default key is made for a question."""
+        own = self._default_keys.aliases.get(identifier)
+        if own is None:
+            return await self._records.fetch(identifier, access)
+        for alias in await self._default_keys.aliases_of(subject):
+            if alias.name == own:
+                return await self._records.fetch(alias.key_id, access)
+        raise NotFoundError(f"{own} means no key for {described(subject)} so far: one is made when it is first used")
 
     async def _explained(
         self,

@@ -278,6 +278,19 @@ async def test_grants_are_looked_at_as_for_a_request(service: Embedded, key: str
     assert [(entry.origin, entry.holds) for entry in bare.trace] == [(f"grant {granted.grant_id}", False)]
 
 
+async def test_default_keys_are_those_of_whom_is_asked_about(service: Embedded) -> None:
+    """An administrator sees that he may not use it, and a question makes no key."""
+    with pytest.raises(NotFoundError, match=r"means no key for uid 1000 \(alice\) so far"):
+        await simulate(service, ALICE, "kms:Decrypt", "alias/kmsd/default")
+    assert await service.store.keys(after=None, limit=1) == []
+    used = await service.ask(ALICE, ENCRYPT, EncryptRequest(key_id="alias/kmsd/default", plaintext=memoryview(b"x")))
+
+    for session, principals in ((ALICE, []), (ROOT, ["user:alice"])):
+        answer = await simulate(service, session, "kms:Decrypt", "alias/kmsd/default", principals=principals)
+        assert (answer.resource, answer.results[0].decision) == (used.key_id, Outcome.ALLOWED)
+    assert await decided(service, ROOT, "kms:Decrypt", used.key_id) is Outcome.IMPLICIT_DENY
+
+
 async def test_a_key_that_is_not_there_is_told(service: Embedded) -> None:
     """As for any request."""
     with pytest.raises(NotFoundError):

@@ -596,6 +596,7 @@ class Embedded:
         simulation_service = simulation.Simulation(
             authorizer=self.authorizer,
             records=self.records,
+            default_keys=self.default_keys,
             refusals=self.refusals,
             subjects=Subjects(self.names.directory, self.names, Administrators(frozenset({0}), ("kms-admin",))),
             names=self.names,
