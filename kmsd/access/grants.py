@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 from kmsd.access.explanation import Step
 from kmsd.access.facts import Facts
 from kmsd.access.rules import Decision
+from kmsd.api.encryption_context import serialize
 from kmsd.api.grants import GrantOperation
 from kmsd.identity.principals import Caller
 
@@ -18,7 +20,9 @@ GRANTABLE_ACTIONS = frozenset(f"kms:{operation.value}" for operation in GrantOpe
 # says of contexts concerns the grant that is made: whoever makes it has `Grant.covers` compare them.
 _UNCONSTRAINED_ACTIONS = frozenset({"kms:CreateGrant", "kms:DescribeKey", "kms:RetireGrant"})
 
-_Pair = tuple[str, str]
+_Pair: TypeAlias = tuple[str, str]
+# What grants with one and the same constraint permit: actions, and by which grant.
+_Permits: TypeAlias = tuple[tuple[frozenset[str], str], ...]
 
 
 class Granting(Protocol):
@@ -78,13 +82,17 @@ class Grant:
 class GrantIndex:
     """The grants of one key to one caller, found by action and encryption context.
 
-    Grants may be added one by one; of those that permit the same, the one that was added first is found.
+    Grants may be added one by one; of those that permit the same, the one that was added first is found, and the others
+    take no memory. A key may have 50,000, so what is kept of each is little, and little of it containers, which the
+    garbage collector would go through again and again.
     """
 
     def __init__(self, grants: Iterable[Grant] = ()) -> None:
         self._unconstrained: dict[str, str] = {}
-        self._equals: dict[tuple[str, frozenset[_Pair]], str] = {}
-        self._subsets: dict[tuple[str, _Pair], dict[frozenset[_Pair], str]] = {}
+        # By a digest of the encryption context.
+        self._equals: dict[bytes, _Permits] = {}
+        # By one pair of an encryption context, and all pairs that are wanted.
+        self._subsets: dict[_Pair, dict[tuple[_Pair, ...], _Permits]] = {}
         self._constrained = 0
         for grant in sorted(grants, key=lambda one: one.grant_id):
             self.add(grant)
@@ -96,19 +104,27 @@ class GrantIndex:
 
     def add(self, grant: Grant) -> None:
         """Find `grant` too."""
-        subset = frozenset((grant.subset or {}).items())
-        equals = None if grant.equals is None else frozenset(grant.equals.items())
-        self._constrained += equals is not None or bool(subset)
-        for action in grant.actions:
-            if action in _UNCONSTRAINED_ACTIONS or (equals is None and not subset):
-                self._unconstrained.setdefault(action, grant.grant_id)
-            elif equals is None:
-                # By the pair that leads to the fewest so far: constraints mostly share some pairs and differ in one.
-                places = ((action, pair) for pair in subset)
-                place = min(places, key=lambda one: (len(self._subsets.get(one, ())), one))
-                self._subsets.setdefault(place, {}).setdefault(subset, grant.grant_id)
-            elif subset <= equals:
-                self._equals.setdefault((action, equals), grant.grant_id)
+        subset = tuple(sorted((grant.subset or {}).items()))
+        if grant.equals is None and not subset:
+            self._add_unconstrained(grant, grant.actions)
+            return
+        self._constrained += 1
+        self._add_unconstrained(grant, grant.actions & _UNCONSTRAINED_ACTIONS)
+        actions = grant.actions - _UNCONSTRAINED_ACTIONS
+        if not actions:
+            return
+        if grant.equals is None:
+            # By the pair that leads to the fewest so far: constraints mostly share some pairs and differ in one.
+            rarest = min(subset, key=lambda pair: len(self._subsets.get(pair, ())))
+            alike = self._subsets.setdefault(rarest, {})
+            alike[subset] = _and(alike.get(subset, ()), actions, grant.grant_id)
+        elif (grant.subset or {}).items() <= grant.equals.items():
+            digest = _digest(grant.equals)
+            self._equals[digest] = _and(self._equals.get(digest, ()), actions, grant.grant_id)
+
+    def _add_unconstrained(self, grant: Grant, actions: Iterable[str]) -> None:
+        for action in actions:
+            self._unconstrained.setdefault(action, grant.grant_id)
 
     def find(self, action: str, context: Mapping[str, str] | None) -> str | None:
         """Return the id of a grant that permits `action` under this encryption context, if one does.
@@ -118,11 +134,22 @@ class GrantIndex:
         """
         if (found := self._unconstrained.get(action)) is not None or context is None:
             return found
-        pairs = frozenset(context.items())
-        if (found := self._equals.get((action, pairs))) is not None:
-            return found
-        for pair in pairs if self._subsets else ():
-            for wanted, grant_id in self._subsets.get((action, pair), {}).items():
-                if wanted <= pairs:
-                    return grant_id
+        for actions, grant_id in self._equals.get(_digest(context), ()) if self._equals else ():
+            if action in actions:
+                return grant_id
+        for pair in context.items() if self._subsets else ():
+            for wanted, permits in self._subsets.get(pair, {}).items():
+                for actions, grant_id in permits:
+                    if action in actions and all(context.get(name) == value for name, value in wanted):
+                        return grant_id
         return None
+
+
+def _and(permits: _Permits, actions: frozenset[str], grant_id: str) -> _Permits:
+    """Return what is permitted together with what one more grant permits, if that is anything new."""
+    new = actions.difference(*(known for known, _ in permits))
+    return (*permits, (actions, grant_id)) if new else permits
+
+
+def _digest(context: Mapping[str, str]) -> bytes:
+    return hashlib.sha256(serialize(context)).digest()

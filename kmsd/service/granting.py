@@ -10,6 +10,7 @@ import asyncio
 import math
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Mapping
+from dataclasses import replace
 
 from kmsd.access.explanation import Step
 from kmsd.access.facts import Facts
@@ -166,6 +167,7 @@ class KeyGrants:
 
     async def _read(self, grantees: frozenset[str]) -> _Held:
         held = _Held()
+        shared: dict[frozenset[str], frozenset[str]] = {}
         async for page in pages(self._cache.store, self._key_id, grantees):
             for row in page:
                 if is_named(row.grantee_text):
@@ -174,7 +176,9 @@ class KeyGrants:
                         held.named[said] = stands(*said, self._cache.names)
                     if not held.named[said]:
                         continue
-                held.add(grant_of(row))
+                grant = grant_of(row)
+                # Most grants permit one of a few sets of actions.
+                held.add(replace(grant, actions=shared.setdefault(grant.actions, grant.actions)))
         return held if held.shown or held.named else self._cache.nothing
 
     def forget(self, grantees: frozenset[str]) -> None:

@@ -14,6 +14,7 @@ from tests.benchmarks.audit_modes import audit_rows
 from tests.benchmarks.daemon import RAISED_LIMITS, running_daemon
 from tests.benchmarks.files import make_source, missing_peers, race
 from tests.benchmarks.load import depth_one_rows, pipelined_rows
+from tests.benchmarks.many_grants import many_grants_rows
 from tests.benchmarks.many_keys import many_keys_rows
 from tests.benchmarks.report import print_table
 from tests.benchmarks.startup import startup_rows
@@ -32,6 +33,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=3.0, help="duration of each pipelined run (default: 3)")
     parser.add_argument("--streams", type=int, default=2, help="file streams beside the pipelined run (default: 2)")
     parser.add_argument("--keys", type=int, default=100_000, help="keys of the large store (default: 100000)")
+    parser.add_argument("--grants", type=int, default=50_000, help="grants of one key (default: 50000)")
     parser.add_argument("--lines", type=int, default=200_000, help="lines of the trail to verify (default: 200000)")
     parser.add_argument("--commands", type=int, default=15, help="runs of each command (default: 15)")
     return parser.parse_args()
@@ -56,6 +58,10 @@ def main() -> None:
             )
             rows = pipelined_rows(daemon, cores, seconds=chosen.seconds, source=source, streams=chosen.streams)
             print_table("Requests, pipelined, the daemon on one core", rows)
+            rows = many_grants_rows(
+                daemon, folder / "kmsd", count=chosen.grants, requests=chosen.requests // 2, core=cores[0]
+            )
+            print_table("Grants", rows)
             daemon.pin(set(cores))
             rows = startup_rows(daemon, folder, count=chosen.commands)
             print_table("Processes", [*rows, *many_keys_rows(daemon, folder / "kmsd", count=chosen.keys)])

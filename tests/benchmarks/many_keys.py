@@ -4,7 +4,6 @@
 transactions of many: as requests they would take minutes, most of it for syncing each of them.
 """
 
-import asyncio
 import os
 import subprocess
 import sys
@@ -12,18 +11,11 @@ import time
 import uuid
 from pathlib import Path
 
-from kmsd.config import Config
-from kmsd.hsm.pkcs11 import JOB_ENTRY, Pkcs11Root, run_job
-from kmsd.identity.principals import Administrators, SystemNames
-from kmsd.logs import StructuredLogger
 from kmsd.material.versions import Versions
-from kmsd.memory.arena import Arena, default_limit_bytes
-from kmsd.processes.zygote import Zygote
 from kmsd.server.assembly import Service
-from kmsd.server.deployment import Deployment, development
-from kmsd.server.foundation import Foundation
 from kmsd.store.base import AliasRow, Change, Insert, KeyRow
 from tests.benchmarks.daemon import Daemon
+from tests.benchmarks.offline import with_service
 from tests.benchmarks.report import Better, Row
 from tests.benchmarks.startup import READY_SECONDS
 
@@ -48,40 +40,16 @@ def many_keys_rows(daemon: Daemon, folder: Path, *, count: int) -> list[Row]:
     return rows
 
 
-async def add_keys(deployment: Deployment, zygote: Zygote, count: int) -> None:
+async def add_keys(service: Service, count: int) -> None:
     """Add keys, each with its material and an alias."""
-    token = await deployment.find_token(zygote)
-    arena = Arena(default_limit_bytes(), allow_fallback=True)
-    service = await Service.open(
-        Foundation(
-            config=deployment.config,
-            zygote=zygote,
-            arena=arena,
-            logger=StructuredLogger(),
-            root=Pkcs11Root(zygote, token.config, token.pin),
-            pin_configured=True,
-            administrators=Administrators(uids=frozenset({os.getuid()}), groups=()),
-            admit=lambda _peer: None,
-            names=SystemNames(),
-            program_of=lambda _pid: None,
-            findings=(),
-            host_policy=None,
-            store_path=deployment.store_path,
-            audit_path=deployment.audit_path,
-            founds=True,
-            log_is_kept=False,
-        )
-    )
-    await service.unseal()
-    store, hierarchy = service._store, service._custody.hierarchy
-    versions = Versions(arena, hierarchy, store, capacity=1)
+    store = service._store
+    versions = Versions(service._foundation.arena, service._custody.hierarchy, store, capacity=1)
     [pattern] = await store.keys(after=None, limit=1)
     for start in range(0, count, KEYS_IN_A_COMMIT):
         changes: list[Change] = []
         for number in range(start, min(start + KEYS_IN_A_COMMIT, count)):
             changes += _key(pattern, versions, number)
         await store.commit(str(uuid.uuid4()), changes)
-    await service.close()
 
 
 def _key(pattern: KeyRow, versions: Versions, number: int) -> list[Change]:
@@ -96,16 +64,7 @@ def _key(pattern: KeyRow, versions: Versions, number: int) -> list[Change]:
 def main() -> None:
     """Add the keys."""
     folder, count = Path(sys.argv[1]), int(sys.argv[2])
-    zygote = Zygote.start({JOB_ENTRY: run_job})
-    deployment = development(folder, Config(), shared=False, only_uid=None, ready=lambda: None)
-
-    async def run() -> None:
-        try:
-            await add_keys(deployment, zygote, count)
-        finally:
-            await zygote.close()
-
-    asyncio.run(run())
+    with_service(folder, lambda service: add_keys(service, count))
 
 
 if __name__ == "__main__":
