@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import shlex
 from typing import Any
 
 import pytest
@@ -110,6 +111,16 @@ def test_a_share_may_ask_for_an_encryption_context(daemon: ScriptedDaemon, capsy
     assert grants.kms("key", "share", KEY, "--with", "user:backup", "-c", "for=backup") == 0
     assert grants.done[0].constraints == GrantConstraints(encryption_context_subset={"for": "backup"})
     assert "where the encryption context has for=backup" in capsys.readouterr().out
+
+
+def test_what_is_proposed_can_be_typed(daemon: ScriptedDaemon, capsys: pytest.CaptureFixture[str]) -> None:
+    """systemd escapes characters of unit names by a backslash, and a shell takes that away."""
+    unit = r"unit:a\x2db.service"
+
+    assert Grants(daemon).kms("key", "share", KEY, "--with", unit) == 0
+    proposed = capsys.readouterr().out.partition("to take it back: kms ")[2]
+
+    assert shlex.split(proposed) == ["key", "unshare", KEY, "--with", unit]
 
 
 def test_a_grant_is_made_as_it_is_said(daemon: ScriptedDaemon, capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import re
+import shlex
 
 from kmsd.api.grants import (
     CREATE_GRANT,
@@ -54,7 +55,9 @@ def run_share(options: argparse.Namespace) -> None:
         )
     where = f" where the encryption context has {', '.join(options.context)}" if context else ""
     print(printable(f"{options.principal} may now {words} with {options.key}{where}"))
-    print(printable(f"to take it back: kms key unshare {options.key} --with {options.principal}"))
+    print(
+        printable(f"to take it back: {shlex.join(['kms', 'key', 'unshare', options.key, '--with', options.principal])}")
+    )
 
 
 def run_unshare(options: argparse.Namespace) -> None:
@@ -65,9 +68,10 @@ def run_unshare(options: argparse.Namespace) -> None:
         for share in shares:
             client.call(REVOKE_GRANT, RevokeGrantRequest(key_id=key, grant_id=share.grant_id))
     if not shares:
+        quoted = shlex.quote(options.key)
         raise CommandError(
             f"{options.key} is not shared with {options.principal}",
-            f"kms grant list {options.key} and kms policy show {options.key} tell who may use it",
+            f"kms grant list {quoted} and kms policy show {quoted} tell who may use it",
         )
     grants = "1 grant was" if len(shares) == 1 else f"{len(shares)} grants were"
     print(printable(f"{options.key} is no longer shared with {options.principal}: {grants} revoked"))
