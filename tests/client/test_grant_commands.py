@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import datetime as dt
+import shlex
 from typing import Any
 
 import pytest
 
+from kmsd.api.errors import ValidationError
 from kmsd.api.grants import (
     CreateGrantRequest,
     CreateGrantResponse,
@@ -44,10 +46,13 @@ class Grants:
         self._path = daemon.path
         self._grants = grants
         self.done: list[Any] = []
+        self.is_gone = False
         daemon.answer = self._answer
 
     def _answer(self, name: str, request: Any) -> Answer:
         if name in {"ListGrants", "ListRetirableGrants"}:
+            if self.is_gone and request.grantee_principal is not None:
+                raise ValidationError("'user:backup' does not exist on this host")
             start = int(request.marker or 0)
             more = start + 2 < len(self._grants)
             page = [*self._grants[start : start + 2]]
@@ -69,8 +74,18 @@ def test_unsharing_revokes_every_share_and_nothing_else(
     grants = Grants(daemon, *shares[:2], grant(3, name="by hand"), *shares[2:])
 
     assert grants.kms("key", "unshare", KEY, "--with", "user:backup") == 0
-    assert grants.done == [RevokeGrantRequest(key_id=KEY, grant_id=one.grant_id) for one in shares]
+    assert sorted(one.grant_id for one in grants.done) == [one.grant_id for one in shares]
+    assert {*map(type, grants.done)} == {RevokeGrantRequest}
     assert "4 grants were revoked" in capsys.readouterr().out
+
+
+def test_a_share_with_a_user_who_is_gone_can_be_taken_back(daemon: ScriptedDaemon) -> None:
+    """The daemon knows nobody by that name any more, but the grants say whom they were made for."""
+    grants = Grants(daemon, grant(1, name="share:user:backup"))
+    grants.is_gone = True
+
+    assert grants.kms("key", "unshare", KEY, "--with", "user:backup") == 0
+    assert grants.done == [RevokeGrantRequest(key_id=KEY, grant_id=grant(1).grant_id)]
 
 
 def test_unsharing_what_is_not_shared_is_an_error(daemon: ScriptedDaemon, capsys: pytest.CaptureFixture[str]) -> None:
@@ -110,6 +125,16 @@ def test_a_share_may_ask_for_an_encryption_context(daemon: ScriptedDaemon, capsy
     assert grants.kms("key", "share", KEY, "--with", "user:backup", "-c", "for=backup") == 0
     assert grants.done[0].constraints == GrantConstraints(encryption_context_subset={"for": "backup"})
     assert "where the encryption context has for=backup" in capsys.readouterr().out
+
+
+def test_what_is_proposed_can_be_typed(daemon: ScriptedDaemon, capsys: pytest.CaptureFixture[str]) -> None:
+    """systemd escapes characters of unit names by a backslash, and a shell takes that away."""
+    unit = r"unit:a\x2db.service"
+
+    assert Grants(daemon).kms("key", "share", KEY, "--with", unit) == 0
+    proposed = capsys.readouterr().out.partition("to take it back: kms ")[2]
+
+    assert shlex.split(proposed) == ["key", "unshare", KEY, "--with", unit]
 
 
 def test_a_grant_is_made_as_it_is_said(daemon: ScriptedDaemon, capsys: pytest.CaptureFixture[str]) -> None:

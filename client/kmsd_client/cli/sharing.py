@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import re
+import shlex
 
+from kmsd.api.errors import ValidationError
 from kmsd.api.grants import (
     CREATE_GRANT,
     REVOKE_GRANT,
@@ -54,23 +57,38 @@ def run_share(options: argparse.Namespace) -> None:
         )
     where = f" where the encryption context has {', '.join(options.context)}" if context else ""
     print(printable(f"{options.principal} may now {words} with {options.key}{where}"))
-    print(printable(f"to take it back: kms key unshare {options.key} --with {options.principal}"))
+    print(
+        printable(f"to take it back: {shlex.join(['kms', 'key', 'unshare', options.key, '--with', options.principal])}")
+    )
 
 
 def run_unshare(options: argparse.Namespace) -> None:
     """Revoke all grants by which a key is shared with somebody; other grants stay."""
     with Client(options.socket) as client:
         key = key_id_of(client, options.key)
-        shares = [one for one in all_grants(client, key, to=options.principal) if one.name.startswith(_MARK)]
-        for share in shares:
-            client.call(REVOKE_GRANT, RevokeGrantRequest(key_id=key, grant_id=share.grant_id))
+        shares = _shares(client, key, options.principal)
+        for grant_id in shares:
+            client.call(REVOKE_GRANT, RevokeGrantRequest(key_id=key, grant_id=grant_id))
     if not shares:
+        quoted = shlex.quote(options.key)
         raise CommandError(
             f"{options.key} is not shared with {options.principal}",
-            f"kms grant list {options.key} and kms policy show {options.key} tell who may use it",
+            f"kms grant list {quoted} and kms policy show {quoted} tell who may use it",
         )
     grants = "1 grant was" if len(shares) == 1 else f"{len(shares)} grants were"
     print(printable(f"{options.key} is no longer shared with {options.principal}: {grants} revoked"))
+
+
+def _shares(client: Client, key: str, principal: str) -> set[str]:
+    """Return the ids of the grants by which a key is shared with somebody.
+
+    Those that say so in these words, as the name in them may lead to nobody or to somebody else by now, and those that
+    mean the same by other words.
+    """
+    alike = [one for one in all_grants(client, key, to=None) if one.grantee_principal == principal]
+    with contextlib.suppress(ValidationError):  # there is no such principal any more
+        alike += all_grants(client, key, to=principal)
+    return {one.grant_id for one in alike if one.name.startswith(_MARK)}
 
 
 def _name(principal: str) -> str:

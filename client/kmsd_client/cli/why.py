@@ -6,6 +6,7 @@ import argparse
 import os
 import pwd
 import re
+import shlex
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -161,7 +162,7 @@ def _help(result: SimulationResult, resource: str, grantee: str) -> str:
     if result.decision is Outcome.EXPLICIT_DENY:
         if result.rule.startswith("host policy"):
             return "an administrator has to change the host policy, which denies it"
-        return f"the statement that denies it has to be changed: kms policy edit {resource}"
+        return f"the statement that denies it has to be changed: {shlex.join(['kms', 'policy', 'edit', resource])}"
     if not resource or ":alias/" in resource:
         return f"an administrator has to allow {action} in the host policy"
     return f"an Allow for {action} that names {grantee}: {_command(action.removeprefix(_PREFIX), resource, grantee)}"
@@ -171,10 +172,10 @@ def _command(operation: str, key: str, grantee: str) -> str:
     """Return the command that would allow an operation, for whoever manages the key."""
     for option, operations in (("--encrypt-only", ENCRYPTING), ("--decrypt-only", DECRYPTING)):
         if operation in operations:
-            return f"kms key share {key} --with {grantee} {option}"
+            return shlex.join(["kms", "key", "share", key, "--with", grantee, option])
     if operation in [*GrantOperation]:
-        return f"kms grant create {key} --to {grantee} --operation {operation}"
-    return f"kms policy edit {key}"
+        return shlex.join(["kms", "grant", "create", key, "--to", grantee, "--operation", operation])
+    return shlex.join(["kms", "policy", "edit", key])
 
 
 def _grantee(principal: str) -> str:
