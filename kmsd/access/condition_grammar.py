@@ -115,9 +115,9 @@ class ConditionReader:
         for name, keys in _members(value, place, "operators").items():
             spoken = _operator(name, place.name(name))
             at = place.member(name)
-            clauses += [
-                self._clause(spoken, key, wanted, at) for key, wanted in _members(keys, at, "condition keys").items()
-            ]
+            listed = _members(keys, at, "condition keys")
+            _check_distinct(listed, at)
+            clauses += [self._clause(spoken, key, wanted, at) for key, wanted in listed.items()]
         return Condition(clauses)
 
     def _clause(self, spoken: _Spoken, said: str, value: object, parent: Place) -> Clause:
@@ -174,6 +174,18 @@ def _members(value: object, place: Place, what: str) -> dict[str, object]:
     if not isinstance(value, dict) or not value:
         raise GrammarError(place, f"must be an object of at least one of {what}")
     return value
+
+
+def _check_distinct(keys: Iterable[str], place: Place) -> None:
+    """Raise GrammarError for a key that is there twice: both would have to hold, so that a Deny never might."""
+    seen: set[str] = set()
+    for said in keys:
+        if said.lower() in seen:
+            raise GrammarError(
+                place.name(said),
+                f"the condition key {said!a:.80} is there in another case already; give all values in one list",
+            )
+        seen.add(said.lower())
 
 
 def _operator(name: str, place: Place) -> _Spoken:

@@ -30,7 +30,8 @@ _STATEMENT_MEMBERS = (
     *("Sid", "Effect", "Principal", "NotPrincipal", "Action", "NotAction", "Resource", "NotResource", "Condition"),
 )
 # AWS's longest action has 40 characters; with wildcards a pattern can have more, but has no reason to have many more.
-_ACTION = re.compile(r"\*|(?i:kms):[A-Za-z0-9*?]{1,64}")
+# Without regard to ASCII's case only: in Unicode's, U+017F is an S as well, but not when actions are compared.
+_ACTION = re.compile(r"\*|(?i:kms):[A-Za-z0-9*?]{1,64}", re.ASCII)
 _ACCOUNT = re.compile(r"[0-9]{12}")
 _IAM_ARN = re.compile(r"arn:aws:iam::([0-9]{12}):(.+)")
 # What an ARN's last part begins with, and what the principal is called here.
