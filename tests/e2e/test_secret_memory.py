@@ -120,7 +120,7 @@ async def unwrapped(directory: Path, key_id: str, message: bytes, zygote: Zygote
 def secrets(dev: DevDaemon, worked: str, module_path: Path) -> dict[str, bytes]:
     """All keys of the running daemon."""
     copy = module_path / "copy"
-    shutil.copytree(dev.directory, copy, ignore=shutil.ignore_patterns("kmsd.sock"))
+    shutil.copytree(dev.directory, copy, ignore=shutil.ignore_patterns("*.sock"))
 
     async def look() -> dict[str, bytes]:
         zygote = Zygote.start({JOB_ENTRY: run_job})
