@@ -127,13 +127,13 @@ def test_nesting_is_bounded() -> None:
 )
 def test_hostile_documents_are_answered_quickly(text: str) -> None:
     """Nesting, strings without end, long numbers and repetition take time in proportion to their length."""
-    began = time.perf_counter()
+    began = time.process_time()
     try:
         read_document(text)
     except (MalformedPolicyDocumentError, LimitExceededError) as error:
         assert len(error.message) < 300  # noqa: PT017 - either error is right, and so is none
 
-    assert time.perf_counter() - began < SLOW_SECONDS
+    assert time.process_time() - began < SLOW_SECONDS
 
 
 JSON_VALUES = st.recursive(

@@ -129,8 +129,8 @@ def test_looking_for_the_place_takes_linear_time(names: Names, action: str, more
         f'"Action": ["{action}"], "Resource": "*"}}]}}'
     )
     assert len(text) <= MAX_BYTES
-    began = time.perf_counter()
+    began = time.process_time()
 
     with pytest.raises(MalformedPolicyDocumentError):
         parse_policy(text, account=ACCOUNT, names=names)
-    assert time.perf_counter() - began < 0.5
+    assert time.process_time() - began < 0.5

@@ -441,7 +441,7 @@ def test_hostile_policies_are_read_and_decided_quickly(names: Names, text: str) 
     groups = frozenset(range(5000, 6000))
     caller = Caller(uid=999_999, gid=999_999, groups=groups, pid=1, user=None, unit=None, exe=None, administrator=False)
     assert len(text) <= 32_768
-    began = time.perf_counter()
+    began = time.process_time()
     try:
         policy = parse_policy(text, account=ACCOUNT, names=names)
     except MalformedPolicyDocumentError:
@@ -452,7 +452,7 @@ def test_hostile_policies_are_read_and_decided_quickly(names: Names, text: str) 
             rules.denied(caller, NO_FACTS)
             rules.allowed(caller, NO_FACTS)
 
-    assert time.perf_counter() - began < 0.5
+    assert time.process_time() - began < 0.5
 
 
 def test_what_a_policy_remembers_is_bounded(names: Names) -> None:

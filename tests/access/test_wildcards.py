@@ -59,7 +59,7 @@ def test_a_pattern_without_wildcards_matches_only_itself(text: str) -> None:
 @pytest.mark.parametrize("pattern", ["*a" * 16_000 + "b", "*" + "?" * 16_000 + "b", "*" * 32_000 + "b", "?*" * 16_000])
 def test_catastrophic_patterns_take_bounded_time(pattern: str) -> None:
     """What makes a backtracking matcher run for ever takes milliseconds."""
-    began = time.perf_counter()
+    began = time.process_time()
 
     assert not Wildcard(pattern).matches("a" * 200)
-    assert time.perf_counter() - began < 0.5
+    assert time.process_time() - began < 0.5
