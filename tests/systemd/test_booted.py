@@ -164,15 +164,18 @@ def test_set_up_again_changes_nothing(installed: Host) -> None:
 def test_the_readme_s_commands_for_a_host_work(installed: Host) -> None:
     """Those behind the installation; on a host without a time service, doctor has a warning and no failure."""
     blocks = re.findall(r"^```sh\n(.*?)^```$", (ROOT / "README.md").read_text(), re.DOTALL | re.MULTILINE)
-    (make, install_package, *commands), backup = [block.splitlines() for block in blocks]
+    (make, install_package, *commands), backup, credential = [block.splitlines() for block in blocks]
+    installed.run("sh", "-c", "head -c 32 /dev/urandom > session.key")
 
     outputs = [installed.run("sh", "-c", command).stdout for command in commands]
     backed_up = [installed.run("sh", "-c", command).stdout for command in backup]
+    kept = [installed.run("sh", "-c", command).stdout for command in credential]
 
     assert (make, install_package.partition(" ")[0]) == ("make deb", "apt-get")
     assert [command.partition(" ")[0] for command in commands] == ["kmsd", "usermod", "kms"]
     assert not any(line.startswith("fail") for line in outputs[-1].splitlines())
     assert "whole, opened by the token" in backed_up[-1]
+    assert "LoadCredential=session-key:/run/kmsd/credential.sock" in kept[-1]
 
 
 def test_persons_and_services_encrypt_and_decrypt(installed: Host) -> None:
