@@ -14,7 +14,7 @@ from pathlib import Path
 
 from kmsd.config import Config
 from kmsd.hsm.pkcs11 import JOB_ENTRY, Pkcs11Root, run_job
-from kmsd.identity.principals import Administrators, SystemNames
+from kmsd.identity.principals import Administrators
 from kmsd.logs import StructuredLogger
 from kmsd.material.versions import Versions
 from kmsd.memory.arena import Arena, default_limit_bytes
@@ -26,6 +26,7 @@ from kmsd.store.base import AliasRow, Change, Insert, KeyRow
 from tests.benchmarks.daemon import Daemon
 from tests.benchmarks.report import Better, Row
 from tests.benchmarks.startup import READY_SECONDS
+from tests.support.at_once import Processes, directory_of
 
 # DESIGN 14.
 MORE_RESIDENT_MEBIBYTES = 8
@@ -62,8 +63,8 @@ async def add_keys(deployment: Deployment, zygote: Zygote, count: int) -> None:
             pin_configured=True,
             administrators=Administrators(uids=frozenset({os.getuid()}), groups=()),
             admit=lambda _peer: None,
-            names=SystemNames(),
-            program_of=lambda _pid: None,
+            directory=directory_of(),
+            processes=Processes(),
             findings=(),
             host_policy=None,
             store_path=deployment.store_path,
