@@ -9,20 +9,17 @@ import hashlib
 import json
 import os
 import stat
-import time
-from collections.abc import Callable
+from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
 
 from kmsd.access.document import MAX_BYTES
-from kmsd.access.policy import Policy, PolicyKind, parse_policy
+from kmsd.access.policy import Policy, PolicyKind, named_in, parse_policy
 from kmsd.access.rules import Effect, Rules, RuleTable, Statement
 from kmsd.api.errors import KmsError
-from kmsd.identity.principals import Names, NameServiceError
+from kmsd.identity.principals import Names
 
 DEFAULT_NAME = "00-default.json"
-# How long the names of users and groups are trusted before they are looked up again.
-NAMES_TRUSTED_SECONDS = 60.0
 
 
 class HostPolicyError(RuntimeError):
@@ -30,49 +27,29 @@ class HostPolicyError(RuntimeError):
 
 
 class HostPolicy:
-    """Host policy documents, compiled; `documents` are their texts by file name.
+    """Host policy documents, compiled; `documents` are their texts by file name, `names` knows those `named` in them.
 
     A user or group that does not exist may be named in an Allow, which then allows nothing until it exists. In a Deny
-    it is refused: whom it was meant to stop cannot be told. Names are looked up again every NAMES_TRUSTED_SECONDS by
-    `clock`; one that has another id by then is suspended, as in a stored key policy. The documents stay what they
-    were. Raises HostPolicyError.
+    it is refused: whom it was meant to stop cannot be told. `resolve` takes names as they are later; one that has
+    another id by then is suspended, as in a stored key policy. The documents stay what they were. Raises
+    HostPolicyError.
     """
 
-    def __init__(
-        self,
-        documents: dict[str, str],
-        *,
-        account: str,
-        names: Names,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
+    def __init__(self, documents: Mapping[str, str], *, account: str, names: Names) -> None:
         self._documents = documents
         self._account = account
-        self._names = names
-        self._clock = clock
         self._resolved: dict[str, int] = {}
-        try:
-            statements = self._read()
-        except NameServiceError as error:
-            raise HostPolicyError(f"the names in the host policy cannot be looked up: {error}") from None
+        statements = self._read(names)
         if lost := _lost_deny(statements):
             raise HostPolicyError(f"{lost.decision.rule}: denies something to a user or group that does not exist")
         self._table = RuleTable(statements)
-        self._expires = clock() + NAMES_TRUSTED_SECONDS
 
-    @classmethod
-    def load(
-        cls,
-        directory: Path | None,
-        *,
-        account: str,
-        names: Names,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> HostPolicy:
+    @staticmethod
+    def documents_of(directory: Path | None) -> dict[str, str]:
         """Return the shipped default together with the `*.json` files of `directory`, if that exists.
 
-        Raises HostPolicyError for a file that cannot be read, is not valid, or that others than its owner (root or
-        this process's user) may write.
+        Raises HostPolicyError for a file that cannot be read, or that others than its owner (root or this process's
+        user) may write.
         """
         documents = {DEFAULT_NAME: resources.files("kmsd.access").joinpath("host_policy.json").read_text("utf-8")}
         try:
@@ -88,7 +65,22 @@ class HostPolicy:
             ) from error
         except OSError as error:
             raise HostPolicyError(f"the host policy cannot be read: {error}") from error
-        return cls(documents, account=account, names=names, clock=clock)
+        return documents
+
+    @staticmethod
+    def named_in(documents: Mapping[str, str]) -> frozenset[str]:
+        """Return the users and groups that documents name, as "user:x" and "group:x"; raises HostPolicyError."""
+        return frozenset().union(*(_named(name, text) for name, text in documents.items()))
+
+    @classmethod
+    def load(cls, directory: Path | None, *, account: str, names: Names) -> HostPolicy:
+        """Return the policy of `directory`, with the shipped default; raises HostPolicyError."""
+        return cls(cls.documents_of(directory), account=account, names=names)
+
+    @property
+    def named(self) -> frozenset[str]:
+        """The users and groups that it names."""
+        return self.named_in(self._documents)
 
     @property
     def documents(self) -> list[str]:
@@ -102,32 +94,39 @@ class HostPolicy:
 
     def rules(self, action: str, resource: str) -> Rules:
         """Return the statements about `action` on `resource`."""
-        if self._clock() >= self._expires:
-            self._table = RuleTable(self._read())
-            self._expires = self._clock() + NAMES_TRUSTED_SECONDS
         return self._table.rules(action, resource)
 
-    def _read(self) -> list[Statement]:
+    def resolve(self, names: Names) -> None:
+        """Take the names that it names for what `names` says now; an id with which one was first seen stays its own."""
+        self._table = RuleTable(self._read(names))
+
+    def _read(self, names: Names) -> list[Statement]:
         statements: list[Statement] = []
         for name, text in self._documents.items():
             # A name keeps the id with which it was first seen.
-            self._resolved = {**self._parse(name, text, None).principals, **self._resolved}
-            statements += self._parse(name, text, self._resolved).statements
+            self._resolved = {**self._parse(name, text, names, None).principals, **self._resolved}
+            statements += self._parse(name, text, names, self._resolved).statements
         return statements
 
-    def _parse(self, name: str, text: str, resolved: dict[str, int] | None) -> Policy:
-        origin = f"host policy {name}"
+    def _parse(self, name: str, text: str, names: Names, resolved: dict[str, int] | None) -> Policy:
+        origin = _origin(name)
         try:
             return parse_policy(
-                text,
-                account=self._account,
-                names=self._names,
-                resolved=resolved,
-                kind=PolicyKind.HOST,
-                origin=origin,
+                text, account=self._account, names=names, resolved=resolved, kind=PolicyKind.HOST, origin=origin
             )
         except KmsError as error:
             raise HostPolicyError(f"{origin}: {error.message}") from None
+
+
+def _origin(name: str) -> str:
+    return f"host policy {name}"
+
+
+def _named(name: str, text: str) -> frozenset[str]:
+    try:
+        return named_in(text)
+    except KmsError as error:
+        raise HostPolicyError(f"{_origin(name)}: {error.message}") from None
 
 
 def _lost_deny(statements: list[Statement]) -> Statement | None:

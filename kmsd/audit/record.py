@@ -53,7 +53,7 @@ class Actor(
     """Who did it, as the kernel says; becomes `userIdentity`.
 
     `pid` is 0 for a process of another PID namespace. `user` is None for a uid that passwd does not know, `unit` and
-    `exe` when they could not be determined.
+    `exe` when they could not be determined. `unit` is a system unit, or "user-unit:UID/NAME" of a user's manager.
     """
 
     uid: int

@@ -14,7 +14,7 @@ from kmsd.access.host import HostPolicy, HostPolicyError
 from kmsd.config import SOCKET_PATH_BYTES, Config, find_problems, load_config
 from kmsd.hsm.pin import FilePin
 from kmsd.hsm.root import PinUnavailableError
-from kmsd.identity.principals import SystemNames
+from kmsd.identity.principals import HostNames
 from kmsd.memory.page import Page
 from kmsd.processes.privileges import Account, PrivilegesError, find_account
 
@@ -79,7 +79,7 @@ def _policies(path: Path) -> Iterator[str]:
     try:
         texts = [file.read_text("utf-8", "replace") for file in path.glob("*.json") if file.is_file()]
         accounts = {account for text in texts for account in _ACCOUNT_IN_ARN.findall(text)}
-        HostPolicy.load(path, account=min(accounts, default=_SOME_ACCOUNT), names=SystemNames())
+        HostPolicy.load(path, account=min(accounts, default=_SOME_ACCOUNT), names=HostNames())
     except (OSError, HostPolicyError) as error:
         yield f"paths.policies: {error}"
 

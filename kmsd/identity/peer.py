@@ -3,17 +3,12 @@
 1. SO_PEERCRED and SO_PEERGROUPS were fixed by the kernel when the peer called connect(2), so they are asked for once,
    at accept, before a byte is parsed. A connection that is handed on keeps the identity of who opened it.
 2. An identity that is not one (an unconnected socket, an id from another user namespace) is refused.
-3. What has to be read from /proc belongs to a pid, and pids are used again. A pidfd names the process itself: whatever
-   was read while the pidfd shows a living process was read about that process.
-
 The user namespace must map every id to itself, or all of this lies: `check_identity_map` is for start-up.
 """
 
 from __future__ import annotations
 
 import errno
-import os
-import select
 import socket
 import struct
 from collections.abc import Callable
@@ -22,9 +17,8 @@ from pathlib import Path
 
 from kmsd.api.errors import AccessDeniedError
 
-# Python 3.11 does not name these two (include/uapi/asm-generic/socket.h).
+# Python 3.11 does not name it (include/uapi/asm-generic/socket.h).
 _SO_PEERGROUPS = 59
-_SO_PEERPIDFD = 77
 _UCRED = struct.Struct("iII")  # struct ucred: pid_t, uid_t, gid_t
 _GID = struct.Struct("I")
 # (uid_t)-1 and (gid_t)-1 mean "none" (credentials(7)).
@@ -48,40 +42,27 @@ class IncompleteUidMapError(RuntimeError):
 class Peer:
     """Who opened a connection: effective ids and supplementary groups at that moment.
 
-    `pid` is 0 for a process in a PID namespace that is not below ours. `exe` is the path of its program, or None if it
-    could not be determined. It is what the process itself chose to run and proves nothing (DESIGN 5).
+    `pid` is 0 for a process in a PID namespace that is not below ours.
     """
 
     uid: int
     gid: int
     groups: frozenset[int]
     pid: int
-    exe: str | None
 
 
-def program_of(pid: int) -> str:
-    """Return the path of the program that a process runs; raises OSError where it cannot be determined.
-
-    Another user's is readable only with CAP_SYS_PTRACE, and nothing is when the process hides it or has ended.
-    """
-    path = os.readlink(b"/proc/%d/exe" % pid)  # noqa: PTH115 - a Path cannot give the bytes
-    # A path may hold any byte but NUL; what is not UTF-8 must not break the audit trail later.
-    return path.decode(errors="backslashreplace")
-
-
-def peer_of(sock: socket.socket, *, program_of: Callable[[int], str | None] = program_of) -> Peer:
+def peer_of(sock: socket.socket) -> Peer:
     """Return who is at the other end of the connected Unix socket `sock`.
 
-    `program_of` gives the program of a process by its id. Raises AccessDeniedError for a peer that has no identity
-    here: not connected, from a user namespace whose ids do not exist in ours (the overflow uid), or in more than
-    MAX_GROUPS groups.
+    Raises AccessDeniedError for a peer that has no identity here: not connected, from a user namespace whose ids do
+    not exist in ours (the overflow uid), or in more than MAX_GROUPS groups.
     """
     pid, uid, gid = _credentials(sock)
     if uid == _NO_ID:
         raise AccessDeniedError("the peer has no identity: it is not connected")
     if uid in _overflow_uids():
         raise AccessDeniedError(f"uid {uid} stands for every user who is unknown here, so it is nobody's identity")
-    return Peer(uid=uid, gid=gid, groups=_groups(sock), pid=pid, exe=_program(sock, pid, program_of))
+    return Peer(uid=uid, gid=gid, groups=_groups(sock), pid=pid)
 
 
 def server_uid(sock: socket.socket) -> int:
@@ -125,44 +106,6 @@ def _many_groups(sock: socket.socket) -> bytes:
             raise AccessDeniedError(f"the peer is a member of more than {MAX_GROUPS} groups")
         raise OSError(ctypes.get_errno(), "getsockopt(SO_PEERGROUPS)")
     return buffer.raw[: length.value]
-
-
-def _program(sock: socket.socket, pid: int, program_of: Callable[[int], str | None]) -> str | None:
-    """Return the path of the peer's program, or None where it cannot be determined."""
-    if pid == 0:
-        return None
-    try:
-        pidfd = _pidfd(sock, pid)
-    except OSError:
-        return None
-    try:
-        path = program_of(pid)
-        ended = _has_ended(pidfd)
-    except OSError:
-        return None
-    finally:
-        os.close(pidfd)
-    return None if ended else path
-
-
-def _pidfd(sock: socket.socket, pid: int) -> int:
-    """Return a descriptor for the peer's process; raises OSError when it is gone.
-
-    Kernels before 6.5 have no SO_PEERPIDFD. There the process that has the peer's pid now is taken, so that what is
-    read belongs to one process at least; it is another one if the peer ended and its pid was used again before accept.
-    """
-    try:
-        return sock.getsockopt(socket.SOL_SOCKET, _SO_PEERPIDFD)
-    except OSError as error:
-        if error.errno != errno.ENOPROTOOPT:
-            raise
-    return os.pidfd_open(pid)
-
-
-def _has_ended(pidfd: int) -> bool:
-    poll = select.poll()
-    poll.register(pidfd, select.POLLIN)  # readable once the process has ended (pidfd_open(2))
-    return bool(poll.poll(0))
 
 
 def _read(path: str) -> str:

@@ -11,18 +11,11 @@ import functools
 import grp
 import pwd
 import re
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
-from kmsd.identity.peer import Peer
-
-# How long a name is remembered. It bounds how long a removed account's name still counts, and how often a directory
-# service is asked; nscd and sssd keep names for longer than this themselves.
-NAME_LIFETIME_SECONDS = 10.0
-# Names remembered at a time: some 400 KiB. A user with 65,536 subordinate uids can connect as any of them.
-_MAX_REMEMBERED = 4096
+from kmsd.api.errors import DependencyTimeoutError
 
 # uid_t and gid_t; the highest value means "none" (credentials(7)).
 _MAX_ID = 2**32 - 2
@@ -32,14 +25,13 @@ _DECIMAL = re.compile(r"0|[1-9][0-9]{0,9}")
 _NAME = re.compile(r"(?:(?![/:*?])[!-~\xa1-\xff]){1,255}")
 
 # unit_name_is_valid() in systemd's src/basic/unit-name.c: these characters, an @ not the first, and 255 of them. Of its
-# suffixes, those of units that have processes of their own.
-_UNIT = re.compile(r"([A-Za-z0-9:_.\\-]+(?:@[A-Za-z0-9:_.\\@-]*)?)\.(?:service|scope|socket|mount|swap)")
+# suffixes, those of units whose processes systemd starts: a scope is no unit here (kmsd.identity.units).
+_UNIT = re.compile(r"([A-Za-z0-9:_.\\-]+(?:@[A-Za-z0-9:_.\\@-]*)?)\.(?:service|socket|mount|swap)")
 _MAX_UNIT_NAME = 255
 # As the kernel shows it: absolute, and free of ".", ".." and empty parts. It stands in explanations, and so has no
 # characters that control a terminal or have no UTF-8 form.
 _PATH = re.compile(r"(?:/(?!\.{0,2}(?:/|\Z))[^/\x00-\x1f\x7f-\x9f\ud800-\udfff*?]+)+")
 
-_KeyT = TypeVar("_KeyT", int, str)
 _ValueT = TypeVar("_ValueT")
 
 
@@ -59,7 +51,7 @@ class Names(Protocol):
         """Return the gid of the group `name`."""
 
 
-class NameServiceError(RuntimeError):
+class NameServiceError(DependencyTimeoutError):
     """The name service cannot be asked now, so whether there is such a name is not known."""
 
 
@@ -83,67 +75,16 @@ class HostNames:
         return _found(lambda: grp.getgrnam(name).gr_gid)
 
 
+def is_name(text: str) -> bool:
+    """Tell whether a user or group could be called so."""
+    return _NAME.fullmatch(text) is not None
+
+
 def _found(look_up: Callable[[], _ValueT]) -> _ValueT | None:
     try:
         return look_up()
     except KeyError:
         return None
-
-
-class SystemNames:
-    """The names that `source` knows, each remembered for a short while; `clock` gives seconds.
-
-    A name service that fails looks like one that does not know the name, but that is not remembered.
-    """
-
-    def __init__(
-        self,
-        clock: Callable[[], float] = time.monotonic,
-        *,
-        source: Names | None = None,
-        lifetime_seconds: float = NAME_LIFETIME_SECONDS,
-    ) -> None:
-        self._clock = clock
-        self._source = source or HostNames()
-        self._lifetime_seconds = lifetime_seconds
-        self._user_names: dict[int, tuple[float, str | None]] = {}
-        self._group_names: dict[int, tuple[float, str | None]] = {}
-        self._uids: dict[str, tuple[float, int | None]] = {}
-        self._gids: dict[str, tuple[float, int | None]] = {}
-
-    def user_name(self, uid: int) -> str | None:
-        """Return the name of `uid`."""
-        return self._remembered(self._user_names, uid, self._source.user_name)
-
-    def group_name(self, gid: int) -> str | None:
-        """Return the name of `gid`."""
-        return self._remembered(self._group_names, gid, self._source.group_name)
-
-    def uid_of(self, name: str) -> int | None:
-        """Return the uid of the user `name`."""
-        return self._remembered(self._uids, name, self._source.uid_of)
-
-    def gid_of(self, name: str) -> int | None:
-        """Return the gid of the group `name`."""
-        return self._remembered(self._gids, name, self._source.gid_of)
-
-    def _remembered(
-        self,
-        memory: dict[_KeyT, tuple[float, _ValueT | None]],
-        key: _KeyT,
-        look_up: Callable[[_KeyT], _ValueT | None],
-    ) -> _ValueT | None:
-        now = self._clock()
-        if (known := memory.get(key)) is not None and now < known[0]:
-            return known[1]
-        try:
-            value = look_up(key)
-        except NameServiceError:
-            return None
-        if len(memory) >= _MAX_REMEMBERED:
-            memory.clear()
-        memory[key] = (now + self._lifetime_seconds, value)
-        return value
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,29 +124,6 @@ class Administrators:
 
     uids: frozenset[int]
     groups: tuple[str, ...] = ()
-
-    def is_administrator(self, peer: Peer, names: Names) -> bool:
-        """Tell whether `peer` is one of them; a group that does not exist has no members."""
-        if peer.uid in self.uids:
-            return True
-        gids = (names.gid_of(group) for group in self.groups)
-        return any(gid == peer.gid or gid in peer.groups for gid in gids if gid is not None)
-
-
-def caller_of(peer: Peer, names: Names, administrators: Administrators) -> Caller:
-    """Return `peer` with the names that the host gives it now."""
-    user = names.user_name(peer.uid)
-    return Caller(
-        uid=peer.uid,
-        gid=peer.gid,
-        groups=peer.groups | {peer.gid},
-        pid=peer.pid,
-        # A name that leads to somebody else's uid would make a policy written for this caller another user's.
-        user=user if user is not None and names.uid_of(user) == peer.uid else None,
-        unit=None,
-        exe=peer.exe,
-        administrator=administrators.is_administrator(peer, names),
-    )
 
 
 class PrincipalKind(enum.StrEnum):
@@ -313,7 +231,7 @@ def parse_principal(text: str, names: Names, resolved: Mapping[str, int] | None 
         _check_id(text, value)
         return Principal(PrincipalKind(kind), int(value))
     if kind in {"user", "group"}:
-        if not _NAME.fullmatch(value):
+        if not is_name(value):
             raise ValueError(f"{text!a:.80} is not the name of a {kind}")
         current = names.uid_of(value) if kind == "user" else names.gid_of(value)
         stored = current if resolved is None else resolved.get(text)
@@ -333,7 +251,7 @@ def _check_unit(text: str, unit: str) -> None:
     found = _UNIT.fullmatch(unit) if len(unit) <= _MAX_UNIT_NAME else None
     if found is None:
         raise ValueError(
-            f"{text!a:.80} needs the whole name of a unit that has processes: NAME.service, .scope, .socket, .mount or "
+            f"{text!a:.80} needs the whole name of a unit that has processes: NAME.service, .socket, .mount or "
             ".swap, without wildcards"
         )
     if found[1].partition("@")[1:] == ("@", ""):

@@ -76,6 +76,8 @@ def _base() -> dict[str, tuple[Check, ...]]:
     }
 
 
+# linux/pidfd.h: which control group a process is in, with the first version of the structure.
+_PIDFD_GET_INFO = 0xC040FF0B
 _THREADS = {"clone": (Check(0, _CLONE_THREAD, _CLONE_THREAD),), "set_tid_address": ()}
 _FILES_READ = _any(
     "openat open readlink readlinkat stat lstat statx access faccessat getdents64 pread64 fstatfs statfs"
@@ -93,6 +95,9 @@ _FILES_WRITTEN = {
 
 # Of who has loaded all its code, and may be handed a file full of another.
 _NO_MORE_CODE = dict.fromkeys(("mmap", "mprotect"), (Check(2, _PROT_EXEC, 0),))
+
+# Of who reads files: no open(2) that could write.
+_READING_ONLY = {"openat": (Check(2, _WRITING, 0),), "open": (Check(1, _WRITING, 0),)}
 
 
 def worker_calls() -> Calls:
@@ -121,6 +126,7 @@ def daemon_calls() -> Calls:
         **_any("epoll_create1 epoll_ctl epoll_wait epoll_pwait epoll_pwait2 eventfd2 pipe2 accept accept4"),
         **_any("memfd_create pidfd_open wait4 waitid"),
         "socketpair": _PAIRS,
+        "ioctl": (*_base()["ioctl"], *_one_of(1, _PIDFD_GET_INFO)),
     }
 
 
@@ -148,7 +154,12 @@ def job_calls(*, local: bool, network: bool) -> Calls:
 
 def program_calls() -> Calls:
     """Return the calls of who tells which program a process runs: it reads links, and opens nothing."""
-    return {**_base(), **_any("readlink readlinkat setitimer")}
+    return {**_base(), **_any("readlink readlinkat")}
+
+
+def cgroup_calls() -> Calls:
+    """Return the calls of who tells which control group a process is in: it reads files and folders."""
+    return {**_base(), **_FILES_READ, **_READING_ONLY, **_NO_MORE_CODE}
 
 
 def lookup_calls() -> Calls:
@@ -157,11 +168,9 @@ def lookup_calls() -> Calls:
         **_base(),
         **_THREADS,
         **_FILES_READ,
-        # A read-only process: no open(2) that could write.
-        "openat": (Check(2, _WRITING, 0),),
-        "open": (Check(1, _WRITING, 0),),
+        **_READING_ONLY,
         "socket": _one_of(0, socket.AF_UNIX),
-        **_any("connect eventfd2 epoll_create1 epoll_ctl epoll_wait epoll_pwait getcwd flock setitimer"),
+        **_any("connect eventfd2 epoll_create1 epoll_ctl epoll_wait epoll_pwait getcwd flock"),
     }
 
 

@@ -40,7 +40,6 @@ SYSCALLS: dict[str, tuple[int | None, int | None]] = {
     "dup": (32, 23),
     "dup2": (33, None),
     "nanosleep": (35, 101),
-    "setitimer": (38, 103),
     "getpid": (39, 172),
     "socket": (41, 198),
     "connect": (42, 203),

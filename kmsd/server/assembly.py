@@ -11,14 +11,16 @@ import socket
 import time
 from pathlib import Path
 
+from kmsd.access.host import HostPolicy
 from kmsd.api import OPERATIONS
 from kmsd.audit.retention import Retention
 from kmsd.audit.rotation import Rotation
 from kmsd.audit.writer import SyncMode, Trail
 from kmsd.config import digest
 from kmsd.envelope.pool import WorkerPool
+from kmsd.identity.callers import Callers
 from kmsd.identity.peer import peer_of
-from kmsd.identity.principals import caller_of
+from kmsd.identity.process import process_of
 from kmsd.material.ciphertext import BlobCipher
 from kmsd.processes.confinement import missing
 from kmsd.server.activation import Sockets
@@ -45,6 +47,7 @@ from kmsd.service.audit_accounts import AuditAccounts
 from kmsd.service.call import Session
 from kmsd.service.credential_delivery import CredentialDelivery
 from kmsd.service.default_keys import DefaultKeys
+from kmsd.service.host_policies import read_host_policy
 from kmsd.service.identifiers import Arns
 from kmsd.service.key_changes import KeyChanges
 from kmsd.service.key_cipher import KeyCipher
@@ -69,14 +72,21 @@ class Service:
     """Everything that serves, from `open` to `close`."""
 
     def __init__(
-        self, foundation: Foundation, store: SqlStore, trail: Trail, settings: SettingsRow, *, is_new: bool
+        self,
+        foundation: Foundation,
+        store: SqlStore,
+        trail: Trail,
+        settings: SettingsRow,
+        host_policy: HostPolicy,
+        *,
+        is_new: bool,
     ) -> None:
         config = foundation.config
         self._foundation = foundation
         self._store = store
         self._trail = trail
-        self._settings = settings
-        self._names = foundation.names
+        directory = foundation.directory
+        self._callers = Callers(directory, foundation.processes, foundation.administrators)
         arena = foundation.arena
         arns = Arns(settings.account, settings.region)
         self._custody = Custody(foundation, store, trail, settings, is_new=is_new)
@@ -92,7 +102,7 @@ class Service:
             capacity=config.limits.keys_in_memory,
         )
         lookup = KeyLookup(records, default_keys)
-        self._deciding = Deciding(foundation, trail, settings, lookup)
+        self._deciding = Deciding(foundation, trail, settings, lookup, host_policy)
         self._digests = {"configuration": digest(config), "hostPolicy": self._deciding.digest}
         cipher = KeyCipher(self._custody.versions, BlobCipher(arena, os.urandom))
         scratch = Scratch(arena)
@@ -118,13 +128,13 @@ class Service:
             store=store,
             versions=self._custody.versions,
             arns=arns,
-            names=self._names,
+            directory=directory,
             clock=time.time,
             changes=changes,
             keys_per_uid=config.limits.keys_per_uid,
         )
         grants_service = grants.Grants(
-            store=store, records=records, arns=arns, names=self._names, clock=time.time, random=os.urandom
+            store=store, records=records, arns=arns, directory=directory, clock=time.time, random=os.urandom
         )
         aliases_service = aliases.Aliases(
             store=store, records=records, default_keys=default_keys, arns=arns, clock=time.time
@@ -166,7 +176,7 @@ class Service:
                 **bind(symmetric.HANDLERS, symmetric_service),
                 **bind(keys.HANDLERS, keys_service),
                 **bind(aliases.HANDLERS, aliases_service),
-                **bind(policies.HANDLERS, policies.Policies(changes=changes, arns=arns, names=self._names)),
+                **bind(policies.HANDLERS, policies.Policies(changes=changes, arns=arns, directory=directory)),
                 **bind(tags.HANDLERS, tags.Tags(changes=changes)),
                 **self._deciding.handlers,
                 **bind(grants.HANDLERS, grants_service),
@@ -239,17 +249,20 @@ class Service:
                 # An account id is a name and no secret, but two hosts should not draw the same one.
                 account = random.SystemRandom().randint(*_ACCOUNTS)
                 settings = SettingsRow(account=str(account), region=config.region, version=1)
-            service = cls(foundation, store, trail, settings, is_new=is_new)
+            host_policy = await read_host_policy(
+                foundation.host_policy, account=settings.account, directory=foundation.directory
+            )
+            service = cls(foundation, store, trail, settings, host_policy, is_new=is_new)
             opened.pop_all()
             return service
 
-    def reload_host_policy(self) -> str:
+    async def reload_host_policy(self) -> str:
         """Read the host policy anew and return its digest.
 
         Raises HostPolicyError when it is not valid, AuditUnavailableError when it cannot be recorded; the old one
         holds then.
         """
-        return self._deciding.host_policies.reload().digest
+        return (await self._deciding.host_policies.reload()).digest
 
     @property
     def host_policy_fault(self) -> str | None:
@@ -282,10 +295,9 @@ class Service:
             sockets.clients,
             pipeline=self._pipeline,
             shares=self._shares,
-            names=self._names,
-            administrators=foundation.administrators,
+            callers=self._callers,
             admit=foundation.admit,
-            program_of=foundation.program_of,
+            connections_per_uid=foundation.config.limits.connections_per_uid,
             max_body=max(operation.frame_bytes for operation in OPERATIONS),
             logger=foundation.logger,
         )
@@ -302,17 +314,19 @@ class Service:
             self._credential_listener.start()
         self._custody.watch()
         self._accounts.start()
+        self._deciding.host_policies.start()
 
     async def _session_of(self, sock: socket.socket) -> Session:
-        foundation = self._foundation
-        peer = peer_of(sock, program_of=foundation.program_of)
-        caller = caller_of(peer, self._names, foundation.administrators)
+        peer = peer_of(sock)
+        with process_of(sock, peer.pid) or contextlib.nullcontext() as process:
+            caller = await self._callers.caller_of(peer, process)
         return Session(caller, actor_of(caller))
 
     async def close(self) -> None:
         """Finish what is under way within the configured grace, record the stop, wipe the keys."""
         grace = self._foundation.config.shutdown_grace_seconds
         self._pipeline.stopping = True
+        self._deciding.host_policies.stop()
         await self._custody.end()
         if self._credential_listener is not None:
             await self._credential_listener.stop(grace)

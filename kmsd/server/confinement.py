@@ -13,11 +13,19 @@ import kmsd
 from kmsd.envelope.control import WORKER_ENTRY
 from kmsd.envelope.worker import run_worker
 from kmsd.hsm.pkcs11 import JOB_ENTRY, run_job
-from kmsd.identity.lookups import LOOKUPS_ENTRY, PROGRAMS_ENTRY, run_lookups
+from kmsd.identity.answering import (
+    CGROUPS_ENTRY,
+    LOOKUPS_ENTRY,
+    PROGRAMS_ENTRY,
+    run_cgroups,
+    run_names,
+    run_programs,
+)
 from kmsd.memory.mapping import MemoryKind
 from kmsd.processes.confinement import Confinement, ConfinementError, Finding, Protection, State, missing
 from kmsd.processes.landlock import Reach
 from kmsd.processes.profiles import (
+    cgroup_calls,
     daemon_calls,
     job_calls,
     lookup_calls,
@@ -32,7 +40,7 @@ from kmsd.recovery.job import RECOVERY_ENTRY, run_recovery_job
 from kmsd.server.deployment import Deployment
 
 # The children in the order of the report; the zygote's own state is what a child that restricts nothing further sees.
-CHILDREN = ("zygote", JOB_ENTRY, WORKER_ENTRY, LOOKUPS_ENTRY, PROGRAMS_ENTRY, RECOVERY_ENTRY)
+CHILDREN = ("zygote", JOB_ENTRY, WORKER_ENTRY, LOOKUPS_ENTRY, PROGRAMS_ENTRY, CGROUPS_ENTRY, RECOVERY_ENTRY)
 # A worker has its control socket, the key page, the client's two files, and what Python opens.
 _WORKER_DESCRIPTORS = 64
 # A recovery job has its channel, two pages, the three standard ones, and what the restrictions themselves open.
@@ -54,6 +62,8 @@ _NAMES_READ = (
     "/run/systemd/dynamic-uid",
     "/proc/self",
 )
+# Control groups, and which one a process is in.
+_CGROUPS_READ = ("/sys/fs/cgroup", "/proc")
 # What says that an id of the system's is nobody's (kmsd.identity.peer).
 _OVERFLOW_UID = "/proc/sys/kernel/overflowuid"
 # Settings of the libraries that PKCS#11 modules are built on: OpenSSL, p11-kit, time zones, the host's processors.
@@ -116,6 +126,9 @@ class Confinements:
         )
         # Landlock would keep it from looking at processes that are not under the same restriction, which is its work.
         self.programs = Confinement(PROGRAMS_ENTRY, program_calls, reach=None, required=required)
+        self.cgroups = Confinement(
+            CGROUPS_ENTRY, cgroup_calls, reach=lambda: Reach(readable=_paths(_CGROUPS_READ)), required=required
+        )
 
     def daemon(self) -> Confinement:
         """Return the confinement of the daemon itself."""
@@ -141,8 +154,9 @@ class Confinements:
                 self.job.enter,
                 partial(run_job, module=str(deployment.module), variables=_variables(deployment)),
             ),
-            LOOKUPS_ENTRY: partial(_confined, self.lookups.enter, run_lookups),
-            PROGRAMS_ENTRY: partial(_confined, self.programs.enter, run_lookups),
+            LOOKUPS_ENTRY: partial(_confined, self.lookups.enter, run_names),
+            PROGRAMS_ENTRY: partial(_confined, self.programs.enter, run_programs),
+            CGROUPS_ENTRY: partial(_confined, self.cgroups.enter, run_cgroups),
             # Its threads are made between the two steps.
             WORKER_ENTRY: partial(
                 _confined, self.worker.restrict_process, partial(run_worker, ready=self.worker.restrict_calls)
@@ -153,6 +167,7 @@ class Confinements:
             check_entry(WORKER_ENTRY): reporting(self.worker, self.worker.enter),
             check_entry(LOOKUPS_ENTRY): reporting(self.lookups, self.lookups.enter),
             check_entry(PROGRAMS_ENTRY): reporting(self.programs, self.programs.enter),
+            check_entry(CGROUPS_ENTRY): reporting(self.cgroups, self.cgroups.enter),
             check_entry(RECOVERY_ENTRY): reporting(self.recovery, self.recovery.enter),
         }
 

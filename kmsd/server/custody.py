@@ -45,7 +45,7 @@ class Custody:
         self.records = KeyRecords(
             store,
             arns,
-            foundation.names,
+            foundation.directory,
             capacity=config.limits.keys_in_memory,
             clock=time.monotonic,
         )

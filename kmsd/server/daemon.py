@@ -13,7 +13,6 @@ from __future__ import annotations
 import asyncio
 import resource
 import signal
-import socket
 import sys
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -74,11 +73,10 @@ async def _serve(deployment: Deployment, zygote: Zygote, arena: Arena, confineme
 
     from kmsd.api.errors import AccessDeniedError  # noqa: PLC0415 - all of these: after the fork, as above
     from kmsd.hsm.pkcs11 import Pkcs11Root  # noqa: PLC0415
-    from kmsd.identity.lookups import LOOKUPS_ENTRY, PROGRAMS_ENTRY, Lookups  # noqa: PLC0415
     from kmsd.identity.peer import Peer  # noqa: PLC0415
-    from kmsd.identity.principals import SystemNames  # noqa: PLC0415
     from kmsd.logs import DroppingStream, StructuredLogger  # noqa: PLC0415
     from kmsd.server.assembly import Service  # noqa: PLC0415
+    from kmsd.server.children import LookupChildren  # noqa: PLC0415
     from kmsd.server.foundation import Foundation  # noqa: PLC0415
     from kmsd.server.supervision import Supervision  # noqa: PLC0415
     from kmsd.service.seal import Means  # noqa: PLC0415
@@ -93,12 +91,10 @@ async def _serve(deployment: Deployment, zygote: Zygote, arena: Arena, confineme
     loop.set_exception_handler(partial(_log_fault, logger))
     config = deployment.config
     findings: list[Finding] = []
-    lookups = Lookups(partial(_connect_child, zygote, LOOKUPS_ENTRY))
-    programs = Lookups(partial(_connect_child, zygote, PROGRAMS_ENTRY))
+    children = LookupChildren(zygote)
     sockets: Sockets | None = None
     try:
-        await lookups.start()
-        await programs.start()
+        await children.start()
         token = await deployment.find_token(zygote)
         root = Pkcs11Root(zygote, token.config, token.pin, deadline_seconds=config.hsm.deadline_seconds)
         service = await Service.open(
@@ -111,8 +107,8 @@ async def _serve(deployment: Deployment, zygote: Zygote, arena: Arena, confineme
                 pin_configured=token.pin is not None,
                 administrators=deployment.administrators,
                 admit=admit,
-                names=SystemNames(source=lookups),
-                program_of=programs.program_of,
+                directory=children.directory,
+                processes=children.processes,
                 findings=findings,
                 host_policy=deployment.host_policy,
                 store_path=deployment.store_path,
@@ -138,8 +134,7 @@ async def _serve(deployment: Deployment, zygote: Zygote, arena: Arena, confineme
     finally:
         if sockets is not None:  # the start failed after they were there
             deployment.close_sockets()
-        lookups.close()
-        programs.close()
+        children.close()
         await zygote.close()
 
 
@@ -165,15 +160,3 @@ def _stop_event(loop: asyncio.AbstractEventLoop) -> asyncio.Event:
 async def _inspect(confinement: Confinement, arena: Arena, zygote: Zygote) -> list[Finding]:
     """Return what protects this process, its memory, and each kind of child."""
     return [*confinement.report(), memory_finding(arena.kind), *await inspect_children(zygote, CHILDREN)]
-
-
-async def _connect_child(zygote: Zygote, entry: str) -> socket.socket:
-    """Start a child that runs `entry` and return the socket to it."""
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    with theirs:
-        try:
-            await zygote.spawn(entry, [theirs.fileno()])
-        except BaseException:
-            ours.close()
-            raise
-    return ours

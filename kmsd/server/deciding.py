@@ -6,10 +6,10 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from kmsd.access.decision import Authorizer, HostPolicy
+from kmsd.access.decision import Authorizer
+from kmsd.access.host import HostPolicy
 from kmsd.api.operation import Operation
 from kmsd.audit.writer import Trail
-from kmsd.identity.directory import Directory
 from kmsd.server.foundation import Foundation
 from kmsd.service import host_policies, simulation
 from kmsd.service.facts import Surroundings
@@ -23,27 +23,37 @@ from kmsd.store.base import SettingsRow
 
 
 class Deciding:
-    """The host policy in force and what is asked about it; raises HostPolicyError when there is none to begin with."""
+    """The host policy in force, which is `host_policy` to begin with, and what is asked about it."""
 
-    def __init__(self, foundation: Foundation, trail: Trail, settings: SettingsRow, lookup: KeyLookup) -> None:
-        names = foundation.names
-
-        def read() -> HostPolicy:
-            return HostPolicy.load(foundation.host_policy, account=settings.account, names=names)
-
-        host_policy = read()
+    def __init__(
+        self,
+        foundation: Foundation,
+        trail: Trail,
+        settings: SettingsRow,
+        lookup: KeyLookup,
+        host_policy: HostPolicy,
+    ) -> None:
         # Of the documents that the service began with.
         self.digest = host_policy.digest
         self.authorizer = Authorizer(host_policy)
         self.surroundings = Surroundings(settings.account, time.time)
         self.refusals = Refusals()
-        self.host_policies = HostPolicies(read, authorizer=self.authorizer, trail=trail)
+        self.host_policies = HostPolicies(
+            host_policy,
+            path=foundation.host_policy,
+            account=settings.account,
+            directory=foundation.directory,
+            authorizer=self.authorizer,
+            trail=trail,
+            logger=foundation.logger,
+            sleep=foundation.sleep,
+        )
         self._simulation = Simulation(
             authorizer=self.authorizer,
             lookup=lookup,
             refusals=self.refusals,
-            subjects=Subjects(Directory(names), names, foundation.administrators),
-            names=names,
+            subjects=Subjects(foundation.directory, foundation.administrators),
+            directory=foundation.directory,
             surroundings=self.surroundings,
         )
 

@@ -9,8 +9,10 @@ from pathlib import Path
 
 from kmsd.config import Config
 from kmsd.hsm.root import Root
+from kmsd.identity.callers import ProcessSource
+from kmsd.identity.directory import Directory
 from kmsd.identity.peer import Peer
-from kmsd.identity.principals import Administrators, Names
+from kmsd.identity.principals import Administrators
 from kmsd.logs import Logger
 from kmsd.memory.arena import Arena
 from kmsd.processes.confinement import Finding
@@ -30,8 +32,8 @@ class Foundation:
     pin_configured: bool
     administrators: Administrators
     admit: Callable[[Peer], None]
-    names: Names
-    program_of: Callable[[int], str | None]
+    directory: Directory
+    processes: ProcessSource
     findings: Sequence[Finding]
     host_policy: Path | None
     store_path: Path

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import os
 import socket
 from collections.abc import Callable
 from pathlib import Path
 
-from kmsd.api.errors import KmsError
+from kmsd.api.errors import KmsError, LimitExceededError
 from kmsd.audit.record import Actor
+from kmsd.identity.callers import Callers
 from kmsd.identity.peer import Peer, peer_of
-from kmsd.identity.principals import Administrators, Caller, Names, caller_of
+from kmsd.identity.principals import Caller
+from kmsd.identity.process import Process, process_of
 from kmsd.logs import Logger
 from kmsd.server.activation import SocketPaths, Sockets
 from kmsd.server.connection import Connection
@@ -27,6 +30,9 @@ _CREDENTIALS_MODE = 0o600
 _BACKLOG = 4096
 # Connections accepted before those that exist have their turn.
 _ACCEPTS_PER_TICK = 16
+# Connections of which it is being looked up whose they are. With two descriptors each, and some hundred microseconds
+# where the name service knows them.
+_ARRIVING = 256
 # How long to accept nothing after the process ran out of descriptors.
 _OUT_OF_DESCRIPTORS_SECONDS = 0.1
 # Refused peers are logged at most twice in so long.
@@ -90,9 +96,11 @@ def _remove_stale(path: Path) -> None:
 
 
 class Listener:
-    """Accepts connections on a listening socket.
+    """Accepts connections on a listening socket, and serves each once it is known who is at the other end.
 
-    `admit` may refuse a peer by raising a KmsError; `program_of` gives the program of a process by its id.
+    That may take a while where the host's name service is slow; nothing is read from the peer meanwhile, and nobody
+    else waits for it. So many may be in that state: `connections_per_uid` of a uid, beyond which they are turned away,
+    and _ARRIVING in all, beyond which the others wait in the kernel. `admit` may refuse a peer by raising a KmsError.
     """
 
     def __init__(
@@ -102,10 +110,9 @@ class Listener:
         *,
         pipeline: Pipeline,
         shares: Shares,
-        names: Names,
-        administrators: Administrators,
+        callers: Callers,
         admit: Callable[[Peer], None],
-        program_of: Callable[[int], str | None],
+        connections_per_uid: int,
         max_body: int,
         logger: Logger,
     ) -> None:
@@ -113,23 +120,33 @@ class Listener:
         self._socket = sock
         self._pipeline = pipeline
         self._shares = shares
-        self._names = names
-        self._administrators = administrators
+        self._callers = callers
         self._admit = admit
-        self._program_of = program_of
+        self._connections_per_uid = connections_per_uid
         self._max_body = max_body
         self._logger = logger
         self._encoder = ReplyEncoder()
+        self._arriving: dict[asyncio.Task[None], int] = {}  # to the uid
+        self._accepting = False
         self._connections: set[Connection] = set()
         # How many peers were refused since the last line about it; None when no such line is due.
         self._refusals: int | None = None
 
     def start(self) -> None:
         """Begin to accept."""
-        self._loop.add_reader(self._socket, self._acceptable)
+        if not self._accepting and self._socket.fileno() >= 0:
+            self._accepting = True
+            self._loop.add_reader(self._socket, self._acceptable)
+
+    def _pause(self) -> None:
+        self._accepting = False
+        self._loop.remove_reader(self._socket)
 
     def _acceptable(self) -> None:
         for _ in range(_ACCEPTS_PER_TICK):
+            if len(self._arriving) >= _ARRIVING:
+                self._pause()
+                return
             try:
                 sock, _ = self._socket.accept()
             except (BlockingIOError, ConnectionAbortedError):
@@ -144,31 +161,56 @@ class Listener:
 
     def _rest(self, error: OSError) -> None:
         self._logger.warning("accept_failed", errno=error.errno)
-        self._loop.remove_reader(self._socket)
-        self._loop.call_later(_OUT_OF_DESCRIPTORS_SECONDS, self._accept_again)
-
-    def _accept_again(self) -> None:
-        if self._socket.fileno() >= 0:
-            self.start()
+        self._pause()
+        self._loop.call_later(_OUT_OF_DESCRIPTORS_SECONDS, self.start)
 
     def _welcome(self, sock: socket.socket) -> None:
+        """Take down what the kernel says of the peer now, and have the rest looked up."""
         try:
-            peer = peer_of(sock, program_of=self._program_of)
+            peer = peer_of(sock)
             self._admit(peer)
-            caller = caller_of(peer, self._names, self._administrators)
-            share = self._shares.join(caller.uid, known=caller.user is not None)
+            if sum(uid == peer.uid for uid in self._arriving.values()) >= self._connections_per_uid:
+                raise LimitExceededError(
+                    f"uid {peer.uid} has {self._connections_per_uid} connections of which it is still looked up whose "
+                    "they are"
+                )
         except KmsError as error:
             self._turn_away(sock, error)
             return
         except OSError:
             sock.close()  # the peer is gone already
             return
-        session = Session(caller, actor_of(caller))
+        task = self._loop.create_task(self._arrive(sock, peer, process_of(sock, peer.pid)))
+        self._arriving[task] = peer.uid
+        task.add_done_callback(self._arrived)
+
+    async def _arrive(self, sock: socket.socket, peer: Peer, process: Process | None) -> None:
+        """Serve a connection once its names are known."""
+        try:
+            with process or contextlib.nullcontext():
+                caller = await self._callers.caller_of(peer, process)
+            share = self._shares.join(caller.uid, known=caller.user is not None)
+        except KmsError as error:
+            self._turn_away(sock, error)
+            return
+        except BaseException:
+            sock.close()
+            raise
         connection = Connection(
-            self._loop, sock, session, share, self._pipeline, max_body=self._max_body, closed=self._forget
+            self._loop,
+            sock,
+            Session(caller, actor_of(caller)),
+            share,
+            self._pipeline,
+            max_body=self._max_body,
+            closed=self._forget,
         )
         self._connections.add(connection)
         connection.start()
+
+    def _arrived(self, task: asyncio.Task[None]) -> None:
+        del self._arriving[task]
+        self.start()
 
     def _turn_away(self, sock: socket.socket, error: KmsError) -> None:
         self._tell_refusal(error)
@@ -200,8 +242,13 @@ class Listener:
 
     async def stop(self, grace_seconds: float) -> None:
         """Accept nothing more, let what is being served end for at most `grace_seconds`, close all connections."""
-        self._loop.remove_reader(self._socket)
+        self._pause()
         self._socket.close()
+        if self._arriving:
+            # They may have sent a request, and it is answered like those of the others.
+            await asyncio.wait([*self._arriving], timeout=grace_seconds)
+        for task in self._arriving:
+            task.cancel()
         finishing = [asyncio.ensure_future(connection.finish()) for connection in self._connections]
         if finishing:
             _, late = await asyncio.wait(finishing, timeout=grace_seconds)
@@ -213,4 +260,6 @@ class Listener:
 
 def actor_of(caller: Caller) -> Actor:
     """Return a caller as the audit trail names it."""
-    return Actor(uid=caller.uid, gid=caller.gid, user=caller.user, pid=caller.pid, unit=caller.unit, exe=caller.exe)
+    # What stands behind a user's unit is that user's word, so it must not look like a unit of the system.
+    unit = f"user-unit:{caller.user_unit}" if caller.user_unit is not None else caller.unit
+    return Actor(uid=caller.uid, gid=caller.gid, user=caller.user, pid=caller.pid, unit=unit, exe=caller.exe)

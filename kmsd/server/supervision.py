@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 from kmsd.access.host import HostPolicyError
 from kmsd.api.errors import AuditUnavailableError
 from kmsd.logs import Logger
@@ -24,6 +26,7 @@ class Supervision:
         self._notifier = notifier
         self._logger = logger
         self._stopping = False
+        self._reloads: set[asyncio.Task[None]] = set()
         self._watchdog = Watchdog(
             notifier, {"zygote": zygote.ping, "store": service.ping_store}, status=self.status, logger=logger
         )
@@ -44,19 +47,27 @@ class Supervision:
 
         The manager cannot be told of a failure other than by the status: it would stop the service.
         """
-        if self._stopping:  # nothing is decided any more, and the manager must not hear that it goes on
+        if self._stopping:  # nothing is decided any more
             return
         self._notifier.reloading()
+        reload = asyncio.get_running_loop().create_task(self._reload())
+        self._reloads.add(reload)
+        reload.add_done_callback(self._reloads.discard)
+
+    async def _reload(self) -> None:
         try:
-            digest = self._service.reload_host_policy()
+            digest = await self._service.reload_host_policy()
         except (HostPolicyError, AuditUnavailableError) as error:
             self._logger.warning("host_policy_not_reloaded", reason=str(error))
         else:
             self._logger.info("host_policy_reloaded", digest=digest)
-        self._notifier.ready(self.status())
+        if not self._stopping:  # the manager must not hear that it goes on
+            self._notifier.ready(self.status())
 
     def stop(self, grace_seconds: float) -> None:
         """Tell that the service stops, and takes so long for each thing it waits for."""
         self._stopping = True
+        for reload in self._reloads:
+            reload.cancel()
         self._watchdog.stop()
         self._notifier.stopping(_GRACES * grace_seconds + _OWN_STOP_SECONDS)

@@ -14,12 +14,14 @@ from dataclasses import replace
 
 from kmsd.access.explanation import Step
 from kmsd.access.facts import Facts
+from kmsd.access.grammar import as_unix
 from kmsd.access.grantees import is_named, stands
 from kmsd.access.grants import Grant, GrantIndex
 from kmsd.access.rules import Decision, Effect
 from kmsd.api.grants import GrantOperation
 from kmsd.api.operation import action_of
-from kmsd.identity.principals import Caller, Names
+from kmsd.identity.directory import Directory
+from kmsd.identity.principals import Caller, NameServiceError
 from kmsd.material.versions import NotLoadedError
 from kmsd.store.base import GrantRow, Store
 
@@ -76,9 +78,9 @@ class _Held:
 class GrantCache:
     """The grants of all keys; `clock` gives monotonic seconds."""
 
-    def __init__(self, store: Store, names: Names, *, clock: Callable[[], float]) -> None:
+    def __init__(self, store: Store, directory: Directory, *, clock: Callable[[], float]) -> None:
         self.store = store
-        self.names = names
+        self.directory = directory
         self.clock = clock
         # What is kept for all who have no grants, which are most.
         self.nothing = _Held()
@@ -153,7 +155,7 @@ class KeyGrants:
 
     async def _load(self, grantees: frozenset[str]) -> None:
         held = self._held.get(grantees)
-        if held is None or not self._names_stand_as(held.named):
+        if held is None or not await self._names_stand_as(held.named):
             held = await self._read(grantees)
         if held.named:
             held.expires = self._cache.clock() + NAMES_TRUSTED_SECONDS
@@ -162,8 +164,11 @@ class KeyGrants:
         if not self._forgotten:
             self._cache.keep(self, grantees, held.index.constrained)
 
-    def _names_stand_as(self, named: Mapping[tuple[str, str], bool]) -> bool:
-        return all(stands(text, key, self._cache.names) is stood for (text, key), stood in named.items())
+    async def _names_stand_as(self, named: Mapping[tuple[str, str], bool]) -> bool:
+        for (text, key), stood in named.items():
+            if await still_stands(text, key, self._cache.directory) is not stood:
+                return False
+        return True
 
     async def _read(self, grantees: frozenset[str]) -> _Held:
         held = _Held()
@@ -173,7 +178,7 @@ class KeyGrants:
                 if is_named(row.grantee_text):
                     said = (row.grantee_text, row.grantee)
                     if said not in held.named:
-                        held.named[said] = stands(*said, self._cache.names)
+                        held.named[said] = await still_stands(*said, self._cache.directory)
                     if not held.named[said]:
                         continue
                 grant = grant_of(row)
@@ -191,6 +196,16 @@ class KeyGrants:
         self._forgotten = True
         for grantees in tuple(self._held):
             self.forget(grantees)
+
+
+async def still_stands(text: str, key: str, directory: Directory) -> bool:
+    """Tell whether `text`, which a grant was made with, still means `key`; not while that cannot be found out."""
+    if not is_named(text):
+        return True
+    try:
+        return stands(text, key, await directory.known([as_unix(text)]))
+    except NameServiceError:
+        return False
 
 
 async def pages(store: Store, key_id: str, grantees: frozenset[str]) -> AsyncIterator[list[GrantRow]]:

@@ -18,7 +18,8 @@ import msgspec
 from kmsd.access.decision import DEFAULT_DENY, refusal
 from kmsd.access.explanation import Step
 from kmsd.access.facts import Facts
-from kmsd.access.grantees import read_grantee, stands
+from kmsd.access.grammar import as_unix
+from kmsd.access.grantees import read_grantee
 from kmsd.access.rules import Decision, Effect
 from kmsd.api import grants as api
 from kmsd.api.errors import (
@@ -30,10 +31,11 @@ from kmsd.api.errors import (
 )
 from kmsd.api.operation import Operation
 from kmsd.api.shapes import Empty, KeyManager
-from kmsd.identity.principals import Caller, Names, Principal
+from kmsd.identity.directory import Directory
+from kmsd.identity.principals import Caller, Principal
 from kmsd.service.call import Call
 from kmsd.service.grant_tokens import NONCE_BYTES, grant_id_in, make_token
-from kmsd.service.granting import grant_of, pages
+from kmsd.service.granting import grant_of, pages, still_stands
 from kmsd.service.identifiers import Arns
 from kmsd.service.pagination import after, cut
 from kmsd.service.records import KeyRecord, KeyRecords
@@ -58,14 +60,14 @@ class Grants:
         store: Store,
         records: KeyRecords,
         arns: Arns,
-        names: Names,
+        directory: Directory,
         clock: Callable[[], float],
         random: Callable[[int], bytes],
     ) -> None:
         self._store = store
         self._records = records
         self._arns = arns
-        self._names = names
+        self._directory = directory
         self._clock = clock
         self._random = random
         # Held from counting to committing, so that who asks for many at once gets no more, and while grants go, so
@@ -76,7 +78,7 @@ class Grants:
         """Make a grant, or find the one that was made by this name and is the same in everything else."""
         if key.row.key_manager == KeyManager.AWS:
             raise UnsupportedOperationError(f"{key.arn} is managed by kmsd and for its owner only")
-        row = self._row(call, request, key)
+        row = await self._row(call, request, key)
         async with self._changing:
             row = await self._under(call, key, row)
             made = await self._made_before(row)
@@ -93,9 +95,9 @@ class Grants:
         token = make_token(grant_id, self._random(NONCE_BYTES))
         return api.CreateGrantResponse(grant_token=token, grant_id=grant_id)
 
-    def _row(self, call: Call, request: api.CreateGrantRequest, key: KeyRecord) -> GrantRow:
-        grantee = self._principal(request.grantee_principal)
-        retiring = None if request.retiring_principal is None else self._principal(request.retiring_principal)
+    async def _row(self, call: Call, request: api.CreateGrantRequest, key: KeyRecord) -> GrantRow:
+        grantee = await self._principal(request.grantee_principal)
+        retiring = None if request.retiring_principal is None else await self._principal(request.retiring_principal)
         constraints = request.constraints or api.GrantConstraints()
         _check_constraints(constraints)
         return GrantRow(
@@ -114,9 +116,10 @@ class Grants:
             version=1,
         )
 
-    def _principal(self, text: str) -> Principal:
+    async def _principal(self, text: str) -> Principal:
+        names = await self._directory.known([as_unix(text)])
         try:
-            return read_grantee(text, account=self._arns.account, names=self._names)
+            return read_grantee(text, account=self._arns.account, names=names)
         except ValueError as error:
             raise ValidationError(str(error)) from None
 
@@ -133,7 +136,7 @@ class Grants:
             for parent in page:
                 if (
                     api.GrantOperation.CREATE_GRANT in parent.operations
-                    and stands(parent.grantee_text, parent.grantee, self._names)
+                    and await still_stands(parent.grantee_text, parent.grantee, self._directory)
                     and grant_of(parent).covers(wanted)
                 ):
                     return msgspec.structs.replace(row, parent=parent.grant_id)
@@ -150,7 +153,7 @@ class Grants:
 
     async def list(self, call: Call, request: api.ListGrantsRequest, key: KeyRecord) -> api.ListGrantsResponse:  # noqa: ARG002 - handlers share one form
         """List the grants of a key."""
-        grantee = None if request.grantee_principal is None else self._principal(request.grantee_principal).key
+        grantee = None if request.grantee_principal is None else (await self._principal(request.grantee_principal)).key
         if request.grant_id is not None:
             row = await self._store.grant(_checked_id(request.grant_id))
             fits = row is not None and row.key_id == key.key_id and grantee in {None, row.grantee}
@@ -162,7 +165,7 @@ class Grants:
 
     async def list_retirable(self, call: Call, request: api.ListRetirableGrantsRequest) -> api.ListGrantsResponse:
         """List the grants that the caller may retire; administrators may ask for other principals', too."""
-        retiring = self._principal(request.retiring_principal).key
+        retiring = (await self._principal(request.retiring_principal)).key
         if retiring not in call.caller.grantees and not call.caller.administrator:
             call.decision = DEFAULT_DENY
             why = "because only administrators may list what others can retire"
@@ -196,10 +199,19 @@ class Grants:
         row = await self._to_retire(request)
         call.noted = {"grantId": row.grant_id}
         key = await self._records.fetch(row.key_id, call.operation.key_access)
-        call.use(key, grants=_Retirable(row, self._names))
+        call.use(key, grants=_Retirable(row, await self._who_may_retire(row)))
         call.end_dry_run(dry_run=request.dry_run)
         await self._delete(call, row)
         return Empty()
+
+    async def _who_may_retire(self, row: GrantRow) -> set[str]:
+        """Return whom the grant itself lets retire it."""
+        who = {}
+        if row.retiring:
+            who[row.retiring_text] = row.retiring
+        if api.GrantOperation.RETIRE_GRANT in row.operations:
+            who[row.grantee_text] = row.grantee
+        return {key for text, key in who.items() if await still_stands(text, key, self._directory)}
 
     async def _to_retire(self, request: api.RetireGrantRequest) -> GrantRow:
         if request.grant_token is not None and request.key_id is None and request.grant_id is None:
@@ -238,11 +250,9 @@ class Grants:
 class _Retirable:
     """Who may retire one grant, as the one grant that counts for RetireGrant (`kmsd.access.grants.Granting`)."""
 
-    def __init__(self, row: GrantRow, names: Names) -> None:
+    def __init__(self, row: GrantRow, who: set[str]) -> None:
         self._rule = f"grant {row.grant_id}"
-        self._who = {row.retiring} if row.retiring and stands(row.retiring_text, row.retiring, names) else set()
-        if api.GrantOperation.RETIRE_GRANT in row.operations and stands(row.grantee_text, row.grantee, names):
-            self._who.add(row.grantee)
+        self._who = who
 
     def allowed(self, caller: Caller, action: str, facts: Facts) -> Decision | None:  # noqa: ARG002 - the interface's
         """Return that the grant lets `caller` retire it, if it does."""

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from kmsd.access.decision import would_lock_out
-from kmsd.access.policy import default_key_policy, parse_policy
+from kmsd.access.policy import default_key_policy, named_in, parse_policy
 from kmsd.api import keys as api
 from kmsd.api.errors import (
     LimitExceededError,
@@ -19,7 +19,7 @@ from kmsd.api.errors import (
 )
 from kmsd.api.operation import KeyState, KeyUsage, Operation
 from kmsd.api.shapes import Empty, KeyListEntry, KeyManager, KeyMetadata, KeyOrigin, KeySpec
-from kmsd.identity.principals import Names
+from kmsd.identity.directory import Directory
 from kmsd.material.specs import SPECS
 from kmsd.material.versions import Versions
 from kmsd.service.call import Call
@@ -46,7 +46,7 @@ class Keys:
         store: Store,
         versions: Versions,
         arns: Arns,
-        names: Names,
+        directory: Directory,
         clock: Callable[[], float],
         changes: KeyChanges,
         keys_per_uid: int,
@@ -54,7 +54,7 @@ class Keys:
         self._store = store
         self._versions = versions
         self._arns = arns
-        self._names = names
+        self._directory = directory
         self._clock = clock
         self._changes = changes
         self._keys_per_uid = keys_per_uid
@@ -73,7 +73,8 @@ class Keys:
         if tags:
             call.permit("kms:TagResource", resource=self._arns.key(_NEW_KEY))
         policy = request.policy or default_key_policy(self._arns.account, call.caller.uid, call.caller.user)
-        parsed = parse_policy(policy, account=self._arns.account, names=self._names)
+        names = await self._directory.known(named_in(policy))
+        parsed = parse_policy(policy, account=self._arns.account, names=names)
         if not request.bypass_policy_lockout_safety_check and would_lock_out(parsed, call.caller, facts=call):
             raise MalformedPolicyDocumentError(
                 "The new key policy will not allow you to update the key policy in the future."

@@ -6,12 +6,12 @@ from collections.abc import Callable
 from typing import Any
 
 from kmsd.access.decision import would_lock_out
-from kmsd.access.policy import parse_policy
+from kmsd.access.policy import named_in, parse_policy
 from kmsd.api import policies as api
 from kmsd.api.errors import MalformedPolicyDocumentError, NotFoundError
 from kmsd.api.operation import Operation
 from kmsd.api.shapes import Empty
-from kmsd.identity.principals import Names
+from kmsd.identity.directory import Directory
 from kmsd.service.call import Call
 from kmsd.service.identifiers import Arns
 from kmsd.service.key_changes import KeyChanges
@@ -22,10 +22,10 @@ from kmsd.service.records import KeyRecord
 class Policies:
     """Handlers of key policies, of which each key has one."""
 
-    def __init__(self, *, changes: KeyChanges, arns: Arns, names: Names) -> None:
+    def __init__(self, *, changes: KeyChanges, arns: Arns, directory: Directory) -> None:
         self._changes = changes
         self._arns = arns
-        self._names = names
+        self._directory = directory
 
     async def get(self, call: Call, request: api.GetKeyPolicyRequest, key: KeyRecord) -> api.GetKeyPolicyResponse:  # noqa: ARG002 - handlers share one form
         """Give the document as it was put."""
@@ -35,7 +35,8 @@ class Policies:
     async def put(self, call: Call, request: api.PutKeyPolicyRequest, key: KeyRecord) -> Empty:
         """Put another policy in the place of the key's; the names in it are resolved now, and kept with it."""
         _check_name(request.policy_name)
-        policy = parse_policy(request.policy, account=self._arns.account, names=self._names)
+        names = await self._directory.known(named_in(request.policy))
+        policy = parse_policy(request.policy, account=self._arns.account, names=names)
         if not request.bypass_policy_lockout_safety_check and would_lock_out(
             policy, call.caller, facts=call, resource=key.arn
         ):

@@ -10,7 +10,8 @@ from kmsd.access.policy import Policy, parse_policy
 from kmsd.api.errors import NotFoundError
 from kmsd.api.operation import KeyAccess, KeyState, KeyUsage
 from kmsd.api.shapes import KeySpec
-from kmsd.identity.principals import Names
+from kmsd.identity.directory import Directory, Snapshot
+from kmsd.identity.principals import NameServiceError
 from kmsd.material.versions import NotLoadedError
 from kmsd.service.granting import NAMES_TRUSTED_SECONDS, GrantCache, KeyGrants
 from kmsd.service.identifiers import AliasName, Arns, KeyName
@@ -63,15 +64,17 @@ class KeyRecords:
     the next request on any connection is decided by what is stored. `clock` gives monotonic seconds.
     """
 
-    def __init__(self, store: Store, arns: Arns, names: Names, *, capacity: int, clock: Callable[[], float]) -> None:
+    def __init__(
+        self, store: Store, arns: Arns, directory: Directory, *, capacity: int, clock: Callable[[], float]
+    ) -> None:
         self._store = store
         self._arns = arns
-        self._names = names
+        self._directory = directory
         self._capacity = capacity
         self._clock = clock
         self._records: OrderedDict[str, KeyRecord] = OrderedDict()
         self._identifiers: OrderedDict[str, str] = OrderedDict()
-        self._grants = GrantCache(store, names, clock=clock)
+        self._grants = GrantCache(store, directory, clock=clock)
         # What was forgotten since each load under way began: it must not bring back what it read before.
         self._loads: list[set[str]] = []
 
@@ -108,7 +111,7 @@ class KeyRecords:
         if row is None:
             raise NotFoundError(f"Key '{self._arns.key(key_id)}' does not exist")
         aliases = await self._store.aliases(key_id=key_id, after=None, limit=ALIASES_PER_KEY)
-        return self._compile(row, tuple(alias.name for alias in aliases))
+        return await self._compile(row, tuple(alias.name for alias in aliases))
 
     async def fetch(self, identifier: str, access: KeyAccess) -> KeyRecord:
         """Return the key from memory or else from the store; `access` tells whether aliases are accepted."""
@@ -127,8 +130,13 @@ class KeyRecords:
             raise NotFoundError(f"Alias {self._arns.alias(name.alias)} is not found.")
         return alias.key_id
 
-    def _compile(self, row: KeyRow, aliases: tuple[str, ...]) -> KeyRecord:
-        policy = parse_policy(row.policy, account=self._arns.account, names=self._names, resolved=row.policy_principals)
+    async def _compile(self, row: KeyRow, aliases: tuple[str, ...]) -> KeyRecord:
+        try:
+            names = await self._directory.known(row.policy_principals)
+        except NameServiceError:
+            # Then nobody is allowed anything by name, and everybody whom a name may mean is denied.
+            names = Snapshot({}, {})
+        policy = parse_policy(row.policy, account=self._arns.account, names=names, resolved=row.policy_principals)
         expires = self._clock() + NAMES_TRUSTED_SECONDS if policy.principals else math.inf
         return KeyRecord(
             row,

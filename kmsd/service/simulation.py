@@ -16,13 +16,14 @@ from typing import Any
 from kmsd.access.condition_keys import condition_key
 from kmsd.access.decision import Authorizer, Explanation, NotAuthorizedError, Step
 from kmsd.access.facts import Facts, Values
-from kmsd.access.policy import Policy, parse_policy
+from kmsd.access.policy import Policy, named_in, parse_policy
 from kmsd.api import OPERATIONS
 from kmsd.api import policies as api
 from kmsd.api.encryption_context import check_size
 from kmsd.api.errors import AccessDeniedError, NotFoundError, ValidationError
 from kmsd.api.operation import Operation
-from kmsd.identity.principals import Caller, Names
+from kmsd.identity.directory import Directory
+from kmsd.identity.principals import Caller
 from kmsd.service.call import Call
 from kmsd.service.facts import CallFacts, Surroundings
 from kmsd.service.key_lookup import KeyLookup
@@ -69,14 +70,14 @@ class Simulation:
         lookup: KeyLookup,
         refusals: Refusals,
         subjects: Subjects,
-        names: Names,
+        directory: Directory,
         surroundings: Surroundings,
     ) -> None:
         self._authorizer = authorizer
         self._lookup = lookup
         self._refusals = refusals
         self._subjects = subjects
-        self._names = names
+        self._directory = directory
         self._surroundings = surroundings
 
     async def simulate(self, call: Call, request: api.SimulatePolicyRequest) -> api.SimulatePolicyResponse:
@@ -97,7 +98,8 @@ class Simulation:
             call.resources.append(key.arn)
         policy = None if key is None else key.policy
         if request.policy is not None:
-            policy = parse_policy(request.policy, account=self._surroundings.account, names=self._names)
+            names = await self._directory.known(named_in(request.policy))
+            policy = parse_policy(request.policy, account=self._surroundings.account, names=names)
         sees_all = call.caller.administrator
         sees_key_policy = (
             sees_all or request.policy is not None or (key is not None and await self._may_read(call, key))

@@ -7,34 +7,20 @@ towards refusing: every Deny that may concern such a process does.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
 
 from kmsd.api.errors import ValidationError
+from kmsd.identity.directory import Directory
 from kmsd.identity.principals import Administrators, Caller, Names, Principal, PrincipalKind, parse_principal
 
 # (uid_t) -1, which no user has (credentials(7)): of whom only a unit or a group is said.
 _NOBODY = 2**32 - 1
 
 
-class Directory(Protocol):
-    """The host's users and groups, looked up without blocking anybody else."""
-
-    async def user_name(self, uid: int) -> str | None:
-        """Return the name of `uid`, None if it has none."""
-
-    async def groups_of(self, user: str) -> frozenset[int]:
-        """Return the groups that a user is in, the primary one among them."""
-
-    async def gid_of(self, name: str) -> int | None:
-        """Return the gid of the group `name`, None if there is none."""
-
-
 class Subjects:
     """Makes callers out of principals."""
 
-    def __init__(self, directory: Directory, names: Names, administrators: Administrators) -> None:
+    def __init__(self, directory: Directory, administrators: Administrators) -> None:
         self._directory = directory
-        self._names = names
         self._administrators = administrators
 
     async def read(self, texts: Sequence[str]) -> tuple[Caller, str]:
@@ -42,7 +28,8 @@ class Subjects:
 
         Raises ValidationError for what is no principal, and where they contradict each other.
         """
-        said = [self._principal(text) for text in texts]
+        names = await self._directory.known(texts)
+        said = [_principal(text, names) for text in texts]
         uid = _only(said, PrincipalKind.UID)
         unit = _only(said, PrincipalKind.UNIT)
         user_unit = _only(said, PrincipalKind.USER_UNIT)
@@ -80,17 +67,6 @@ class Subjects:
         )
         return caller, described(caller)
 
-    def _principal(self, text: str) -> Principal:
-        try:
-            principal = parse_principal(text, self._names)
-        except ValueError as error:
-            raise ValidationError(str(error)) from None
-        if principal.kind is PrincipalKind.ANY:
-            raise ValidationError("* is everybody: name somebody")
-        if principal.name is not None and principal.value is None:
-            raise ValidationError(f"{text!a:.80} does not exist on this host")
-        return principal
-
     async def _administers(self, uid: Principal | None, gids: frozenset[int]) -> bool:
         if uid is not None and uid.value in self._administrators.uids:
             return True
@@ -110,6 +86,18 @@ def described(caller: Caller) -> str:
     parts += [f"user-unit:{caller.user_unit}"] if caller.user_unit is not None else []
     parts += [f"exe:{caller.exe}"] if caller.exe is not None and not known else []
     return ", ".join(parts)
+
+
+def _principal(text: str, names: Names) -> Principal:
+    try:
+        principal = parse_principal(text, names)
+    except ValueError as error:
+        raise ValidationError(str(error)) from None
+    if principal.kind is PrincipalKind.ANY:
+        raise ValidationError("* is everybody: name somebody")
+    if principal.name is not None and principal.value is None:
+        raise ValidationError(f"{text!a:.80} does not exist on this host")
+    return principal
 
 
 def _only(said: Sequence[Principal], kind: PrincipalKind) -> Principal | None:

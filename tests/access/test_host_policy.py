@@ -6,15 +6,13 @@ from collections.abc import Callable
 from importlib import resources
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import pytest
 
 from kmsd.access.decision import Authorizer, HostPolicy, HostPolicyError, NotAuthorizedError
-from kmsd.access.host import NAMES_TRUSTED_SECONDS
 from kmsd.access.policy import default_key_policy, parse_policy
 from kmsd.api import OPERATIONS
-from kmsd.identity.principals import Caller, Names, NameServiceError
+from kmsd.identity.principals import Caller, Names
 from tests.support.given_facts import NO_FACTS
 
 ACCOUNT = "111122223333"
@@ -258,19 +256,15 @@ def test_a_file_that_leads_nowhere_stops_the_start(names: Names, directory: Path
 
 def test_a_group_that_is_made_later_counts_from_then_on(given_names: GivenNames) -> None:
     """After the names are looked up again, without a restart."""
-    now = 0.0
-    groups: dict[str, int] = {}
-    host = HostPolicy.load(None, account=ACCOUNT, names=given_names({}, groups), clock=lambda: now)
-    groups["kms-users"] = 500
+    host = HostPolicy.load(None, account=ACCOUNT, names=given_names({}, {}))
 
     assert not permits(host, MEMBER, "kms:CreateKey")
-    now = NAMES_TRUSTED_SECONDS
+    host.resolve(given_names({}, {"kms-users": 500}))
     assert permits(host, MEMBER, "kms:CreateKey")
 
 
 def test_a_name_that_moves_while_the_daemon_runs_is_suspended(given_names: GivenNames) -> None:
     """The account that has the old uid now inherits nothing, and a Deny goes on for both."""
-    now = 0.0
     users = {"alice": 1000, "bob": 1001}
     host = HostPolicy(
         {
@@ -280,13 +274,11 @@ def test_a_name_that_moves_while_the_daemon_runs_is_suspended(given_names: Given
         },
         account=ACCOUNT,
         names=given_names(users, {}),
-        clock=lambda: now,
     )
     assert permits(host, person(1000), "kms:CreateKey")
     assert not permits(host, person(1001), "kms:ListKeys")
 
-    users.update(alice=1002, bob=1003)
-    now = NAMES_TRUSTED_SECONDS
+    host.resolve(given_names({"alice": 1002, "bob": 1003}, {}))
 
     assert [permits(host, person(uid), "kms:CreateKey") for uid in (1000, 1002)] == [False, False]
     assert [permits(host, person(uid), "kms:ListKeys") for uid in (1001, 1003, 1004)] == [False, False, True]
@@ -294,26 +286,13 @@ def test_a_name_that_moves_while_the_daemon_runs_is_suspended(given_names: Given
 
 def test_a_name_service_that_fails_takes_no_deny_away(given_names: GivenNames) -> None:
     """Who was denied something by name stays denied while the name is unknown."""
-    now = 0.0
     users = {"bob": 1001}
     host = HostPolicy(
         {"a.json": document("Allow", "*"), "b.json": document("Deny", "user:bob")},
         account=ACCOUNT,
         names=given_names(users, {}),
-        clock=lambda: now,
     )
-    users.clear()
-    now = NAMES_TRUSTED_SECONDS
+    host.resolve(given_names({}, {}))
 
     assert not permits(host, person(1001), "kms:CreateKey")
     assert permits(host, person(1002), "kms:CreateKey")
-
-
-def test_names_that_cannot_be_looked_up_now_are_told_as_such(given_names: GivenNames) -> None:
-    """Neither a start nor a reload may take them for names that do not exist."""
-    names = given_names({}, {})
-    with (
-        mock.patch.object(names, "uid_of", side_effect=NameServiceError("it is away")),
-        pytest.raises(HostPolicyError, match="cannot be looked up: it is away"),
-    ):
-        HostPolicy({"10.json": document("Allow", "user:alice")}, account=ACCOUNT, names=names)

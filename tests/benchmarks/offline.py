@@ -7,13 +7,14 @@ from pathlib import Path
 
 from kmsd.config import Config
 from kmsd.hsm.pkcs11 import JOB_ENTRY, Pkcs11Root, run_job
-from kmsd.identity.principals import Administrators, SystemNames
+from kmsd.identity.principals import Administrators
 from kmsd.logs import StructuredLogger
 from kmsd.memory.arena import Arena, default_limit_bytes
 from kmsd.processes.zygote import Zygote
 from kmsd.server.assembly import Service
 from kmsd.server.deployment import development
 from kmsd.server.foundation import Foundation
+from tests.support.at_once import Processes, directory_of
 
 
 def with_service(folder: Path, work: Callable[[Service], Awaitable[None]]) -> None:
@@ -34,8 +35,8 @@ def with_service(folder: Path, work: Callable[[Service], Awaitable[None]]) -> No
                     pin_configured=True,
                     administrators=Administrators(uids=frozenset({os.getuid()}), groups=()),
                     admit=lambda _peer: None,
-                    names=SystemNames(),
-                    program_of=lambda _pid: None,
+                    directory=directory_of(),
+                    processes=Processes(),
                     findings=(),
                     host_policy=None,
                     store_path=deployment.store_path,

@@ -114,7 +114,7 @@ def test_the_self_check_of_a_running_daemon_finds_every_protection(dev: DevDaemo
         found = client.status().hardening
 
     assert {one.process for one in found} == {
-        *("daemon", "zygote", "hsm-job", "file-worker", "lookups", "programs", "recovery-job")
+        *("daemon", "zygote", "hsm-job", "file-worker", "lookups", "programs", "cgroups", "recovery-job")
     }
     assert [one for one in found if one.state != "on" and one.protection not in {"no swap", "secret memory"}] == []
     [start] = [record for record in dev.records() if record["eventName"] == "Start"][-1:]

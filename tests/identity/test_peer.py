@@ -4,13 +4,9 @@ import errno
 import itertools
 import os
 import random
-import shutil
 import socket
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -19,62 +15,18 @@ from hypothesis import strategies as st
 
 from kmsd.api.errors import AccessDeniedError
 from kmsd.identity.peer import MAX_GROUPS, IncompleteUidMapError, check_identity_map, peer_of, server_uid
+from tests.support.connecting import connection_from, ids, nothing
 
 ALL_IDS = 2**32 - 1
 ROOT = Path(__file__).parents[2]
-# What a child runs: `become` changes who it is before it connects.
-Become = Callable[[], None]
-
-
-@pytest.fixture
-def listener() -> Iterator[socket.socket]:
-    """A listening socket with an abstract address, which a child of any uid reaches."""
-    with socket.socket(socket.AF_UNIX) as sock:
-        sock.bind(f"\0kmsd-test-peer-{os.getpid()}")
-        sock.listen()
-        yield sock
-
-
-def nothing() -> None:
-    pass
-
-
-@contextmanager
-def connection_from(listener: socket.socket, become: Become) -> Iterator[tuple[socket.socket, int]]:
-    """Yield the accepted connection of a child process, and the child's pid; the child lives until the end."""
-    address = listener.getsockname()
-    pid = os.fork()
-    if pid == 0:
-        try:
-            become()
-            with socket.socket(socket.AF_UNIX) as sock:
-                sock.connect(address)
-                sock.recv(1)
-        finally:
-            os._exit(0)
-    listener.settimeout(10)
-    sock, _ = listener.accept()
-    with sock:
-        yield sock, pid
-    os.waitpid(pid, 0)
-
-
-def ids(uid: int, gid: int, groups: list[int]) -> Become:
-    def become() -> None:
-        os.setgroups(groups)
-        os.setgid(gid)
-        os.setuid(uid)
-
-    return become
 
 
 def test_a_peer_is_who_the_kernel_says(listener: socket.socket) -> None:
-    """uid, gid, pid and program of a process that connects are its own."""
+    """uid, gid, pid and groups of a process that connects are its own."""
     with connection_from(listener, nothing) as (sock, pid):
         peer = peer_of(sock)
 
     assert (os.getuid(), os.getgid(), pid) == (peer.uid, peer.gid, peer.pid)
-    assert str(Path("/proc/self/exe").readlink()) == peer.exe
     assert set(os.getgroups()) == peer.groups
 
 
@@ -150,79 +102,14 @@ def test_an_unconnected_socket_has_no_peer() -> None:
         peer_of(sock)
 
 
-def test_a_peer_that_has_ended_keeps_its_ids_and_loses_its_program(listener: socket.socket) -> None:
-    """What was fixed at connect stays known; nothing is read about a process that is gone."""
+def test_a_peer_that_has_ended_keeps_its_ids(listener: socket.socket) -> None:
+    """What was fixed at connect stays known."""
     with connection_from(listener, nothing) as (sock, pid):
         sock.send(b"x")
         os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
         peer = peer_of(sock)
 
     assert (os.getuid(), pid) == (peer.uid, peer.pid)
-    assert peer.exe is None
-
-
-def test_a_program_read_while_the_peer_ended_is_not_believed(
-    listener: socket.socket, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A pid may name another process by the time /proc is read: the pidfd has to show that the peer still lives."""
-    with connection_from(listener, nothing) as (sock, pid):
-
-        def read_too_late(path: bytes) -> bytes:
-            assert path == b"/proc/%d/exe" % pid
-            sock.send(b"x")
-            os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
-            return b"/usr/bin/another"
-
-        monkeypatch.setattr("kmsd.identity.peer.os.readlink", read_too_late)
-        peer = peer_of(sock)
-
-    assert peer.exe is None
-
-
-def test_older_kernels_pin_the_process_by_its_pid(listener: socket.socket, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Before Linux 6.5 there is no SO_PEERPIDFD; the pid is opened instead."""
-
-    class OldSocket(socket.socket):
-        def getsockopt(self, level: int, option: int, size: int = 0) -> object:  # type: ignore[override]
-            if option == 77:
-                raise OSError(errno.ENOPROTOOPT, "Protocol not available")
-            return super().getsockopt(level, option, size) if size else super().getsockopt(level, option)
-
-    with connection_from(listener, nothing) as (sock, _), OldSocket(fileno=os.dup(sock.fileno())) as old:
-        peer = peer_of(old)
-
-    assert str(Path("/proc/self/exe").readlink()) == peer.exe
-
-
-def test_determining_a_peer_leaves_no_descriptor_open(listener: socket.socket) -> None:
-    """The pidfd is kept only while the program is read."""
-    with connection_from(listener, nothing) as (sock, _):
-        before = os.listdir("/proc/self/fd")  # noqa: PTH208 - the names
-        peer_of(sock)
-
-        assert before == os.listdir("/proc/self/fd")  # noqa: PTH208 - the names
-
-
-def test_a_program_path_that_is_not_utf8_can_be_logged(listener: socket.socket, short_path: Path) -> None:
-    """Any bytes may be in a path; what comes out is text that encodes."""
-    program = os.fsencode(short_path) + b"/cat-\xff"
-    shutil.copy(os.fsencode(shutil.which("cat") or ""), program)
-
-    def connect_and_become_another_program() -> None:
-        sock = socket.socket(socket.AF_UNIX)
-        sock.connect(listener.getsockname())
-        os.dup2(sock.fileno(), 0)
-        os.execv(program, [program])  # noqa: S606 - a program of this test
-
-    with connection_from(listener, connect_and_become_another_program) as (sock, pid):
-        own = Path("/proc/self/exe").readlink()
-        deadline = time.monotonic() + 10
-        while Path(f"/proc/{pid}/exe").readlink() == own and time.monotonic() < deadline:
-            time.sleep(0.01)
-        exe = peer_of(sock).exe
-
-    assert exe == f"{short_path}/cat-\\xff"
-    assert exe.encode()
 
 
 def test_the_client_learns_the_uid_of_the_server(listener: socket.socket) -> None:
@@ -237,7 +124,9 @@ IN_ANOTHER_NAMESPACE = """
 import os, socket, sys
 sys.path.insert(0, sys.argv[1])
 from kmsd.identity.peer import check_identity_map, peer_of
-for look in (check_identity_map, lambda: peer_of(socket.fromfd(0, socket.AF_UNIX, socket.SOCK_STREAM))):
+from kmsd.identity.process import process_of
+sock = socket.fromfd(0, socket.AF_UNIX, socket.SOCK_STREAM)
+for look in (check_identity_map, lambda: (peer_of(sock), process_of(sock, peer_of(sock).pid))):
     try:
         print(look())
     except Exception as error:
@@ -268,12 +157,12 @@ def test_a_daemon_that_is_root_in_a_user_namespace_refuses_to_start(listener: so
 
 
 @pytest.mark.root
-def test_a_peer_outside_the_pid_namespace_has_no_pid_and_no_program(listener: socket.socket) -> None:
+def test_a_peer_outside_the_pid_namespace_has_no_pid_and_no_process(listener: socket.socket) -> None:
     """A daemon in a container's PID namespace sees pid 0, and reads nothing from /proc by it."""
     identity, peer = server_in(listener, "--pid", "--fork")
 
     assert identity == "None"
-    assert peer == "Peer(uid=4321, gid=4321, groups=frozenset(), pid=0, exe=None)"
+    assert peer == "(Peer(uid=4321, gid=4321, groups=frozenset(), pid=0), None)"
 
 
 def test_the_hosts_own_namespace_has_the_identity_map() -> None:

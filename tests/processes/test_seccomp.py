@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from kmsd.processes import harden_process
 from kmsd.processes.profiles import (
+    cgroup_calls,
     daemon_calls,
     job_calls,
     lookup_calls,
@@ -38,6 +39,7 @@ PROFILES: dict[str, Callable[[], Calls]] = {
     "job on a network": lambda: job_calls(local=True, network=True),
     "lookups": lookup_calls,
     "programs": program_calls,
+    "cgroups": cgroup_calls,
     "recovery job": recovery_calls,
     "zygote": lambda: zygote_calls(network=True),
 }
@@ -119,7 +121,7 @@ def test_only_the_zygote_forks(name: str) -> None:
 
     assert run(program, clone, (17,)) == run(program, fork) == run(program, vfork) == EPERM  # SIGCHLD: a fork
     assert run(program, clone, (0x3D0F00,)) == (
-        EPERM if name in {"worker", "programs", "recovery job"} else ALLOW
+        EPERM if name in {"worker", "programs", "cgroups", "recovery job"} else ALLOW
     )  # as pthread_create(3) does
 
 
@@ -137,6 +139,7 @@ def test_nobody_makes_namespaces(profile: Callable[[], Calls]) -> None:
         ("daemon", set()),
         ("worker", set()),
         ("programs", set()),
+        ("cgroups", set()),
         ("recovery job", set()),
         ("job", set()),
         ("lookups", {socket.AF_UNIX}),

@@ -23,8 +23,7 @@ from kmsd.audit.verify import verify
 from kmsd.config import Audit, Config
 from kmsd.envelope.pool import WORKER_ENTRY
 from kmsd.envelope.worker import run_worker
-from kmsd.identity.peer import program_of
-from kmsd.identity.principals import Administrators, SystemNames
+from kmsd.identity.principals import Administrators
 from kmsd.logs import StructuredLogger
 from kmsd.memory.arena import Arena
 from kmsd.processes.zygote import Zygote
@@ -33,6 +32,7 @@ from kmsd.server.assembly import Service
 from kmsd.server.foundation import Foundation
 from kmsd.server.listener import bind
 from kmsd.store.base import StoreFormatError, StoreUnavailableError
+from tests.support.at_once import Processes, directory_of
 from tests.support.embedded import ACCOUNT, ALICE, Answer, Embedded, MemoryRoot, answers_in, kind_is, request_frame
 
 OpenService = Callable[..., Awaitable[Service]]
@@ -81,8 +81,8 @@ async def open_assembled(zygote: Zygote, short_path: Path, log: io.StringIO) -> 
                 pin_configured=True,
                 administrators=Administrators(uids=frozenset({os.getuid()})),
                 admit=lambda _: None,
-                names=SystemNames(),
-                program_of=program_of,
+                directory=directory_of(),
+                processes=Processes(),
                 findings=[],
                 host_policy=None,
                 store_path=short_path / "store.sqlite",

@@ -18,8 +18,9 @@ from kmsd.api.errors import AccessDeniedError
 from kmsd.audit.record import Kind
 from kmsd.audit.writer import SyncMode
 from kmsd.config import Limits
+from kmsd.identity.callers import Callers
 from kmsd.identity.peer import peer_of
-from kmsd.identity.principals import Administrators, caller_of
+from kmsd.identity.principals import Administrators
 from kmsd.logs import StructuredLogger
 from kmsd.server.credential_socket import CredentialListener, SessionOf
 from kmsd.server.listener import actor_of, bind
@@ -27,6 +28,7 @@ from kmsd.service.call import Session
 from kmsd.service.loading import loaded
 from kmsd.store.base import CredentialRow, Delete, Insert, StoreUnavailableError
 from tests.server.conftest import OpenService
+from tests.support.at_once import Processes
 from tests.support.embedded import ACCOUNT, BOB, ROOT, Embedded, Gate, kind_is
 from tests.support.other_user import DAEMON_GID, DAEMON_UID, as_user
 from tests.support.systemd_peer import address, connected, credential, read
@@ -231,8 +233,8 @@ async def test_who_asks_is_what_the_kernel_says(service: Embedded, listen: Liste
     open_to_all(short_path)
 
     async def from_kernel(sock: Any) -> Session:
-        peer = peer_of(sock, program_of=lambda _: None)
-        caller = caller_of(peer, service.names, Administrators(uids=frozenset({0})))
+        callers = Callers(service.known, Processes(), Administrators(uids=frozenset({0})))
+        caller = await callers.caller_of(peer_of(sock), None)
         return Session(caller, actor_of(caller))
 
     async with listen(service, from_kernel) as path:

@@ -19,11 +19,13 @@ from kmsd.api.administration import STATUS, StatusRequest
 from kmsd.api.errors import AccessDeniedError
 from kmsd.api.symmetric import GENERATE_RANDOM, GenerateRandomRequest
 from kmsd.config import Limits
-from kmsd.identity.peer import Peer, program_of
-from kmsd.identity.principals import Administrators, SystemNames
+from kmsd.identity.callers import Callers
+from kmsd.identity.peer import Peer
+from kmsd.identity.principals import Administrators
 from kmsd.logs import StructuredLogger
 from kmsd.server.limits import Shares
 from kmsd.server.listener import Listener, SocketInUseError, bind
+from tests.support.at_once import Processes, directory_of
 from tests.support.embedded import Answer, Embedded, answers_in, request_frame
 
 
@@ -32,6 +34,8 @@ class Served:
 
     def __init__(self, service: Embedded, path: Path, limits: Limits, admit: Callable[[Peer], None]) -> None:
         self.path = path
+        administrators = Administrators(uids=frozenset({os.getuid()}))
+        callers = Callers(directory_of(), Processes(), administrators)
         self.log = io.StringIO()
         self.shares = Shares(limits, time.monotonic)
         self.socket = bind(path, 0o600)
@@ -40,10 +44,9 @@ class Served:
             self.socket,
             pipeline=service.pipeline,
             shares=self.shares,
-            names=SystemNames(),
-            administrators=Administrators(uids=frozenset({os.getuid()})),
+            callers=callers,
             admit=admit,
-            program_of=program_of,
+            connections_per_uid=limits.connections_per_uid,
             max_body=1 << 20,
             logger=StructuredLogger(self.log),
         )

@@ -85,14 +85,14 @@ async def test_what_nobody_asked_for_is_recorded_by_the_service(service: Embedde
     write(service, DENY)
     service.trail.refuses = lambda _: True
     with pytest.raises(AuditUnavailableError):
-        service.host_policies.reload()
+        await service.host_policies.reload()
     assert service.host_policies.fault is not None
     service.trail.refuses = None
     await draw(service)
 
-    digest = service.host_policies.reload().digest
+    digest = (await service.host_policies.reload()).digest
 
     assert service.newest()["additionalEventData"]["hostPolicy"] == digest
     write(service, "{")
     with pytest.raises(HostPolicyError, match=r"50-test\.json"):
-        service.host_policies.reload()
+        await service.host_policies.reload()

@@ -14,7 +14,7 @@ from kmsd.api.errors import AuditUnavailableError, KmsError
 from kmsd.api.operation import Operation
 from kmsd.config import Audit, Config, Limits
 from kmsd.hsm.root import PinSource, Root
-from kmsd.identity.principals import Administrators, SystemNames
+from kmsd.identity.principals import Administrators
 from kmsd.logs import StructuredLogger
 from kmsd.memory.arena import Arena
 from kmsd.processes.zygote import Zygote
@@ -24,6 +24,7 @@ from kmsd.service.batch import Batch
 from kmsd.store.base import StoreError
 from kmsd.wire.codec import ParamsDecoder, RequestDecoder
 from kmsd.wire.framing import LENGTH_BYTES
+from tests.support.at_once import Processes, directory_of
 from tests.support.embedded import MemoryRoot, answers_in, person, request_frame
 
 _ResponseT = TypeVar("_ResponseT", bound=msgspec.Struct)
@@ -75,8 +76,8 @@ class Assembled:
                 pin_configured=True,
                 administrators=Administrators(uids=frozenset({0})),
                 admit=lambda _: None,
-                names=SystemNames(),
-                program_of=lambda _: None,
+                directory=directory_of(),
+                processes=Processes(),
                 findings=[],
                 host_policy=None,
                 store_path=directory / STATE / "store.sqlite",

@@ -29,6 +29,8 @@ from kmsd.audit.writer import SyncMode, Trail
 from kmsd.config import Limits
 from kmsd.envelope.pool import FileJob, FileOutcome, FileStream, WorkerPool
 from kmsd.hsm.root import PinSource, TokenInfo, WrappedDomainKey
+from kmsd.identity import answering
+from kmsd.identity.directory import Directory
 from kmsd.identity.principals import Administrators, Caller
 from kmsd.logs import StructuredLogger
 from kmsd.material.ciphertext import BlobCipher
@@ -83,6 +85,7 @@ from kmsd.store.sql import SqlStore
 from kmsd.store.transfer import SNAPSHOT_NAME
 from kmsd.wire.codec import ParamsDecoder, ReplyDecoder, RequestDecoder, append_request
 from kmsd.wire.framing import LENGTH_BYTES
+from tests.support.at_once import AtOnce
 
 ACCOUNT = "123456789012"
 REGION = "local-host-1"
@@ -161,7 +164,6 @@ class HostNames:
         self.groups = {"kms-users": 500, "kms-auditors": 501, "kms-admin": 502}
         # Of whom somebody asks, by name: the groups, the primary one among them.
         self.memberships: dict[str, frozenset[int]] = {"alice": frozenset({500, 1000})}
-        self.directory = HostDirectory(self)
 
     def user_name(self, uid: int) -> str | None:
         return next((name for name, one in self.users.items() if one == uid), None)
@@ -176,20 +178,17 @@ class HostNames:
         return self.groups.get(name)
 
 
-class HostDirectory:
-    """The same names, for who can wait for them."""
+class HostAnswers(AtOnce):
+    """The same names and groups, for who can wait for them."""
 
     def __init__(self, names: HostNames) -> None:
-        self._names = names
+        super().__init__(names)
+        self._memberships = names.memberships
 
-    async def user_name(self, uid: int) -> str | None:
-        return self._names.user_name(uid)
-
-    async def gid_of(self, name: str) -> int | None:
-        return self._names.gid_of(name)
-
-    async def groups_of(self, user: str) -> frozenset[int]:
-        return self._names.memberships.get(user, frozenset())
+    async def ask(self, kind: answering.Kind, subject: answering.Subject) -> answering.Found:
+        if kind == "groups_of":
+            return sorted(self._memberships.get(str(subject), ()))
+        return await super().ask(kind, subject)
 
 
 class Gate:
@@ -438,6 +437,7 @@ class Embedded:
         self.store = store
         self.trail = trail
         self.names = HostNames()
+        self.known = Directory(HostAnswers(self.names), lifetime_seconds=0)
         self.now = time.monotonic()
         # What policies are told as the time.
         self.wall_time = time.time()
@@ -448,7 +448,7 @@ class Embedded:
         self.root = MemoryRoot()
         self.hierarchy = Hierarchy(self.arena, self.root, os.urandom)
         self.versions = Versions(self.arena, self.hierarchy, store, capacity=keys_in_memory)
-        self.records = KeyRecords(store, self.arns, self.names, capacity=keys_in_memory, clock=lambda: self.now)
+        self.records = KeyRecords(store, self.arns, self.known, capacity=keys_in_memory, clock=lambda: self.now)
         self.seal = Seal(
             store=store,
             trail=trail,
@@ -564,13 +564,13 @@ class Embedded:
             store=store,
             versions=self.versions,
             arns=self.arns,
-            names=self.names,
+            directory=self.known,
             clock=time.time,
             changes=changes,
             keys_per_uid=keys_per_uid,
         )
         grants_service = grants.Grants(
-            store=store, records=self.records, arns=self.arns, names=self.names, clock=time.time, random=os.urandom
+            store=store, records=self.records, arns=self.arns, directory=self.known, clock=time.time, random=os.urandom
         )
         administration_service = administration.Administration(
             arns=self.arns,
@@ -587,18 +587,26 @@ class Embedded:
             store_sequence=lambda: store.sequence,
             last_backup=lambda: self.backups.last,
         )
-        self.authorizer = Authorizer(HostPolicy.load(None, account=ACCOUNT, names=self.names))
-        surroundings = Surroundings(ACCOUNT, lambda: self.wall_time)
         request_ids = RequestIds(os.urandom)
-        self.authorizer = Authorizer(self._read_host_policy())
-        self.host_policies = host_policies.HostPolicies(self._read_host_policy, authorizer=self.authorizer, trail=trail)
+        policies_path = self.directory / "policy.d"
+        host_policy = HostPolicy.load(policies_path, account=ACCOUNT, names=self.names)
+        self.authorizer = Authorizer(host_policy)
+        self.host_policies = host_policies.HostPolicies(
+            host_policy,
+            path=policies_path,
+            account=ACCOUNT,
+            directory=self.known,
+            authorizer=self.authorizer,
+            trail=trail,
+            logger=StructuredLogger(self.log),
+        )
         surroundings = Surroundings(ACCOUNT, lambda: self.wall_time)
         simulation_service = simulation.Simulation(
             authorizer=self.authorizer,
             lookup=lookup,
             refusals=self.refusals,
-            subjects=Subjects(self.names.directory, self.names, Administrators(frozenset({0}), ("kms-admin",))),
-            names=self.names,
+            subjects=Subjects(self.known, Administrators(frozenset({0}), ("kms-admin",))),
+            directory=self.known,
             surroundings=surroundings,
         )
         self.pipeline = Pipeline(
@@ -616,7 +624,7 @@ class Embedded:
                         clock=time.time,
                     ),
                 ),
-                **bind(policies.HANDLERS, policies.Policies(changes=changes, arns=self.arns, names=self.names)),
+                **bind(policies.HANDLERS, policies.Policies(changes=changes, arns=self.arns, directory=self.known)),
                 **bind(simulation.HANDLERS, simulation_service),
                 **bind(host_policies.HANDLERS, self.host_policies),
                 **bind(tags.HANDLERS, tags.Tags(changes=changes)),
@@ -667,9 +675,6 @@ class Embedded:
             settles=trail.mode is SyncMode.ALWAYS,
         )
         self.cipher = cipher
-
-    def _read_host_policy(self) -> HostPolicy:
-        return HostPolicy.load(self.directory / "policy.d", account=ACCOUNT, names=self.names)
 
     @classmethod
     async def open(
