@@ -58,6 +58,7 @@ class Call:
         "_authorizer",
         "_key",
         "_surroundings",
+        "_told",
         "began",
         "budget",
         "caller",
@@ -105,6 +106,8 @@ class Call:
         self._surroundings = surroundings
         self._action = operation.action
         self._key: KeyRecord | None = None
+        # The facts for this action and key, once a condition has asked.
+        self._told: CallFacts | None = None
 
     def permit(self, action: str | None = None, *, resource: str = "*") -> None:
         """Let the host policy decide about something that is no key; raises AccessDeniedError."""
@@ -136,16 +139,18 @@ class Call:
         return self._facts().encryption_context()
 
     def _facts(self) -> CallFacts:
-        return CallFacts(
-            self._surroundings,
-            self.caller,
-            self._action,
-            request=self.request,
-            key=self._key,
-            named=self.named,
-            counterpart=self.counterpart,
-            context=self.context,
-        )
+        if self._told is None:
+            self._told = CallFacts(
+                self._surroundings,
+                self.caller,
+                self._action,
+                request=self.request,
+                key=self._key,
+                named=self.named,
+                counterpart=self.counterpart,
+                context=self.context,
+            )
+        return self._told
 
     def permits_without_grants(self, key: KeyRecord) -> bool:
         """Tell whether policies alone let the caller do what the operation does."""
@@ -160,6 +165,7 @@ class Call:
     def _authorize(self, action: str, resource: str, key: KeyRecord | None, grants: Granting | None) -> None:
         self._action = action
         self._key = key
+        self._told = None
         policy = None if key is None else key.policy
         try:
             self.decision = self._authorizer.authorize(

@@ -216,6 +216,12 @@ def test_names_of_members_are_translated_back_and_forth(operation: Operation[Any
             assert attribute_name(field.encode_name) == field.name
 
 
+def test_dry_runs_are_where_aws_has_them() -> None:
+    """In each operation with key material, and in those that give and take grants."""
+    dry = {operation.name for operation in OPERATIONS if "dry_run" in operation.request.__struct_fields__}
+    assert dry == (USES_KEY_MATERIAL - OURS) | {"CreateGrant", "RetireGrant", "RevokeGrant"}
+
+
 class _Request(Request, frozen=True, kw_only=True):
     """A request of a declaration that is wrong."""
 
