@@ -242,7 +242,9 @@ def test_the_search_finds_what_has_leaked(tmp_path: Path) -> None:
     secret = marks.make("Encrypt: plaintext").encode()
     foreign = os.urandom(32)
     marks.add("Decrypt's Plaintext", foreign)
-    for number, written in enumerate([*forms(secret), *forms(foreign), secret[:22], foreign[:-1] + bytes([foreign[-1] ^ 1])]):
+    for number, written in enumerate(
+        [*forms(secret), *forms(foreign), secret[:22], foreign[:-1] + bytes([foreign[-1] ^ 1])]
+    ):
         for shift in range(4):
             (tmp_path / f"{number}-{shift}").write_bytes(b"#" * shift + written + b"#")
     found = marks.leaks_below(tmp_path)
