@@ -57,6 +57,10 @@ __all__ = ["JOB_ENTRY", "FilePin", "PinSource", "Pkcs11Root", "TokenConfig", "To
 
 # Long enough for a network HSM that reconnects, short enough for someone who waits for `kms unseal`.
 DEADLINE_SECONDS = 30.0
+# How long a job may go on of which nobody awaits the answer any more. A module may be writing to its token, and what is
+# killed then can be lost: at each login SoftHSM empties the file of its token before it writes that anew. It is done
+# within milliseconds; a token in the network within a second or two, or it hangs.
+UNAWAITED_SECONDS = 5.0
 # A UUID in its usual form. A store's id is read before its row can be verified, and may be anything.
 _STORE_ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.ASCII)
 
@@ -64,18 +68,28 @@ _Answer = TypeVar("_Answer", Looked, Wrapped, Unwrapped, AnchorKept, Done, RootK
 
 
 class TokenJobs:
-    """Runs requests, one at a time: many modules bear no second process, and a wrong PIN must not be tried twice."""
+    """Runs requests, one at a time: many modules bear no second process, and a wrong PIN must not be tried twice.
 
-    def __init__(self, zygote: Zygote, *, deadline_seconds: float = DEADLINE_SECONDS) -> None:
+    A job may take `deadline_seconds`, and once nobody awaits its answer `unawaited_seconds` more.
+    """
+
+    def __init__(
+        self,
+        zygote: Zygote,
+        *,
+        deadline_seconds: float = DEADLINE_SECONDS,
+        unawaited_seconds: float = UNAWAITED_SECONDS,
+    ) -> None:
         self._zygote = zygote
         self._deadline_seconds = deadline_seconds
+        self._unawaited_seconds = unawaited_seconds
         self._turn = asyncio.Lock()
 
     async def run(self, request: Request, pages: Sequence[Page], answer: type[_Answer]) -> _Answer:
         """Return the job's reply to `request`, which is an `answer`; raises the `RootError` it reports.
 
         The job gets `pages` by their descriptors, which are closed here. When this ends, in whatever way, so does the
-        job's process.
+        job's process: it is killed only if it takes too long.
         """
         async with self._turn:
             reply = await self._converse(request, pages)
@@ -94,20 +108,30 @@ class TokenJobs:
                 child = await self._spawn([theirs.fileno(), *(page.fd for page in pages)])
             for page in pages:
                 page.close_descriptor()
+            answering = asyncio.ensure_future(self._reply(ours, child))
             try:
-                async with asyncio.timeout(self._deadline_seconds):
-                    return await self._reply(ours, child)
-            except TimeoutError:
-                raise TokenTimeoutError(
-                    f"the token did not answer within {self._deadline_seconds:g} s, so its process was killed: look "
-                    "at the token and its connection, then try again"
-                ) from None
+                return await self._awaited(answering)
             except ZygoteGoneError:
                 raise _zygote_gone() from None
             finally:
+                answering.cancel()
+                await asyncio.wait({answering})
                 # Also after a reply: some modules hang when their process ends.
                 with suppress(ZygoteGoneError, SpawnError):  # it is gone, or the zygote is beyond being asked
                     await self._zygote.kill(child)
+
+    async def _awaited(self, answering: asyncio.Future[Reply]) -> Reply:
+        try:
+            await asyncio.wait({answering}, timeout=self._deadline_seconds)
+        except asyncio.CancelledError:
+            await asyncio.wait({answering}, timeout=self._unawaited_seconds)
+            raise
+        if not answering.done():
+            raise TokenTimeoutError(
+                f"the token did not answer within {self._deadline_seconds:g} s, so its process was killed: look at the "
+                "token and its connection, then try again"
+            )
+        return answering.result()
 
     async def _spawn(self, descriptors: Sequence[int]) -> Child:
         try:

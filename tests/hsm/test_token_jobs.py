@@ -49,6 +49,15 @@ def hang_afterwards(descriptors: list[int]) -> None:
     time.sleep(60)
 
 
+def write_slowly(folder: Path, descriptors: list[int]) -> None:
+    with socket.socket(fileno=descriptors[0]) as channel:
+        channel.recv(1 << 16)
+        (folder / "begun").touch()
+        time.sleep(0.2)
+        (folder / "written").touch()
+        channel.send(msgspec.json.encode(Done()))
+
+
 def babble(descriptors: list[int]) -> None:
     with socket.socket(fileno=descriptors[0]) as channel:
         channel.recv(1 << 16)
@@ -114,14 +123,31 @@ async def test_a_module_that_hangs_at_its_end_does_not_matter(
 
 
 async def test_a_cancelled_call_leaves_no_process(zygote_with: ZygoteWith, config: TokenConfig, pin: FilePin) -> None:
-    """An administrator who gives up waiting does not leave a login behind."""
+    """An administrator who gives up waiting does not leave a login behind, also where the module hangs."""
     zygote = zygote_with(hang)
-    call = asyncio.create_task(make(Pkcs11Root(zygote, config, pin)))
+    root = Pkcs11Root(zygote, config, pin)
+    root._jobs._unawaited_seconds = 0.1
+    call = asyncio.create_task(make(root))
     await until(lambda: bool(children(zygote)))
     call.cancel()
 
     with pytest.raises(asyncio.CancelledError):
         await call
+    await until(lambda: not children(zygote))
+
+
+async def test_a_cancelled_call_is_not_killed_in_the_midst_of_its_work(
+    zygote_with: ZygoteWith, config: TokenConfig, pin: FilePin, tmp_path: Path
+) -> None:
+    """A module may be writing to its token: SoftHSM empties the token's file at each login before it writes it anew."""
+    zygote = zygote_with(partial(write_slowly, tmp_path))
+    call = asyncio.create_task(make(Pkcs11Root(zygote, config, pin)))
+    await until((tmp_path / "begun").exists)
+    call.cancel()
+
+    with pytest.raises(asyncio.CancelledError):
+        await call
+    assert (tmp_path / "written").exists()
     await until(lambda: not children(zygote))
 
 
