@@ -148,7 +148,9 @@ class KeyRecords:
         )
 
     def _remember(self, record: KeyRecord) -> None:
-        self._drop(record.key_id)
+        # One that is still here was not forgotten: only its names are older, and its grants are those in force.
+        if (former := self._records.pop(record.key_id, None)) is not None:
+            record.grants = former.grants
         self._records[record.key_id] = record
         if len(self._records) > self._capacity:
             self._drop(next(iter(self._records)))

@@ -10,7 +10,7 @@ from kmsd.access.grants import GRANTABLE_ACTIONS, Grant, GrantIndex
 from tests.support.given_facts import GivenFacts
 
 CONTEXTS = st.dictionaries(st.sampled_from("abc"), st.sampled_from("xy"), max_size=3)
-ACTIONS = ["kms:Decrypt", "kms:Encrypt", "kms:DescribeKey", "kms:RetireGrant"]
+ACTIONS = ["kms:Decrypt", "kms:Encrypt", "kms:CreateGrant", "kms:DescribeKey", "kms:RetireGrant"]
 
 
 @st.composite
@@ -34,7 +34,9 @@ def permits(grant: Grant, action: str, context: dict[str, str] | None) -> bool:
     """AWS's rule, read off one grant."""
     if action not in grant.actions:
         return False
-    if action in {"kms:DescribeKey", "kms:RetireGrant"} or (grant.equals is None and not grant.subset):
+    if action in {"kms:CreateGrant", "kms:DescribeKey", "kms:RetireGrant"} or (
+        grant.equals is None and not grant.subset
+    ):
         return True
     if context is None:
         return False
@@ -110,3 +112,57 @@ def test_grants_permit_what_aws_lets_them() -> None:
     """Actions of grants are those of operations, and using, not managing, a key is what most of them are."""
     assert {"kms:Decrypt", "kms:GenerateDataKey", "kms:CreateGrant", "kms:RetireGrant"} < GRANTABLE_ACTIONS
     assert GRANTABLE_ACTIONS.isdisjoint({"kms:PutKeyPolicy", "kms:RevokeGrant", "kms:ScheduleKeyDeletion"})
+
+
+def test_grants_that_permit_nothing_new_take_no_memory_and_no_time() -> None:
+    """As many as a key may have, of one constraint."""
+    alike = [Grant(f"{n:064}", frozenset({"kms:Decrypt"}), subset={"app": "db"}) for n in range(50_000)]
+    index = GrantIndex(alike)
+    began = time.perf_counter()
+    missed = [index.find("kms:Encrypt", {"app": "db"}) for _ in range(1000)]
+
+    assert missed == [None] * 1000
+    assert index.find("kms:Decrypt", {"app": "db"}) == f"{0:064}"
+    assert time.perf_counter() - began < 0.5
+
+
+@given(made=grants(), action=st.sampled_from(ACTIONS), context=CONTEXTS)
+def test_a_grant_under_a_grant_is_never_wider(made: list[Grant], action: str, context: dict[str, str]) -> None:
+    """However long the chain: what the last one permits, the first one does."""
+    chain: list[Grant] = []
+    for grant in made:
+        if not chain or chain[-1].covers(grant):
+            chain.append(grant)
+
+    if chain and permits(chain[-1], action, context):
+        assert permits(chain[0], action, context)
+
+
+@given(made=grants())
+def test_a_grant_covers_itself_and_what_permits_less(made: list[Grant]) -> None:
+    """With fewer actions, and with more pairs."""
+    for grant in made:
+        assert grant.covers(grant)
+        for action in grant.actions:
+            assert grant.covers(Grant("less", frozenset({action}), grant.equals, grant.subset))
+        if grant.equals is None:
+            stricter = {**(grant.subset or {}), "more": "pairs"}
+            assert grant.covers(Grant("less", grant.actions, subset=stricter))
+            assert grant.covers(Grant("less", grant.actions, equals=stricter))
+
+
+@pytest.mark.parametrize(
+    ("parent", "child"),
+    [
+        (Grant("1", frozenset({"a"})), Grant("2", frozenset({"a", "b"}))),
+        (Grant("1", frozenset({"a"}), equals={"c": "d"}), Grant("2", frozenset({"a"}))),
+        (Grant("1", frozenset({"a"}), equals={"c": "d"}), Grant("2", frozenset({"a"}), subset={"c": "d"})),
+        (Grant("1", frozenset({"a"}), equals={"c": "d"}), Grant("2", frozenset({"a"}), equals={"c": "d", "e": "f"})),
+        (Grant("1", frozenset({"a"}), subset={"c": "d"}), Grant("2", frozenset({"a"}))),
+        (Grant("1", frozenset({"a"}), subset={"c": "d"}), Grant("2", frozenset({"a"}), subset={"c": "x", "e": "f"})),
+        (Grant("1", frozenset({"a"}), subset={"c": "d"}), Grant("2", frozenset({"a"}), equals={"e": "f"})),
+    ],
+)
+def test_a_grant_does_not_cover_what_permits_more(parent: Grant, child: Grant) -> None:
+    """Other actions, or encryption contexts that it does not permit."""
+    assert not parent.covers(child)

@@ -49,10 +49,8 @@ def many_grants_rows(daemon: Daemon, folder: Path, *, count: int, requests: int,
             )
             client.call(CREATE_GRANT, request)
     daemon.close()
-    keys = (by_policy[1], by_grant[1])
-    subprocess.run(
-        [sys.executable, "-m", "tests.benchmarks.many_grants", folder, str(count), grantee, *keys], check=True
-    )
+    program = [sys.executable, "-m", "tests.benchmarks.many_grants"]
+    subprocess.run([*program, folder, str(count), grantee, by_policy[1], by_grant[1]], check=True)
     daemon.restart()
     daemon.pin({core})
     rows = []

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from kmsd.api.errors import KmsError
+from kmsd.api.grants import CreateGrantResponse, GrantOperation
 from kmsd.api.policies import Outcome
 from kmsd.api.shapes import Tag
 from kmsd_client import Client
@@ -83,7 +84,7 @@ IF_SHARED = {"Condition": {"StringEquals": {"aws:ResourceTag/shared": "yes"}}}
 
 
 def test_every_change_of_a_key_is_seen_by_the_next_request(shared: DevDaemon) -> None:
-    """Of policy, state and tags; of other connections, which the change did not pass over."""
+    """Of policy, state, tags and grants; of other connections, which the change did not pass over."""
     with shared.client() as owner:
         key = owner.create_key(policy=policy()).key_metadata.arn
 
@@ -91,6 +92,13 @@ def test_every_change_of_a_key_is_seen_by_the_next_request(shared: DevDaemon) ->
             client.encrypt(key_id=key, plaintext=b"text")
             return "ok"
 
+        def grant() -> CreateGrantResponse:
+            operations = [GrantOperation.ENCRYPT]
+            return owner.create_grant(
+                key_id=key, grantee_principal="user:daemon", retiring_principal="uid:0", operations=operations
+            )
+
+        granted: list[CreateGrantResponse] = []
         peers = [Connected(shared, encrypt) for _ in range(2)]
         changes: list[tuple[Callable[[], object], str]] = [
             (lambda: None, "AccessDeniedException"),
@@ -102,6 +110,11 @@ def test_every_change_of_a_key_is_seen_by_the_next_request(shared: DevDaemon) ->
             (lambda: owner.untag_resource(key_id=key, tag_keys=["shared"]), "AccessDeniedException"),
             (lambda: owner.put_key_policy(key_id=key, policy=policy(USES)), "ok"),
             (lambda: owner.put_key_policy(key_id=key, policy=policy()), "AccessDeniedException"),
+            (lambda: granted.append(grant()), "ok"),
+            (lambda: owner.revoke_grant(key_id=key, grant_id=granted[-1].grant_id), "AccessDeniedException"),
+            (lambda: granted.append(grant()), "ok"),
+            (lambda: owner.disable_key(key_id=key), "DisabledException"),
+            (lambda: owner.retire_grant(grant_token=granted[-1].grant_token), "AccessDeniedException"),
         ]
         try:
             for change, expected in changes:

@@ -11,7 +11,7 @@ import io
 import os
 import socket
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar, cast
@@ -80,7 +80,7 @@ from kmsd.service.subjects import Subjects
 from kmsd.service.table import Handler, bind
 from kmsd.service.token_anchor import TokenAnchor
 from kmsd.service.unsealing import Unsealing
-from kmsd.store.base import Change, CredentialRow, KeyRow, MaterialRow, SettingsRow, StateReport
+from kmsd.store.base import Change, CredentialRow, GrantRow, KeyRow, MaterialRow, SettingsRow, StateReport
 from kmsd.store.sql import SqlStore
 from kmsd.store.transfer import SNAPSHOT_NAME
 from kmsd.wire.codec import ParamsDecoder, ReplyDecoder, RequestDecoder, append_request
@@ -254,6 +254,15 @@ class SwitchedStore(SqlStore):
     async def credential(self, unit: str, name: str) -> CredentialRow | None:
         await self._pass("credential")
         return await super().credential(unit, name)
+
+    async def count_grants(self, key_id: str) -> int:
+        await self._pass("count_grants")
+        return await super().count_grants(key_id)
+
+    async def grants_for(self, key_id: str, grantees: Collection[str]) -> list[GrantRow]:
+        rows = await super().grants_for(key_id, grantees)
+        await self._pass("grants_read")
+        return rows
 
     async def commit(self, mutation_id: str | None, changes: Sequence[Change]) -> None:
         await self._pass("commit")
