@@ -21,12 +21,39 @@ from kmsd.api.symmetric import GENERATE_RANDOM, GenerateRandomRequest
 from kmsd.config import Limits
 from kmsd.identity.callers import Callers
 from kmsd.identity.peer import Peer
-from kmsd.identity.principals import Administrators
+from kmsd.identity.principals import Administrators, Caller
+from kmsd.identity.process import Process
 from kmsd.logs import StructuredLogger
+from kmsd.server import listener as module
 from kmsd.server.limits import Shares
 from kmsd.server.listener import Listener, SocketInUseError, bind
 from tests.support.at_once import Processes, directory_of
 from tests.support.embedded import Answer, Embedded, answers_in, request_frame
+
+
+class HangingCallers(Callers):
+    """Those who are looked up while `opened` is not set wait for it; all others are known at once."""
+
+    def __init__(self) -> None:
+        super().__init__(directory_of(), Processes(), Administrators(uids=frozenset({os.getuid()})))
+        self.opened = asyncio.Event()
+        self.opened.set()
+        self.waiting = 0
+        self._waits = asyncio.Condition()
+
+    async def caller_of(self, peer: Peer, process: Process | None) -> Caller:
+        if not self.opened.is_set():
+            opened = self.opened
+            async with self._waits:
+                self.waiting += 1
+                self._waits.notify_all()
+            await opened.wait()
+        return await super().caller_of(peer, process)
+
+    async def hang(self, count: int) -> None:
+        """Wait until so many wait."""
+        async with self._waits:
+            await asyncio.wait_for(self._waits.wait_for(lambda: self.waiting >= count), 10)
 
 
 class Served:
@@ -34,8 +61,7 @@ class Served:
 
     def __init__(self, service: Embedded, path: Path, limits: Limits, admit: Callable[[Peer], None]) -> None:
         self.path = path
-        administrators = Administrators(uids=frozenset({os.getuid()}))
-        callers = Callers(directory_of(), Processes(), administrators)
+        self.callers = HangingCallers()
         self.log = io.StringIO()
         self.shares = Shares(limits, time.monotonic)
         self.socket = bind(path, 0o600)
@@ -44,7 +70,7 @@ class Served:
             self.socket,
             pipeline=service.pipeline,
             shares=self.shares,
-            callers=callers,
+            callers=self.callers,
             admit=admit,
             connections_per_uid=limits.connections_per_uid,
             max_body=1 << 20,
@@ -113,6 +139,68 @@ async def test_many_connections_are_accepted(serve: Callable[..., Served]) -> No
     assert [(await ask(client)).error for client in clients] == [None] * 40
 
     assert served.shares.connections == 40
+
+
+async def test_a_peer_whose_names_hang_holds_up_nobody_else(serve: Callable[..., Served]) -> None:
+    """It is served once they are known, and what it sent is answered then."""
+    served = serve()
+    served.callers.opened.clear()
+    slow = served.connect()
+    await asyncio.get_running_loop().sock_sendall(slow, request_frame(STATUS, StatusRequest()))
+    await served.callers.hang(1)
+    opened, served.callers.opened = served.callers.opened, asyncio.Event()
+    served.callers.opened.set()
+
+    assert (await ask(served.connect())).error is None
+    assert served.shares.connections == 1
+    opened.set()
+
+    [answer] = answers_in(await asyncio.wait_for(asyncio.get_running_loop().sock_recv(slow, 1 << 16), 5))
+    assert answer.error is None
+
+
+async def test_so_many_of_a_uid_may_wait_for_their_names(serve: Callable[..., Served]) -> None:
+    """More are turned away; a uid whose names hang takes no more than its share."""
+    served = serve(Limits(connections_per_uid=2))
+    served.callers.opened.clear()
+    waiting = [served.connect(), served.connect()]
+    await served.callers.hang(2)
+
+    [refusal] = await read_all(served.connect())
+
+    assert refusal.error is not None
+    assert refusal.error.code == "LimitExceededException"
+    served.callers.opened.set()
+    assert [(await ask(client)).error for client in waiting] == [None, None]
+
+
+async def test_beyond_so_many_in_all_the_others_wait_in_the_kernel(
+    serve: Callable[..., Served], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And are accepted when there is room again."""
+    monkeypatch.setattr(module, "_ARRIVING", 3)
+    served = serve()
+    served.callers.opened.clear()
+    clients = [served.connect() for _ in range(5)]
+    await served.callers.hang(3)
+    await asyncio.sleep(0.01)
+    assert served.callers.waiting == 3
+    served.callers.opened.set()
+
+    assert [(await ask(client)).error for client in clients] == [None] * 5
+
+
+async def test_who_waits_for_names_when_it_stops_is_answered_or_let_go(serve: Callable[..., Served]) -> None:
+    """Within the grace it is like the others; after it, its connection is closed."""
+    served = serve()
+    served.callers.opened.clear()
+    client = served.connect()
+    await served.callers.hang(1)
+
+    await served.listener.stop(0.05)
+
+    assert await read_all(client) == []
+    assert served.shares.connections == 0
 
 
 async def test_beyond_the_limit_peers_are_turned_away(serve: Callable[..., Served]) -> None:

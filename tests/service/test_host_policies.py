@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
+from collections.abc import AsyncIterator
+from unittest import mock
 
 import pytest
 
@@ -11,8 +14,10 @@ from kmsd.access.host import HostPolicyError
 from kmsd.api.errors import AccessDeniedError, AuditUnavailableError, MalformedPolicyDocumentError
 from kmsd.api.policies import RELOAD_HOST_POLICY, ReloadHostPolicyRequest, ReloadHostPolicyResponse
 from kmsd.api.symmetric import GENERATE_RANDOM, GenerateRandomRequest
+from kmsd.identity.principals import NameServiceError
 from kmsd.service.call import Session
-from tests.support.embedded import ALICE, ROOT, Embedded
+from kmsd.service.host_policies import read_host_policy
+from tests.support.embedded import ACCOUNT, ALICE, ROOT, Embedded
 
 DENY = json.dumps(
     {
@@ -20,6 +25,45 @@ DENY = json.dumps(
         "Statement": {"Effect": "Deny", "Principal": "*", "Action": "kms:GenerateRandom", "Resource": "*"},
     }
 )
+
+FOR_CAROL = json.dumps(
+    {
+        "Version": "2012-10-17",
+        "Statement": [
+            {"Effect": "Deny", "NotPrincipal": {"Unix": "user:carol"}, "Action": "kms:GenerateRandom", "Resource": "*"}
+        ],
+    }
+)
+
+
+class Minutes:
+    """The time between two look-ups, which passes when the test says so."""
+
+    def __init__(self) -> None:
+        self._begun = asyncio.Event()
+        self._over = asyncio.Event()
+
+    async def sleep(self, seconds: float) -> None:
+        assert seconds == 60
+        self._begun.set()
+        await self._over.wait()
+        self._over.clear()
+
+    async def pass_one(self) -> None:
+        """Let it pass, and wait until what is done then is done."""
+        await self._begun.wait()
+        self._begun.clear()
+        self._over.set()
+        await self._begun.wait()
+
+
+@pytest.fixture
+async def minutes(service: Embedded) -> AsyncIterator[Minutes]:
+    made = Minutes()
+    service.host_policies._sleep = made.sleep
+    service.host_policies.start()
+    yield made
+    service.host_policies.stop()
 
 
 def write(service: Embedded, text: str) -> None:
@@ -96,3 +140,57 @@ async def test_what_nobody_asked_for_is_recorded_by_the_service(service: Embedde
     write(service, "{")
     with pytest.raises(HostPolicyError, match=r"50-test\.json"):
         await service.host_policies.reload()
+
+
+async def test_names_are_looked_up_again_while_it_runs(service: Embedded, minutes: Minutes) -> None:
+    """A name that leads elsewhere excepts nobody any more, until it leads back."""
+    service.names.users["carol"] = ALICE.caller.uid
+    write(service, FOR_CAROL)
+    await reload(service)
+    await draw(service)
+
+    service.names.users["carol"] = 4711
+    await minutes.pass_one()
+    with pytest.raises(AccessDeniedError):
+        await draw(service)
+    service.names.users["carol"] = ALICE.caller.uid
+    await minutes.pass_one()
+
+    await draw(service)
+
+
+async def test_names_stay_as_they_were_while_they_cannot_be_looked_up(
+    service: Embedded, minutes: Minutes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is told once, until they could be looked up again."""
+    service.names.users["carol"] = ALICE.caller.uid
+    write(service, FOR_CAROL)
+    await reload(service)
+    away = mock.Mock(side_effect=NameServiceError("it is away"))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(service.names, "uid_of", away)
+        await minutes.pass_one()
+        await minutes.pass_one()
+    await draw(service)
+    assert service.log.getvalue().count("host_policy_names_not_renewed") == 1
+    await minutes.pass_one()
+    monkeypatch.setattr(service.names, "uid_of", away)
+    await minutes.pass_one()
+
+    assert service.log.getvalue().count("host_policy_names_not_renewed") == 2
+
+
+async def test_a_policy_whose_names_cannot_be_looked_up_is_not_taken(
+    service: Embedded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither a start nor a reload may take them for names that do not exist."""
+    write(service, FOR_CAROL)
+    monkeypatch.setattr(service.names, "uid_of", mock.Mock(side_effect=NameServiceError("it is away")))
+
+    with pytest.raises(HostPolicyError, match="cannot be looked up: it is away"):
+        await read_host_policy(service.directory / "policy.d", account=ACCOUNT, directory=service.known)
+    with pytest.raises(MalformedPolicyDocumentError, match="cannot be looked up: it is away"):
+        await reload(service)
+
+    await draw(service)
