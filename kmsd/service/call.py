@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
 from typing import Any
 
@@ -62,6 +63,7 @@ class Call:
         "began",
         "budget",
         "caller",
+        "change",
         "context",
         "counterpart",
         "decision",
@@ -92,6 +94,8 @@ class Call:
         self.decision: str | None = None
         # Whether a `begin` or `intent` record stands in the trail, so that the last record is its counterpart.
         self.began = False
+        # What goes on when the peer hangs up, if it changes something.
+        self.change: asyncio.Future[Any] | None = None
         # What the trail has to tell of it that stands in no member of the request.
         self.noted: Mapping[str, Any] | None = None
         # What its records are charged to.

@@ -267,7 +267,7 @@ class Pipeline:
                 except NotLoadedError as again:
                     missing = again
         finally:
-            params[:] = bytes(len(params))  # it may hold a plaintext, also when the peer hangs up meanwhile
+            _wipe(params)  # also when the peer hangs up meanwhile
         return await self._finish_later(batch)
 
     async def _serve_later(self, call: Call, identifier: int, entry: Entry, params: bytearray) -> Batch:
@@ -290,6 +290,12 @@ class Pipeline:
             if not call.began:
                 parameters = entry.parameters(request)
                 batch.records.append(call.record(_REQUEST, parameters=parameters))
+        finally:
+            if call.change is None:
+                _wipe(params)
+            else:
+                # A change that goes on without its peer may have it to read still.
+                call.change.add_done_callback(lambda _: _wipe(params))
         return await self._finish_later(batch)
 
     async def _answer(self, call: Call, entry: Entry, request: msgspec.Struct) -> Any:
@@ -305,7 +311,7 @@ class Pipeline:
         if operation.read_only or operation.descriptors:
             # What hands out a descriptor has only begun then, and its handler records how it goes on.
             return await entry.handler(*arguments)
-        mutation = asyncio.ensure_future(self._mutate(call, entry, arguments))
+        call.change = mutation = asyncio.ensure_future(self._mutate(call, entry, arguments))
         self._mutations.add(mutation)
         mutation.add_done_callback(self._mutations.discard)
         if not operation.works_sealed:
@@ -375,3 +381,8 @@ class Pipeline:
         """Wait until every mutation under way has its outcome in the trail."""
         while self._mutations:
             await asyncio.wait(self._mutations)
+
+
+def _wipe(params: bytearray) -> None:
+    """Forget the members of a request, which may be a secret."""
+    params[:] = bytes(len(params))

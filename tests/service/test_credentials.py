@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
+from types import CoroutineType
 from typing import Any
 
 import pytest
@@ -26,9 +28,10 @@ from kmsd.api.errors import (
     SealedError,
     ValidationError,
 )
+from kmsd.service.batch import Batch
 from kmsd.service.call import Session
 from kmsd.store.base import RowChangedError
-from tests.support.embedded import ALICE, ROOT, Embedded
+from tests.support.embedded import ALICE, ROOT, Embedded, Gate, request_frame
 from tests.support.systemd_peer import address
 
 UNIT, NAME = "nginx.service", "tls-key"
@@ -209,3 +212,45 @@ async def test_a_sealed_service_keeps_nothing(service: Embedded) -> None:
 
     with pytest.raises(SealedError):
         await keep(service)
+
+
+@pytest.mark.parametrize("hang_up", [False, True])
+@pytest.mark.parametrize("where", ["credential", "commit"])
+async def test_the_request_is_wiped_once_it_was_served(service: Embedded, where: str, *, hang_up: bool) -> None:
+    """And not before: who hangs up does not change what is kept."""
+    secret = os.urandom(100)
+    request = CreateCredentialRequest(unit=UNIT, name=NAME, plaintext=memoryview(secret))
+    await keep(service, name="other")
+    gate = service.store.gates[where] = Gate()
+    later = service.serve(ROOT, request_frame(CREATE_CREDENTIAL, request), Batch())
+    assert isinstance(later, CoroutineType)
+    assert later.cr_frame is not None
+    kept = later.cr_frame.f_locals["params"]
+    task = asyncio.ensure_future(later)
+    await gate.arrived.wait()
+
+    if hang_up:
+        task.cancel()
+        await asyncio.wait({task})
+    assert secret in kept
+    gate.opened.set()
+    await asyncio.wait({task})
+    await service.pipeline.drain()
+    await asyncio.sleep(0)
+
+    assert not any(kept)
+    assert await handed_out(service) == secret
+
+
+async def test_a_request_that_is_refused_is_wiped(service: Embedded) -> None:
+    """Who may keep nothing leaves nothing."""
+    request = CreateCredentialRequest(unit=UNIT, name=NAME, plaintext=memoryview(os.urandom(100)))
+    later = service.serve(ALICE, request_frame(CREATE_CREDENTIAL, request), Batch())
+    assert isinstance(later, CoroutineType)
+    assert later.cr_frame is not None
+    kept = later.cr_frame.f_locals["params"]
+
+    with pytest.raises(AccessDeniedError):
+        service.response(await later, CREATE_CREDENTIAL)
+
+    assert not any(kept)
