@@ -59,6 +59,8 @@ class TokenAnchor:
         while True:
             told = self._store.sequence
             await self.keep(None)
+            # Also behind a change that came meanwhile, as one of each unseal does: logins are few.
+            await self._sleep(KEEP_SECONDS)
             while self._store.sequence == told:
                 await self._sleep(KEEP_SECONDS)
 
