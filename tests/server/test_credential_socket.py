@@ -226,9 +226,7 @@ async def test_another_user_gets_nothing_and_is_recorded(service: Embedded, list
     assert summary.details == {**(summary.details or {}), "count": 1, "operations": {"GetCredential": 1}}
 
 
-@pytest.mark.parametrize(
-    "fault", [AccessDeniedError("nobody"), OSError("gone"), ValueError("a mistake")], ids=repr
-)
+@pytest.mark.parametrize("fault", [AccessDeniedError("nobody"), OSError("gone"), ValueError("a mistake")], ids=repr)
 async def test_no_unit_starts_while_it_is_not_known_who_asks(
     service: Embedded, listen: Listen, fault: Exception
 ) -> None:
