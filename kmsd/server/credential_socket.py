@@ -1,9 +1,9 @@
 """The socket on which systemd asks for credentials: it connects, reads until the end, and writes nothing.
 
-systemd takes an end without a byte for an empty credential, and starts the unit with it. So whoever is uid 0 and gets
-no credential is sent more than a credential may have: systemd refuses that, and the unit does not start. (A reset of
-the connection would say it better, but closing an accepted Unix socket resets it only if something was sent to it.)
-Others get nothing.
+systemd takes an end without a byte for an empty credential, and starts the unit with it. So whoever is uid 0, or cannot
+be told, and gets no credential is sent more than a credential may have: systemd refuses that, and the unit does not
+start. (A reset of the connection would say it better, but closing an accepted Unix socket resets it only if something
+was sent to it.) Others get nothing.
 """
 
 from __future__ import annotations
@@ -101,14 +101,8 @@ class CredentialListener:
 
     async def _serve(self, sock: socket.socket, address: bytes) -> None:
         with sock:
-            try:
-                peer = await self._session_of(sock)
-            except KmsError as error:
-                self._logger.warning("peer_refused", code=error.code, reason=error.message)
-                return
-            except OSError:
-                return  # it is gone already
             whole = False
+            peer: Session | None = None
 
             def send(secret: memoryview) -> None:
                 nonlocal whole
@@ -118,12 +112,23 @@ class CredentialListener:
                     whole = sock.send(secret) == len(secret)
 
             try:
-                await self._delivery.deliver(peer, address, send)
+                peer = await self._peer_of(sock)
+                if peer is not None:
+                    await self._delivery.deliver(peer, address, send)
             except KmsError as error:
                 self._logger.warning("credential_refused", code=error.code, reason=error.message)
             finally:  # also when the daemon stops meanwhile
-                if not whole and peer.caller.uid == 0:
+                if not whole and (peer is None or peer.caller.uid == 0):
                     await self._spoil(sock)
+
+    async def _peer_of(self, sock: socket.socket) -> Session | None:
+        try:
+            return await self._session_of(sock)
+        except KmsError as error:
+            self._logger.warning("peer_refused", code=error.code, reason=error.message)
+        except OSError as error:  # mostly, it is gone already
+            self._logger.warning("peer_refused", reason=str(error))
+        return None
 
     async def _spoil(self, sock: socket.socket) -> None:
         """Send more than a credential may have, behind whatever was sent."""

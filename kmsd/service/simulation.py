@@ -15,7 +15,7 @@ from typing import Any
 
 from kmsd.access.condition_keys import condition_key
 from kmsd.access.decision import Authorizer, Explanation, NotAuthorizedError, Step
-from kmsd.access.facts import Facts, Values
+from kmsd.access.facts import UNDETERMINED, Facts, Values
 from kmsd.access.policy import Policy, named_in, parse_policy
 from kmsd.api import OPERATIONS
 from kmsd.api import policies as api
@@ -34,6 +34,8 @@ from kmsd.service.subjects import Subjects, described
 
 # As the declarations write them, by the same in lower case.
 _ACTIONS = {action.lower(): action for operation in OPERATIONS for action in operation.actions}
+# Condition keys, by how they begin, that tell of a key what only some may know.
+_OTHERS_BUSINESS = ("aws:resourcetag/", "kms:resourcealiases")
 _CONDITION_KEY = re.compile(r"(?:aws|kms|kmsd):[A-Za-z]{1,64}", re.IGNORECASE)
 # What has an encryption context, be it an empty one.
 _WITH_CONTEXT = {
@@ -57,6 +59,24 @@ class SimulatedFacts:
 
     def encryption_context(self) -> dict[str, str] | None:
         """Return the encryption context that was given."""
+        return self._known.encryption_context()
+
+
+class FactsWithoutSecrets:
+    """Facts of a key whose policy who asks may not read: its tags and aliases cannot be determined.
+
+    His own policy could ask for them, and he would learn what they are.
+    """
+
+    def __init__(self, known: Facts) -> None:
+        self._known = known
+
+    def values(self, key: str) -> Values:
+        """Return the values of a condition key."""
+        return UNDETERMINED if key.startswith(_OTHERS_BUSINESS) else self._known.values(key)
+
+    def encryption_context(self) -> dict[str, str] | None:
+        """Return the encryption context."""
         return self._known.encryption_context()
 
 
@@ -101,13 +121,15 @@ class Simulation:
             names = await self._directory.known(named_in(request.policy))
             policy = parse_policy(request.policy, account=self._surroundings.account, names=names)
         sees_all = call.caller.administrator
-        sees_key_policy = (
-            sees_all or request.policy is not None or (key is not None and await self._may_read(call, key))
-        )
+        may_read = sees_all or (key is not None and await self._may_read(call, key))
+        sees_key_policy = may_read or request.policy is not None
+        hides = request.policy is not None and not may_read
         results: list[api.SimulationResult] = []
         room = api.MAX_TRACE if request.trace else 0
         for action in actions:
-            explanation = await self._explained(subject, action, key, policy, request, given)
+            known: Facts = self._known(subject, action, key, request)
+            facts = SimulatedFacts(given, FactsWithoutSecrets(known) if hides else known)
+            explanation = await self._explained(subject, action, key, policy, facts)
             shown = _shown(explanation.trace, everything=sees_all, key_policy=sees_key_policy)[:room]
             room -= len(shown)
             results.append(_result(action, explanation, shown))
@@ -115,19 +137,15 @@ class Simulation:
         resource = "*" if key is None else key.arn
         return api.SimulatePolicyResponse(principal=told_as, resource=resource, results=results)
 
-    async def _explained(
-        self,
-        subject: Caller,
-        action: str,
-        key: KeyRecord | None,
-        policy: Policy | None,
-        request: api.SimulatePolicyRequest,
-        given: Mapping[str, Values],
-    ) -> Explanation:
+    def _known(
+        self, subject: Caller, action: str, key: KeyRecord | None, request: api.SimulatePolicyRequest
+    ) -> CallFacts:
         context = request.encryption_context if request.encryption_context or action in _WITH_CONTEXT else None
-        facts = SimulatedFacts(
-            given, CallFacts(self._surroundings, subject, action, key=key, named=request.key_id, context=context)
-        )
+        return CallFacts(self._surroundings, subject, action, key=key, named=request.key_id, context=context)
+
+    async def _explained(
+        self, subject: Caller, action: str, key: KeyRecord | None, policy: Policy | None, facts: Facts
+    ) -> Explanation:
         explain = partial(
             self._authorizer.explain,
             subject,

@@ -226,6 +226,22 @@ async def test_another_user_gets_nothing_and_is_recorded(service: Embedded, list
     assert summary.details == {**(summary.details or {}), "count": 1, "operations": {"GetCredential": 1}}
 
 
+@pytest.mark.parametrize("fault", [AccessDeniedError("nobody"), OSError("gone"), ValueError("a mistake")], ids=repr)
+async def test_no_unit_starts_while_it_is_not_known_who_asks(
+    service: Embedded, listen: Listen, fault: Exception
+) -> None:
+    """It may be systemd, for which nothing at all would be an empty credential."""
+    await keep(service)
+
+    async def from_nobody(_sock: object) -> Session:
+        raise fault
+
+    async with listen(service, from_nobody) as path:
+        assert await credential(path, address(UNIT, NAME)) is None
+
+    assert handed_out(service) == []
+
+
 @pytest.mark.root
 async def test_who_asks_is_what_the_kernel_says(service: Embedded, listen: Listen, short_path: Path) -> None:
     """A child of another uid that binds systemd's address gets nothing, and root gets the secret."""

@@ -28,6 +28,7 @@ from kmsd.api.policies import (
     SimulatePolicyResponse,
     SimulationResult,
 )
+from kmsd.api.shapes import Tag
 from kmsd.api.symmetric import DECRYPT, ENCRYPT, DecryptRequest, EncryptRequest
 from kmsd.config import Limits
 from kmsd.service.call import Session
@@ -193,6 +194,30 @@ async def test_another_policy_is_looked_at_in_place_of_the_key_s(service: Embedd
         await simulate(service, BOB, "kms:Encrypt", key, policy="{")
     with pytest.raises(LimitExceededError):
         await simulate(service, BOB, "kms:Encrypt", key, policy=" " * 40_000)
+
+
+async def test_another_policy_tells_nothing_of_somebody_s_key(service: Embedded) -> None:
+    """Its conditions could ask for the key's tags, which are for whom the key's own policy lets."""
+    tags = [Tag(tag_key="customer", tag_value="hidden")]
+    policy = document(statement(["user:alice", "administrators"], "kms:*"))
+    arn = await service.make_key(ROOT, policy=policy, tags=tags)
+    await service.ask(ROOT, CREATE_ALIAS, CreateAliasRequest(alias_name="alias/named", target_key_id=arn))
+    conditions = [
+        {"StringLike": {"aws:ResourceTag/customer": "hid*"}},
+        {"Null": {"aws:ResourceTag/customer": "false"}},
+        {"ForAnyValue:StringLike": {"kms:ResourceAliases": "alias/na*"}},
+    ]
+
+    for condition in conditions:
+        allow = document(statement("*", "kms:Encrypt", Condition=condition))
+        deny = document(statement("*", "kms:Encrypt", "Deny", Condition=condition))
+        [hidden] = (await simulate(service, BOB, "kms:Encrypt", arn, policy=allow)).results
+        assert hidden.decision is Outcome.IMPLICIT_DENY
+        assert "cannot be determined" in hidden.trace[0].reason
+        assert await decided(service, BOB, "kms:Encrypt", arn, policy=deny) is Outcome.EXPLICIT_DENY
+        assert await decided(service, ALICE, "kms:Encrypt", arn, policy=allow) is Outcome.ALLOWED
+        given = {"aws:ResourceTag/customer": ["hide"], "kms:ResourceAliases": ["alias/name"]}
+        assert await decided(service, BOB, "kms:Encrypt", arn, policy=allow, values=given) is Outcome.ALLOWED
 
 
 async def test_values_stand_in_for_what_is_asked(service: Embedded) -> None:
