@@ -11,6 +11,7 @@ import asyncio
 import datetime as dt
 import re
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -37,6 +38,7 @@ from kmsd.service.call import Call
 from kmsd.service.grant_tokens import NONCE_BYTES, grant_id_in, make_token
 from kmsd.service.granting import grant_of, pages, still_stands
 from kmsd.service.identifiers import Arns
+from kmsd.service.loading import loaded
 from kmsd.service.pagination import after, cut
 from kmsd.service.records import KeyRecord, KeyRecords
 from kmsd.store.base import Delete, GrantRow, Insert, RowChangedError, Store
@@ -80,6 +82,9 @@ class Grants:
             raise UnsupportedOperationError(f"{key.arn} is managed by kmsd and for its owner only")
         row = await self._row(call, request, key)
         async with self._changing:
+            # Others may have waited here first, and whoever was let may have lost that meanwhile.
+            key = await self._records.fetch(key.key_id, call.operation.key_access)
+            await loaded(partial(call.use, key))
             row = await self._under(call, key, row)
             made = await self._made_before(row)
             if made is None and await self._store.count_grants(key.key_id) >= GRANTS_PER_KEY:

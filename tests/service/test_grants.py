@@ -38,6 +38,7 @@ from kmsd.api.grants import (
     RevokeGrantRequest,
 )
 from kmsd.api.keys import DESCRIBE_KEY, DISABLE_KEY, DescribeKeyRequest, EnableKeyRequest
+from kmsd.api.policies import PUT_KEY_POLICY, PutKeyPolicyRequest
 from kmsd.api.shapes import KeyManager
 from kmsd.api.symmetric import ENCRYPT, EncryptRequest
 from kmsd.service import grants as grants_module
@@ -438,6 +439,24 @@ async def test_the_grant_to_retire_is_named_in_one_way(service: Embedded, member
     await retire(service, BOB, grant_token=made.grant_token)
     with pytest.raises(NotFoundError, match="does not exist any more"):
         await retire(service, BOB, grant_token=made.grant_token)
+
+
+async def test_no_grant_is_made_by_who_lost_the_permission_meanwhile(service: Embedded) -> None:
+    """However many were asked for before the policy was changed: once that was answered, none appears any more."""
+    giving = statement("user:bob", "kms:CreateGrant")
+    arn = await service.make_key(policy=document(statement("user:alice"), giving))
+    gate = service.store.gates["commit"] = Gate()
+    first, second = (asyncio.ensure_future(grant(service, arn, "user:root", session=BOB, name=name)) for name in "ab")
+    await gate.arrived.wait()
+    await asyncio.sleep(0.05)
+
+    service.store.gates.clear()
+    await service.ask(ALICE, PUT_KEY_POLICY, PutKeyPolicyRequest(key_id=arn, policy=ALICE_ONLY))
+    gate.opened.set()
+
+    await asyncio.wait({first, second})
+    assert isinstance(second.exception(), AccessDeniedError)
+    assert len(await listed(service, arn)) == 1
 
 
 async def test_a_dry_run_changes_nothing(service: Embedded) -> None:
