@@ -27,10 +27,11 @@ def request(identifier: object, operation: object, params: object) -> bytes:
 class RawPeer:
     """A connection to the daemon's socket."""
 
-    def __init__(self, path: Path) -> None:
-        self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    def __init__(self, path: Path | None, *, connected: socket.socket | None = None) -> None:
+        self.socket = connected or socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self.socket.settimeout(TIMEOUT_SECONDS)
-        self.socket.connect(str(path))
+        if connected is None:
+            self.socket.connect(str(path))
         self._last = 0
 
     def send(self, data: bytes) -> None:
