@@ -101,6 +101,8 @@ class Host:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
+                # As hosts have it since systemd 248, also where the machine that runs the tests has the older ones.
+                env={**os.environ, "UNIFIED_CGROUP_HIERARCHY": "yes"},
             )
         deadline = time.monotonic() + BOOT_SECONDS
         while not self._is_up():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -135,6 +136,32 @@ def started_with(host: Host, unit: str, credential: str, *, check: bool = True) 
     done = host.run(*run, load, "sh", "-c", f'cat "$CREDENTIALS_DIRECTORY/{credential}"', check=check)
     assert done.returncode in {0, CREDENTIALS_FAILED}
     return None if done.returncode else done.stdout
+
+
+def encryption(key: str) -> tuple[str, ...]:
+    """A command that needs a key, and says nothing to anybody but in the end."""
+    return ("/usr/bin/kms", "api", "Encrypt", "--key-id", key, "--plaintext", "@/etc/hostname")
+
+
+def in_unit(host: Host, unit: str, key: str, *options: str) -> subprocess.CompletedProcess[str]:
+    """Encrypt under a key in a system unit of this name."""
+    run = ("systemd-run", "--quiet", "--wait", "--pipe", "--collect", f"--unit={unit}", *options)
+    return host.run(*run, *encryption(key), check=False)
+
+
+def key_for(host: Host, unit: str) -> str:
+    """A key with which only this system unit may encrypt."""
+    manages = {"Effect": "Allow", "Principal": {"Unix": "uid:0"}, "NotAction": "kms:Encrypt", "Resource": "*"}
+    uses = {"Effect": "Allow", "Principal": {"Unix": f"unit:{unit}"}, "Action": "kms:Encrypt", "Resource": "*"}
+    policy = json.dumps({"Version": "2012-10-17", "Statement": [manages, uses]})
+    made = json.loads(host.run("kms", "api", "CreateKey", "--policy", policy).stdout)
+    return str(made["KeyMetadata"]["KeyId"])
+
+
+def newest(host: Host, event: str) -> dict[str, Any]:
+    """Who did it last."""
+    identity: dict[str, Any] = [line for line in trail(host) if line["eventName"] == event][-1]["userIdentity"]
+    return identity
 
 
 def opened(host: Host, user: str) -> str:
@@ -310,6 +337,47 @@ def test_who_takes_systemd_s_name_gets_nothing(installed: Host) -> None:
     refused = trail(installed)[-1]
     assert (refused["eventName"], refused["errorCode"]) == ("GetCredential", "AccessDeniedException")
     assert refused["userIdentity"]["uid"] == uid_of(installed, TWO)
+
+
+def test_a_unit_is_let_by_its_name(installed: Host) -> None:
+    """Whichever user it has; a unit of the same name that a user made is another, and so is what root does by hand."""
+    key = key_for(installed, "teller.service")
+    of_user = installed.root / f"home/{PERSON}/.config/systemd/user/teller.service"
+    of_user.parent.mkdir(parents=True)
+    command = " ".join(encryption(key))
+    of_user.write_text(f"[Service]\nType=oneshot\nExecStart={command}\nStandardError=append:%h/said\n")
+    installed.run("chown", "-R", f"{PERSON}:", f"/home/{PERSON}/.config")
+    uid = uid_of(installed, PERSON)
+    # What pam_systemd does at a login.
+    (installed.root / "etc/systemd/system/user@.service.d").mkdir()
+    (installed.root / "etc/systemd/system/user@.service.d/login.conf").write_text(
+        "[Service]\nEnvironment=XDG_RUNTIME_DIR=/run/user/%i\n"
+    )
+    installed.run("systemctl", "daemon-reload")
+    installed.run("systemctl", "start", f"user@{uid}.service")
+
+    for user in (ONE, PERSON):
+        assert in_unit(installed, "teller.service", key, f"--uid={user}").returncode == 0
+    assert newest(installed, "Encrypt")["unit"] == "teller.service"
+    own_manager = ("env", f"XDG_RUNTIME_DIR=/run/user/{uid}", "systemctl", "--user")
+    assert installed.as_user(PERSON, *own_manager, "start", "teller.service", check=False).returncode == 1
+
+    assert "AccessDenied" in (installed.root / f"home/{PERSON}/said").read_text()
+    assert newest(installed, "Encrypt")["unit"] == f"user-unit:{uid}/teller.service"
+    assert in_unit(installed, "cashier.service", key).returncode == 1
+    assert "AccessDenied" in installed.run(*encryption(key), check=False).stderr
+    installed.run("systemctl", "stop", f"user@{uid}.service")
+
+
+def test_a_service_without_a_lasting_user_is_let_by_its_unit(installed: Host) -> None:
+    """Its uid is another service's tomorrow, so that it has no name here."""
+    key = key_for(installed, "fleeting.service")
+
+    assert in_unit(installed, "fleeting.service", key, "--property=DynamicUser=yes").returncode == 0
+
+    who = newest(installed, "Encrypt")
+    assert (who["unit"], who["userName"]) == ("fleeting.service", None)
+    assert 61184 <= who["uid"] <= 65519
 
 
 def test_a_unit_starts_once_kmsd_is_unsealed(installed: Host) -> None:
