@@ -29,7 +29,7 @@ CGROUPS_ENTRY = "cgroups"
 # A path has at most 4,096 bytes, and each may be spelled out as four.
 MAX_DATAGRAM_BYTES = 20 * 1024
 # Names that are looked up at a time, so that one which the service hangs on does not hold up the others.
-_NAMES_AT_A_TIME = 4
+NAMES_AT_A_TIME = 4
 # Processes that are looked for in one reading of the tree of control groups.
 _PROCESSES_AT_A_TIME = 256
 
@@ -67,7 +67,7 @@ def run_names(descriptors: list[int]) -> None:
         "groups_of": groups_of,
     }
     with socket.socket(fileno=descriptors[0]) as daemon:
-        for _ in range(_NAMES_AT_A_TIME):
+        for _ in range(NAMES_AT_A_TIME):
             threading.Thread(target=_answer, args=(daemon, ask), daemon=True).start()
         # A thread that hangs in the name service does not see that nobody waits any more.
         hangs_up = select.poll()

@@ -15,7 +15,7 @@ from typing import Protocol
 
 import msgspec
 
-from kmsd.identity.answering import MAX_DATAGRAM_BYTES, Answer, Found, Kind, Question, Subject
+from kmsd.identity.answering import MAX_DATAGRAM_BYTES, NAMES_AT_A_TIME, Answer, Found, Kind, Question, Subject
 from kmsd.identity.principals import NameServiceError
 
 # A directory in the network that answers at all does so within a fraction of this.
@@ -50,8 +50,8 @@ class Lookups:
         self._numbers = itertools.count()
         self._decoder = msgspec.msgpack.Decoder(Answer)
         self._under_way: dict[int, asyncio.Future[Found]] = {}
-        # The first number that was asked since the child last answered, or of the child that runs now.
-        self._unanswered_from = 0
+        # How many questions were not answered in time since the child last answered one.
+        self._late_in_a_row = 0
 
     async def start(self) -> None:
         """Start the child."""
@@ -100,7 +100,7 @@ class Lookups:
             except (OSError, msgspec.DecodeError, UnicodeDecodeError):  # it ended, or answers nonsense
                 self._replace(0)
                 return
-            self._unanswered_from = next(self._numbers)
+            self._late_in_a_row = 0
             # One that is not there any more was late, or who asked is gone.
             if (waiting := self._under_way.pop(answer.number, None)) is not None and not waiting.done():
                 waiting.set_result(answer.found)
@@ -109,11 +109,13 @@ class Lookups:
         waiting = self._under_way.pop(number, None)
         if waiting is not None and not waiting.done():
             waiting.set_exception(NoAnswerError("the name service does not answer"))
-        if number >= self._unanswered_from:  # not that one question is hard: nothing was answered since
+        self._late_in_a_row += 1
+        if self._late_in_a_row >= NAMES_AT_A_TIME:  # not that one question is hard: nothing is answered any more
             self._replace(_REST_SECONDS)
 
     def _replace(self, rest_seconds: float) -> None:
         self._end()
+        self._late_in_a_row = 0
         self._starting = asyncio.get_running_loop().create_task(self._start_anew(rest_seconds))
 
     def _end(self) -> None:
