@@ -26,7 +26,7 @@ from kmsd_client import Client
 from tests.support.connecting import ids
 from tests.support.dev_daemon import DevDaemon
 from tests.support.other_user import in_child
-from tests.support.peer_process import Become, PeerProcess, member
+from tests.support.peer_process import Become, PeerProcess, member, show_program
 from tests.support.raw_peer import request
 
 pytestmark = pytest.mark.root
@@ -236,7 +236,7 @@ def test_the_program_is_that_of_the_moment_of_connecting(
     asked = request(1, "Encrypt", {"KeyId": key, "Plaintext": b"x"})
     (short_path / "frame").write_bytes(asked)
     # With capabilities the daemon, which has none, may not see what it runs; that would deny it as well.
-    with PeerProcess(daemon.socket, drop_capabilities) as peer:
+    with PeerProcess(daemon.socket, drop_capabilities, show_program) as peer:
         assert peer.encrypt(key) == REFUSED
         assert newest(daemon)["exe"] == own
         pid = os.fork()
