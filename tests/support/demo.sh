@@ -75,7 +75,7 @@ refused InvalidCiphertextException kms decrypt changed.kms
 if [ "$(id -u)" = 0 ]; then
     say "Another user of this host is refused"
     # shellcheck disable=SC2086 # it is several words
-    refused AccessDeniedException $as_daemon kms decrypt -o - letter.kms
+    refused 'may not kms:Decrypt' $as_daemon kms decrypt -o - letter.kms
 else
     say "Not root, so no other user is tried"
 fi
