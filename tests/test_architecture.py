@@ -57,7 +57,7 @@ CROSSINGS = (
     ("kmsd.envelope.pool", "kmsd.processes"),
     ("kmsd.access", "kmsd.identity.principals"),
     ("kmsd.material.hierarchy", "kmsd.hsm.root"),
-    ("kmsd.material.versions", "kmsd.store.base"),
+    ("kmsd.material.versions", "kmsd.store.rows"),
 )
 # Commands of kmsd's that are clients of a daemon that runs: only it may read its store, and they ask it to.
 CLIENTS_OF_THE_DAEMON = ("kmsd.commands.backup",)

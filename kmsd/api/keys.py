@@ -80,11 +80,31 @@ class EnableKeyRequest(Request, frozen=True, kw_only=True):
     key_id: KeyIdentifier
 
 
+class UpdateKeyDescriptionRequest(Request, frozen=True, kw_only=True):
+    """Members of UpdateKeyDescription."""
+
+    key_id: KeyIdentifier
+    description: Description
+
+
 class CreateAliasRequest(Request, frozen=True, kw_only=True):
     """Members of CreateAlias; the target is a key id or key ARN."""
 
     alias_name: AliasName
     target_key_id: KeyIdentifier
+
+
+class UpdateAliasRequest(Request, frozen=True, kw_only=True):
+    """Members of UpdateAlias; the target is a key id or key ARN."""
+
+    alias_name: AliasName
+    target_key_id: KeyIdentifier
+
+
+class DeleteAliasRequest(Request, frozen=True, kw_only=True):
+    """Members of DeleteAlias."""
+
+    alias_name: AliasName
 
 
 class ListAliasesRequest(Request, frozen=True, kw_only=True):
@@ -170,6 +190,20 @@ DISABLE_KEY = Operation(
     usable_in=_TO_BE_SWITCHED,
     audit_fields=("key_id",),
 )
+# AWS KMS, developer guide, key states: what changes a key's surroundings works unless the key is to be destroyed.
+_NOT_TO_BE_DESTROYED = tuple(state for state in KeyState if state is not KeyState.PENDING_DELETION)
+UPDATE_KEY_DESCRIPTION = Operation(
+    name="UpdateKeyDescription",
+    summary="Change what is said of a key.",
+    request=UpdateKeyDescriptionRequest,
+    response=Empty,
+    cost=Cost.STORE,
+    read_only=False,
+    key="key_id",
+    key_access=KeyAccess.ID_OR_ARN,
+    usable_in=_NOT_TO_BE_DESTROYED,
+    audit_fields=("key_id", "description"),
+)
 CREATE_ALIAS = Operation(
     name="CreateAlias",
     summary="Give a key a name.",
@@ -179,15 +213,32 @@ CREATE_ALIAS = Operation(
     read_only=False,
     key="target_key_id",
     key_access=KeyAccess.ID_OR_ARN,
-    usable_in=(
-        KeyState.ENABLED,
-        KeyState.DISABLED,
-        KeyState.PENDING_IMPORT,
-        KeyState.UNAVAILABLE,
-        KeyState.CREATING,
-        KeyState.UPDATING,
-    ),
+    usable_in=_NOT_TO_BE_DESTROYED,
     audit_fields=("alias_name", "target_key_id"),
+)
+UPDATE_ALIAS = Operation(
+    name="UpdateAlias",
+    summary="Let an alias name another key.",
+    request=UpdateAliasRequest,
+    response=Empty,
+    cost=Cost.STORE,
+    read_only=False,
+    # The target; the key that the alias named before is authorized as well.
+    key="target_key_id",
+    key_access=KeyAccess.ID_OR_ARN,
+    usable_in=_NOT_TO_BE_DESTROYED,
+    audit_fields=("alias_name", "target_key_id"),
+)
+DELETE_ALIAS = Operation(
+    name="DeleteAlias",
+    summary="Remove a name of a key.",
+    request=DeleteAliasRequest,
+    response=Empty,
+    cost=Cost.STORE,
+    read_only=False,
+    # The alias names the key, which is authorized in every state.
+    resolves_keys=False,
+    audit_fields=("alias_name",),
 )
 LIST_ALIASES = Operation(
     name="ListAliases",

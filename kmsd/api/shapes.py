@@ -133,6 +133,8 @@ class KeyMetadata(Structure, frozen=True, kw_only=True):
     encryption_algorithms: list[EncryptionAlgorithm]
     multi_region: bool
     current_key_material_id: str
+    deletion_date: dt.datetime | None = None
+    pending_deletion_window_in_days: int | None = None
 
 
 class KeyListEntry(Structure, frozen=True, kw_only=True):

@@ -20,7 +20,7 @@ from kmsd.audit.record import Actor, Kind, Record
 from kmsd.audit.writer import SyncMode, Trail
 from kmsd.commands.offline import Opened, Opening
 from kmsd.commands.steps import SetupError
-from kmsd.store.base import BackupRow
+from kmsd.store.rows import BackupRow
 
 _MAKING = "restoring-"
 _NAME = "store.sqlite"

@@ -11,7 +11,7 @@ from kmsd.material.ciphertext import blob_prefix
 from kmsd.material.derivation import Label, derive_into
 from kmsd.material.hierarchy import Hierarchy, Place
 from kmsd.memory.arena import Arena, ArenaFullError, Slot
-from kmsd.store.base import MaterialRow
+from kmsd.store.rows import MaterialRow
 
 TABLE = "material"
 

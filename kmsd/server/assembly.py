@@ -58,7 +58,8 @@ from kmsd.service.scratch import Scratch
 from kmsd.service.seal import CONFIGURED, Means
 from kmsd.service.table import bind
 from kmsd.service.unsealing import system_record
-from kmsd.store.base import SettingsRow, StoreFormatError
+from kmsd.store.base import StoreFormatError
+from kmsd.store.rows import SettingsRow
 from kmsd.store.sql import SqlStore
 
 # AWS account ids have 12 digits, and the first is never 0 here so that no reader takes them for a number.
@@ -97,7 +98,7 @@ class Service:
             records=records,
             arns=arns,
             changes=self._custody.own_changes,
-            clock=time.time,
+            clock=foundation.clock,
             keys_per_uid=config.limits.keys_per_uid,
             capacity=config.limits.keys_in_memory,
         )
@@ -129,15 +130,15 @@ class Service:
             versions=self._custody.versions,
             arns=arns,
             directory=directory,
-            clock=time.time,
+            clock=foundation.clock,
             changes=changes,
             keys_per_uid=config.limits.keys_per_uid,
         )
         grants_service = grants.Grants(
-            store=store, records=records, arns=arns, directory=directory, clock=time.time, random=os.urandom
+            store=store, records=records, arns=arns, directory=directory, clock=foundation.clock, random=os.urandom
         )
         aliases_service = aliases.Aliases(
-            store=store, records=records, default_keys=default_keys, arns=arns, clock=time.time
+            store=store, records=records, default_keys=default_keys, arns=arns, clock=foundation.clock
         )
         administration_service = administration.Administration(
             arns=arns,
@@ -160,14 +161,14 @@ class Service:
             trail=trail,
             logger=foundation.logger,
             clock=time.monotonic,
-            wall_clock=time.time,
+            wall_clock=foundation.clock,
         )
         credentials_service = credentials.Credentials(
             store=store,
             unit_keys=default_keys,
             cipher=cipher,
             arns=arns,
-            clock=time.time,
+            clock=foundation.clock,
         )
         request_ids = RequestIds(os.urandom)
         self._pipeline = Pipeline(
@@ -228,7 +229,7 @@ class Service:
             trail = Trail.open(
                 foundation.audit_path,
                 sync=SyncMode(config.audit.sync),
-                clock=time.time,
+                clock=foundation.clock,
                 rotation=Rotation(config.audit.rotate_bytes, config.audit.rotate_days * _DAY_SECONDS),
                 retention=Retention(config.audit.keep_days * _DAY_SECONDS, config.audit.keep_bytes),
                 checkpoint_records=config.audit.checkpoint_records,

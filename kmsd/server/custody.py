@@ -27,7 +27,7 @@ from kmsd.service.settling import Settling
 from kmsd.service.token_anchor import TokenAnchor
 from kmsd.service.token_watch import TokenWatch
 from kmsd.service.unsealing import Unsealing
-from kmsd.store.base import SettingsRow
+from kmsd.store.rows import SettingsRow
 from kmsd.store.sql import SqlStore
 from kmsd.store.transfer import SNAPSHOT_NAME
 
@@ -61,11 +61,11 @@ class Custody:
         )
         self._care = DefaultKeyCare(
             store=store,
-            rotation=Rotation(versions=self.versions, changes=self.own_changes, clock=time.time),
+            rotation=Rotation(versions=self.versions, changes=self.own_changes, clock=foundation.clock),
             changes=self.own_changes,
             gate=self.gate,
             logger=logger,
-            clock=time.time,
+            clock=foundation.clock,
             sleep=foundation.sleep,
         )
         self.backups = Backups(
@@ -77,7 +77,7 @@ class Custody:
             gate=self.gate,
             logger=logger,
             snapshot_path=foundation.store_path.with_name(SNAPSHOT_NAME),
-            clock=time.time,
+            clock=foundation.clock,
             settles=trail.mode is SyncMode.ALWAYS,
         )
         self.checkpoints = Checkpoints(
@@ -97,7 +97,7 @@ class Custody:
             versions=self.versions,
             records=self.records,
             arena=arena,
-            clock=time.time,
+            clock=foundation.clock,
         )
         self.unsealing = Unsealing(
             seal=self._seal,

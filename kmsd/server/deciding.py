@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -19,7 +18,7 @@ from kmsd.service.refusals import Refusals
 from kmsd.service.simulation import Simulation
 from kmsd.service.subjects import Subjects
 from kmsd.service.table import bind
-from kmsd.store.base import SettingsRow
+from kmsd.store.rows import SettingsRow
 
 
 class Deciding:
@@ -36,7 +35,7 @@ class Deciding:
         # Of the documents that the service began with.
         self.digest = host_policy.digest
         self.authorizer = Authorizer(host_policy)
-        self.surroundings = Surroundings(settings.account, time.time)
+        self.surroundings = Surroundings(settings.account, foundation.clock)
         self.refusals = Refusals()
         self.host_policies = HostPolicies(
             host_policy,

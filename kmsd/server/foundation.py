@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,11 @@ from kmsd.logs import Logger
 from kmsd.memory.arena import Arena
 from kmsd.processes.confinement import Finding
 from kmsd.processes.zygote import Zygote
+
+
+def host_uptime() -> float:
+    """Return for how many seconds the host has been up, also while it was suspended."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 @dataclass(frozen=True)
@@ -45,3 +51,8 @@ class Foundation:
     # Of a store that is yet to be made.
     recovery_key: memoryview | None = None
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
+    # The host's clock, in seconds since 1970 UTC, which anybody may set; and for how many seconds the host has been up,
+    # also while it was suspended, in the boot that has this name.
+    clock: Callable[[], float] = time.time
+    uptime: Callable[[], float] = host_uptime
+    boot_id: str = ""

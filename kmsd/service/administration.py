@@ -17,7 +17,7 @@ from kmsd.processes.confinement import Finding
 from kmsd.service.call import Call
 from kmsd.service.identifiers import Arns
 from kmsd.service.unsealing import Unsealing
-from kmsd.store.base import BackupRow
+from kmsd.store.rows import BackupRow
 
 # What a reply of audit records may hold: a frame, less its envelope and the prefix of each record.
 _MAX_RECORD_BYTES = MAX_FRAME_BYTES - 16 * 1024

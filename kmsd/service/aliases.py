@@ -16,7 +16,8 @@ from kmsd.service.default_keys import DefaultKeys
 from kmsd.service.identifiers import Arns, check_new_alias
 from kmsd.service.pagination import after, cut
 from kmsd.service.records import ALIASES_PER_KEY, KeyRecord, KeyRecords
-from kmsd.store.base import AliasRow, Insert, RowExistsError, Store
+from kmsd.store.base import Insert, RowExistsError, Store
+from kmsd.store.rows import AliasRow
 
 
 class Aliases:

@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from kmsd.audit.checkpoint import key_id_of
 from kmsd.material.hierarchy import Hierarchy, Place
 from kmsd.memory.arena import Arena, Slot
-from kmsd.store.base import SecretRow
+from kmsd.store.rows import SecretRow
 
 NAME = "audit"
 # An Ed25519 private key is a seed of this size (RFC 8032, section 5.1.5).

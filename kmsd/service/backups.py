@@ -49,7 +49,8 @@ from kmsd.service.gate import Gate
 from kmsd.service.identifiers import Arns
 from kmsd.service.table import WithDescriptors
 from kmsd.service.telling import told
-from kmsd.store.base import BackupRow, Change, DomainKeyRow, Insert, Replace
+from kmsd.store.base import Change, Insert, Replace
+from kmsd.store.rows import BackupRow, DomainKeyRow
 
 # A client that reads nothing for so long is not going to: a piece is written to a disk in a fraction of a second.
 PEER_SECONDS = 60.0

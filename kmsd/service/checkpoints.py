@@ -18,7 +18,8 @@ from kmsd.audit.checkpoint import Checkpoint
 from kmsd.audit.writer import Trail
 from kmsd.logs import Logger
 from kmsd.service.telling import told
-from kmsd.store.base import AnchorRow, Insert, Replace, Store, StoreError
+from kmsd.store.base import Insert, Replace, Store, StoreError
+from kmsd.store.rows import AnchorRow
 
 # How often the trail is asked whether a file is full: a look at two numbers.
 _LOOK_SECONDS = 5.0

@@ -19,7 +19,8 @@ from kmsd.service.key_cipher import KeyCipher
 from kmsd.service.loading import loaded
 from kmsd.service.pagination import after, cut
 from kmsd.service.records import KeyRecord
-from kmsd.store.base import Change, CredentialRow, Delete, Insert, Replace, RowChangedError, RowExistsError, Store
+from kmsd.store.base import Change, Delete, Insert, Replace, RowChangedError, RowExistsError, Store
+from kmsd.store.rows import CredentialRow
 
 # Neither a unit's name nor a credential's has one.
 _SEPARATOR = "/"

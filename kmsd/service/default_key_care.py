@@ -19,7 +19,8 @@ from kmsd.service.key_owners import read_owner
 from kmsd.service.own_changes import OwnChange, OwnChanges
 from kmsd.service.rotation import Rotation
 from kmsd.service.telling import told
-from kmsd.store.base import DefaultKeyRow, KeyRow, Replace, Store
+from kmsd.store.base import Replace, Store
+from kmsd.store.rows import DefaultKeyRow, KeyRow
 
 # AWS rotates the keys that it manages every year.
 ROTATION_MS = 365 * 24 * 3600 * 1000

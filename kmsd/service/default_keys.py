@@ -25,7 +25,8 @@ from kmsd.service.identifiers import Arns
 from kmsd.service.key_owners import DEFAULT_ALIAS, UNIT_ALIAS, Owner, check_nameable, owner_of, unit_owner
 from kmsd.service.own_changes import OwnChange, OwnChanges
 from kmsd.service.records import KeyRecord, KeyRecords
-from kmsd.store.base import AliasRow, DefaultKeyRow, Insert, KeyRow, Store
+from kmsd.store.base import Insert, Store
+from kmsd.store.rows import AliasRow, DefaultKeyRow, KeyRow
 
 # The host policy's action; there is no operation of this name.
 CREATE_DEFAULT_KEY = "kms:CreateDefaultKey"

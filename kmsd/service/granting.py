@@ -23,7 +23,8 @@ from kmsd.api.operation import action_of
 from kmsd.identity.directory import Directory
 from kmsd.identity.principals import Caller, NameServiceError
 from kmsd.material.versions import NotLoadedError
-from kmsd.store.base import GrantRow, Store
+from kmsd.store.base import Store
+from kmsd.store.rows import GrantRow
 
 # How long names of users and groups are trusted before they are looked up again: as long as nscd and sssd keep an
 # answer by default.

@@ -41,7 +41,8 @@ from kmsd.service.identifiers import Arns
 from kmsd.service.loading import loaded
 from kmsd.service.pagination import after, cut
 from kmsd.service.records import KeyRecord, KeyRecords
-from kmsd.store.base import Delete, GrantRow, Insert, RowChangedError, Store
+from kmsd.store.base import Delete, Insert, RowChangedError, Store
+from kmsd.store.rows import GrantRow
 
 # AWS KMS quota: grants of one key.
 GRANTS_PER_KEY = 50_000

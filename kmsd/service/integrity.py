@@ -20,7 +20,8 @@ from __future__ import annotations
 from kmsd.api.errors import IntegrityError
 from kmsd.audit.checkpoint import Checkpoint, Signer
 from kmsd.audit.writer import Trail
-from kmsd.store.base import AnchorRow, StateReport, Store
+from kmsd.store.base import StateReport, Store
+from kmsd.store.rows import AnchorRow
 
 
 class Integrity:

@@ -9,6 +9,7 @@ import msgspec
 from kmsd.api.errors import ConflictError, UnsupportedOperationError
 from kmsd.api.shapes import KeyManager
 from kmsd.service.call import Call
+from kmsd.service.key_dates import dated
 from kmsd.service.records import KeyRecord, KeyRecords
 from kmsd.store.base import Replace, RowChangedError, Store
 
@@ -30,7 +31,7 @@ class KeyChanges:
             raise UnsupportedOperationError(f"{key.arn} is managed by kmsd: nobody else changes it")
         if all(getattr(key.row, name) == value for name, value in members.items()):
             return
-        row = msgspec.structs.replace(key.row, version=key.row.version + 1, **members)
+        row = dated(msgspec.structs.replace(key.row, version=key.row.version + 1, **members))
         try:
             await self._store.commit(call.request_id, [Replace(row)])
         except RowChangedError:

@@ -28,7 +28,8 @@ from kmsd.service.key_changes import KeyChanges
 from kmsd.service.pagination import after, cut
 from kmsd.service.records import KeyRecord
 from kmsd.service.tags import checked_tags
-from kmsd.store.base import Insert, KeyRow, MaterialRow, Store
+from kmsd.store.base import Insert, Store
+from kmsd.store.rows import KeyRow, MaterialRow
 
 # Material is numbered from 1; 0 stands for secrets that have no versions.
 _FIRST_MATERIAL = 1

@@ -15,7 +15,8 @@ from kmsd.identity.principals import NameServiceError
 from kmsd.material.versions import NotLoadedError
 from kmsd.service.granting import NAMES_TRUSTED_SECONDS, GrantCache, KeyGrants
 from kmsd.service.identifiers import AliasName, Arns, KeyName
-from kmsd.store.base import KeyRow, Store
+from kmsd.store.base import Store
+from kmsd.store.rows import KeyRow
 
 # AWS KMS quota: aliases of one key.
 ALIASES_PER_KEY = 50

@@ -29,7 +29,8 @@ from kmsd.material.hierarchy import Hierarchy, RecoveryWrapped
 from kmsd.memory.arena import Arena, Slot
 from kmsd.service.backups import backup_place
 from kmsd.service.row_keys import ROW_MAC, ROW_MAC_PLACE, derive_set_key
-from kmsd.store.base import BackupRow, Change, Delete, DomainKeyRow, Insert, Replace, StoreFormatError
+from kmsd.store.base import Change, Delete, Insert, Replace, StoreFormatError
+from kmsd.store.rows import BackupRow, DomainKeyRow
 from kmsd.store.sql import SqlStore
 from kmsd.store.transfer import restore_into
 

@@ -14,7 +14,8 @@ from kmsd.api.shapes import KeySpec
 from kmsd.material.specs import SPECS
 from kmsd.material.versions import Versions
 from kmsd.service.own_changes import OwnChange, OwnChanges
-from kmsd.store.base import Insert, KeyRow, Replace
+from kmsd.store.base import Insert, Replace
+from kmsd.store.rows import KeyRow
 
 
 class Rotation:

@@ -32,7 +32,8 @@ from kmsd.service.audit_key import AuditKey
 from kmsd.service.integrity import Integrity
 from kmsd.service.records import KeyRecords
 from kmsd.service.row_keys import ROW_MAC, ROW_MAC_BYTES, ROW_MAC_PLACE, derive_set_key
-from kmsd.store.base import Change, DomainKeyRow, Insert, SecretRow, SettingsRow, Store
+from kmsd.store.base import Change, Insert, Store
+from kmsd.store.rows import DomainKeyRow, SecretRow, SettingsRow
 
 # The recovery key itself, so that it can wrap domain keys that are made later.
 _RECOVERY = "recovery"

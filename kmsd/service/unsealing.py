@@ -33,7 +33,8 @@ from kmsd.service.pipeline import Trail
 from kmsd.service.seal import CONFIGURED, Means, Seal
 from kmsd.service.telling import told
 from kmsd.service.token_anchor import TokenAnchor
-from kmsd.store.base import SettingsRow, Store
+from kmsd.store.base import Store
+from kmsd.store.rows import SettingsRow
 
 # A token that was plugged in again, or a module that restarts, is there within seconds; one that is away for long must
 # not fill the trail.

@@ -1,8 +1,4 @@
-"""What is stored: frozen rows, changes to them, and the interface of every store.
-
-Times are integer milliseconds since 1970 UTC. `version` is 1 when a row is made and grows by one with each change.
-Optional members have defaults, so that rows written before a member existed still read.
-"""
+"""Changes to rows, what may go wrong, and the interface of every store."""
 
 from __future__ import annotations
 
@@ -12,165 +8,23 @@ from typing import Protocol
 
 import msgspec
 
-
-class Row(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """Base of all rows."""
-
-    version: int
-
-
-class KeyRow(Row, frozen=True, kw_only=True):
-    """A key. `policy_principals` are the names in its policy as they were resolved when it was stored."""
-
-    key_id: str
-    creator_uid: int
-    creation_ms: int
-    description: str
-    key_usage: str
-    key_spec: str
-    key_state: str
-    origin: str
-    key_manager: str
-    policy: str
-    policy_principals: dict[str, int]
-    current_material: int
-    tags: dict[str, str] = {}
-
-
-class MaterialRow(Row, frozen=True, kw_only=True):
-    """One version of a key's material, wrapped under a domain key. `material_id` is 64 hex digits."""
-
-    key_id: str
-    number: int
-    material_id: str
-    spec: str
-    domain_key_id: str
-    wrapped: bytes
-    creation_ms: int
-
-
-class AliasRow(Row, frozen=True, kw_only=True):
-    """A key's name, beginning with `alias/`."""
-
-    name: str
-    key_id: str
-    creation_ms: int
-    updated_ms: int
-
-
-class GrantRow(Row, frozen=True, kw_only=True):
-    """A grant on a key. `grant_id` is 64 hex digits, `name` empty if it has none.
-
-    `grantee` and `retiring` are principals as they are compared, "uid:34", "gid:50", "unit:nginx.service"; empty: there
-    is none. `grantee_text` and `retiring_text` are what was said for them, "user:backup". `issuer` is who made it,
-    `parent` the grant that let him, empty if a policy did.
-    """
-
-    grant_id: str
-    key_id: str
-    grantee: str
-    retiring: str
-    name: str
-    creation_ms: int
-    grantee_text: str
-    retiring_text: str
-    issuer: str
-    operations: list[str]
-    context_equals: dict[str, str] | None = None
-    context_subset: dict[str, str] | None = None
-    parent: str = ""
-
-
-class DefaultKeyRow(Row, frozen=True, kw_only=True):
-    """Whose default key a key is. `owner` is "uid:1000/user:alice" or "unit:nginx.service".
-
-    `template` is the version of the policy that kmsd gave it.
-    """
-
-    owner: str
-    key_id: str
-    template: int
-
-
-class CredentialRow(Row, frozen=True, kw_only=True):
-    """A secret that systemd hands to a unit, as a ciphertext blob of the unit's key; `length` is the plaintext's."""
-
-    unit: str
-    name: str
-    key_id: str
-    blob: bytes
-    length: int
-    creation_ms: int
-
-
-class DomainKeyRow(Row, frozen=True, kw_only=True):
-    """A domain key, wrapped by the token's root key; the highest generation wraps what is new.
-
-    `recovery_wrapped` is the same key wrapped by the recovery key, empty on a host without one.
-    """
-
-    domain_key_id: str
-    generation: int
-    wrapped: bytes
-    creation_ms: int
-    recovery_wrapped: bytes = b""
-
-
-class SecretRow(Row, frozen=True, kw_only=True):
-    """A secret of the service itself, wrapped like material; `public` is the public half of a pair."""
-
-    name: str
-    domain_key_id: str
-    wrapped: bytes
-    public: bytes = b""
-
-
-class SettingsRow(Row, frozen=True, kw_only=True):
-    """What ARNs are made of: the 12-digit account and the region.
-
-    `counted`: the store has had a state row since its first commit, so that none can be missing.
-    """
-
-    account: str
-    region: str
-    counted: bool = False
-    name: str = "settings"
-
-
-class AnchorRow(Row, frozen=True, kw_only=True):
-    """The last checkpoint of the audit trail (`kmsd.audit.checkpoint`): whoever cuts the trail has to come here too."""
-
-    seq: int
-    prev: str
-    event_time: str
-    key_id: str
-    signature: str
-    name: str = "audit"
-
-
-class BackupRow(Row, frozen=True, kw_only=True):
-    """The last backup: when, of which state of the store, and what was written."""
-
-    creation_ms: int
-    store_sequence: int
-    sha256: str
-    length: int
-    name: str = "last"
-
-
-class StateRow(Row, frozen=True, kw_only=True):
-    """What rows there are in all other tables, as of commit number `sequence` (`kmsd.store.state`).
-
-    `multisets` has for each table the masked multiset hash of its rows, `nonce` what the masks are made of. A table
-    without rows may be missing. `store_id` is drawn with the first commit.
-    """
-
-    store_id: str
-    sequence: int
-    counts: dict[str, int]
-    nonce: bytes
-    multisets: dict[str, bytes]
-    name: str = "state"
+from kmsd.store.rows import (
+    AliasRow,
+    AnchorRow,
+    BackupRow,
+    CredentialRow,
+    DefaultKeyRow,
+    DomainKeyRow,
+    GrantRow,
+    HousekeepingRow,
+    KeyRow,
+    MaterialRow,
+    Row,
+    SecretRow,
+    SettingsRow,
+    TombstoneRow,
+    UsageRow,
+)
 
 
 class Insert(msgspec.Struct, frozen=True):
@@ -251,11 +105,32 @@ class Store(Protocol):
     async def keys(self, *, after: str | None, limit: int) -> list[KeyRow]:
         """Return keys by ascending key id, those behind `after`."""
 
+    async def keys_due(self, until_ms: int, *, limit: int) -> list[KeyRow]:
+        """Return the first keys of which something is due at `until_ms`, by when it fell due and by key id."""
+
+    async def next_due_ms(self) -> int | None:
+        """Return when the next thing of any key falls due, None if nothing does."""
+
     async def count_keys(self, creator_uid: int) -> int:
         """Return how many keys a uid has made."""
 
     async def material(self, key_id: str, number: int) -> MaterialRow | None:
         """Return one version of a key's material."""
+
+    async def materials(self, key_id: str, *, after: int, limit: int) -> list[MaterialRow]:
+        """Return versions of a key's material by ascending number, those behind `after`."""
+
+    async def usage(self, key_id: str) -> UsageRow | None:
+        """Return what was done with a key, as it was counted last."""
+
+    async def tombstone(self, key_id: str) -> TombstoneRow | None:
+        """Return what is left of a key that was destroyed."""
+
+    async def tombstones(self, *, after: str | None, limit: int) -> list[TombstoneRow]:
+        """Return tombstones by ascending key id, those behind `after`."""
+
+    async def housekeeping(self) -> HousekeepingRow | None:
+        """Return how far housekeeping has come."""
 
     async def alias(self, name: str) -> AliasRow | None:
         """Return an alias."""
@@ -319,6 +194,12 @@ class Store(Protocol):
         was written then, unless the message says that the disk failed to sync. A task that is cancelled while it waits
         leaves the commit done or not done; `committed` tells which. Raises IntegrityError unless `check_state` found
         nothing since the store was unsealed, or what it found was accepted.
+        """
+
+    async def purge(self) -> None:
+        """Leave nothing of what was deleted or replaced in the write-ahead log: move it into the file and cut it.
+
+        Raises StoreUnavailableError.
         """
 
     async def committed(self, mutation_ids: Sequence[str]) -> set[str]:

@@ -145,6 +145,8 @@ class Database:
             if mode != "wal":
                 raise StoreUnavailableError(f"{self.name}: its file system allows no write-ahead log")
             self._execute("SELECT 1 FROM sqlite_schema")  # makes the log, if the mode is new
+            # What a killed daemon had deleted stands in the log still.
+            self._cut_log()
             try:
                 # SQLite syncs the log's name as well, but goes on when that fails.
                 sync_directory(path.parent)
@@ -260,6 +262,11 @@ class Database:
                 if step.must_match and result.rowcount != 1:
                     raise RowChangedError(step.table, step.primary_key)
 
+    def cut_log(self) -> None:
+        """Move the write-ahead log into the file, where what was deleted is overwritten, and cut it to nothing."""
+        with self._errors_translated():
+            self._cut_log()
+
     def load(self, rows: Iterable[tuple[str, Mapping[str, Any]]]) -> None:
         """Write rows, of which the database has none yet, in one transaction; raises StoreFormatError if it has."""
         with self._errors_translated(), self._transaction():
@@ -302,6 +309,11 @@ class Database:
         """Put the write-ahead log into the file and close it."""
         with self._errors_translated(closing=True):
             self._open.close()
+
+    def _cut_log(self) -> None:
+        busy, _, _ = self._connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)").one()
+        if busy:  # nobody else has it open, so this is a fault
+            raise StoreUnavailableError(f"{self.name}: its write-ahead log could not be moved into it")
 
     def _execute(self, text: str) -> None:
         self._connection.exec_driver_sql(text)

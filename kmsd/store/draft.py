@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from kmsd.store.base import Change, Delete, Insert, Replace, Row
+from kmsd.store.base import Change, Delete, Insert, Replace
 from kmsd.store.database import Query, Step
 from kmsd.store.kinds import KeyValues, Kind, kind_of, written
 from kmsd.store.places import PLACES
+from kmsd.store.rows import Row
 from kmsd.store.schema import STATEMENTS
 from kmsd.store.sealing import Record, Sealer
 from kmsd.store.state import Tally

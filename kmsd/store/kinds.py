@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Generic, TypeAlias, TypeVar
 
-from kmsd.store.base import (
+from kmsd.store.rows import (
     AliasRow,
     AnchorRow,
     BackupRow,
@@ -16,12 +16,15 @@ from kmsd.store.base import (
     DefaultKeyRow,
     DomainKeyRow,
     GrantRow,
+    HousekeepingRow,
     KeyRow,
     MaterialRow,
     Row,
     SecretRow,
     SettingsRow,
     StateRow,
+    TombstoneRow,
+    UsageRow,
 )
 
 RowT = TypeVar("RowT", bound=Row)
@@ -59,7 +62,7 @@ class Kind(Generic[RowT]):
         return tuple(getattr(row, name) for name in self.lookup)
 
 
-KEYS = Kind("keys", KeyRow, ("key_id",), ("creator_uid",))
+KEYS = Kind("keys", KeyRow, ("key_id",), ("creator_uid", "due_ms"))
 MATERIAL = Kind("material", MaterialRow, ("key_id", "number"))
 ALIASES = Kind("aliases", AliasRow, ("name",), ("key_id",))
 GRANTS = Kind(
@@ -77,6 +80,9 @@ GRANTS = Kind(
 )
 DEFAULT_KEYS = Kind("default_keys", DefaultKeyRow, ("owner",))
 CREDENTIALS = Kind("credentials", CredentialRow, ("unit", "name"))
+USAGE = Kind("usage", UsageRow, ("key_id",))
+TOMBSTONES = Kind("tombstones", TombstoneRow, ("key_id",))
+HOUSEKEEPING = Kind("housekeeping", HousekeepingRow, ("name",))
 DOMAIN_KEYS = Kind("domain_keys", DomainKeyRow, ("domain_key_id",))
 SECRETS = Kind("secrets", SecretRow, ("name",))
 SETTINGS = Kind("settings", SettingsRow, ("name",))
@@ -94,6 +100,9 @@ COUNTED: tuple[Kind[Any], ...] = (
     GRANTS,
     DEFAULT_KEYS,
     CREDENTIALS,
+    USAGE,
+    TOMBSTONES,
+    HOUSEKEEPING,
     DOMAIN_KEYS,
     SECRETS,
     SETTINGS,

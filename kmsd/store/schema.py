@@ -19,8 +19,10 @@ from kmsd.store.kinds import (
     GRANTS,
     KEYS,
     KINDS,
+    MATERIAL,
     MUTATIONS,
     STATE,
+    TOMBSTONES,
     Kind,
     RowT,
 )
@@ -127,6 +129,23 @@ _keys, _aliases, _mutations = TABLES[KEYS.table], TABLES[ALIASES.table], TABLES[
 _after, _limit = sa.bindparam("after", type_=sa.Text()), sa.bindparam("limit", type_=sa.Integer())
 
 KEYS_AFTER = STATEMENTS[KEYS.table].all.where(_keys.c.key_id > _after).limit(_limit)
+KEYS_DUE = (
+    STATEMENTS[KEYS.table]
+    .all.where(_keys.c.due_ms > 0, _keys.c.due_ms <= sa.bindparam("until_ms", type_=sa.BigInteger()))
+    .order_by(None)
+    .order_by(_keys.c.due_ms, _keys.c.key_id)
+    .limit(_limit)
+)
+NEXT_DUE = sa.select(sa.func.min(_keys.c.due_ms)).where(_keys.c.due_ms > 0)
+_material = TABLES[MATERIAL.table]
+MATERIALS_AFTER = (
+    STATEMENTS[MATERIAL.table]
+    .all.where(
+        _material.c.key_id == sa.bindparam("key_id"), _material.c.number > sa.bindparam("after", type_=sa.BigInteger())
+    )
+    .limit(_limit)
+)
+TOMBSTONES_AFTER = STATEMENTS[TOMBSTONES.table].all.where(TABLES[TOMBSTONES.table].c.key_id > _after).limit(_limit)
 ALIASES_AFTER = STATEMENTS[ALIASES.table].all.where(_aliases.c.name > _after).limit(_limit)
 ALIASES_OF_KEY_AFTER = ALIASES_AFTER.where(_aliases.c.key_id == sa.bindparam("key_id"))
 

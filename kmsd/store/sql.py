@@ -17,22 +17,7 @@ from typing import Any, TypeVar
 import sqlalchemy as sa
 
 from kmsd.api.errors import IntegrityError, SealedError
-from kmsd.store.base import (
-    AliasRow,
-    AnchorRow,
-    BackupRow,
-    Change,
-    CredentialRow,
-    DefaultKeyRow,
-    DomainKeyRow,
-    GrantRow,
-    KeyRow,
-    MaterialRow,
-    SecretRow,
-    SettingsRow,
-    StateReport,
-    StoreUnavailableError,
-)
+from kmsd.store.base import Change, StateReport, StoreUnavailableError
 from kmsd.store.database import Database
 from kmsd.store.inspection import Inspection
 from kmsd.store.kinds import (
@@ -43,17 +28,36 @@ from kmsd.store.kinds import (
     DEFAULT_KEYS,
     DOMAIN_KEYS,
     GRANTS,
+    HOUSEKEEPING,
     KEYS,
     MATERIAL,
     MUTATIONS,
     SECRETS,
     SETTINGS,
     STATE,
+    TOMBSTONES,
+    USAGE,
     Kind,
     RowT,
     written,
 )
 from kmsd.store.multiset import MultisetHasher
+from kmsd.store.rows import (
+    AliasRow,
+    AnchorRow,
+    BackupRow,
+    CredentialRow,
+    DefaultKeyRow,
+    DomainKeyRow,
+    GrantRow,
+    HousekeepingRow,
+    KeyRow,
+    MaterialRow,
+    SecretRow,
+    SettingsRow,
+    TombstoneRow,
+    UsageRow,
+)
 from kmsd.store.schema import (
     ALIASES_AFTER,
     ALIASES_OF_KEY_AFTER,
@@ -67,9 +71,13 @@ from kmsd.store.schema import (
     GRANTS_OF_GRANTEE_AFTER,
     GRANTS_OF_KEY_AFTER,
     KEYS_AFTER,
+    KEYS_DUE,
+    MATERIALS_AFTER,
+    NEXT_DUE,
     RETIRABLE_GRANTS_AFTER,
     STATE_ROWS,
     STATEMENTS,
+    TOMBSTONES_AFTER,
 )
 from kmsd.store.sealing import Record, Sealer, unverified_row
 from kmsd.store.transfer import SNAPSHOT_NAME, Snapshot
@@ -134,6 +142,16 @@ class SqlStore:
         """Return keys by ascending key id, those behind `after`."""
         return await self._many(KEYS, KEYS_AFTER, {"after": after or "", "limit": limit})
 
+    async def keys_due(self, until_ms: int, *, limit: int) -> list[KeyRow]:
+        """Return the first keys of which something is due at `until_ms`, by when it fell due and by key id."""
+        return await self._many(KEYS, KEYS_DUE, {"until_ms": until_ms, "limit": limit})
+
+    async def next_due_ms(self) -> int | None:
+        """Return when the next thing of any key falls due, None if nothing does."""
+        self._require_key()
+        [(due_ms,)] = await self._run(self._database.rows, NEXT_DUE, {})
+        return None if due_ms is None else int(due_ms)
+
     async def count_keys(self, creator_uid: int) -> int:
         """Return how many keys a uid has made."""
         self._require_key()
@@ -143,6 +161,26 @@ class SqlStore:
     async def material(self, key_id: str, number: int) -> MaterialRow | None:
         """Return one version of a key's material."""
         return await self._one(MATERIAL, key_id, number)
+
+    async def materials(self, key_id: str, *, after: int, limit: int) -> list[MaterialRow]:
+        """Return versions of a key's material by ascending number, those behind `after`."""
+        return await self._many(MATERIAL, MATERIALS_AFTER, {"key_id": key_id, "after": after, "limit": limit})
+
+    async def usage(self, key_id: str) -> UsageRow | None:
+        """Return what was done with a key, as it was counted last."""
+        return await self._one(USAGE, key_id)
+
+    async def tombstone(self, key_id: str) -> TombstoneRow | None:
+        """Return what is left of a key that was destroyed."""
+        return await self._one(TOMBSTONES, key_id)
+
+    async def tombstones(self, *, after: str | None, limit: int) -> list[TombstoneRow]:
+        """Return tombstones by ascending key id, those behind `after`."""
+        return await self._many(TOMBSTONES, TOMBSTONES_AFTER, {"after": after or "", "limit": limit})
+
+    async def housekeeping(self) -> HousekeepingRow | None:
+        """Return how far housekeeping has come."""
+        return await self._one(HOUSEKEEPING, "housekeeping")
 
     async def alias(self, name: str) -> AliasRow | None:
         """Return an alias."""
@@ -237,6 +275,10 @@ class SqlStore:
     async def commit(self, mutation_id: str | None, changes: Sequence[Change]) -> None:
         """Make all changes in one transaction that is durable on return; remember `mutation_id`."""
         await self._writer.commit(mutation_id, changes)
+
+    async def purge(self) -> None:
+        """Leave nothing of what was deleted or replaced in the write-ahead log: move it into the file and cut it."""
+        await self._run(self._database.cut_log)
 
     async def committed(self, mutation_ids: Sequence[str]) -> set[str]:
         """Return those of the mutation ids whose commits happened, among the newest 10,000 mutations."""

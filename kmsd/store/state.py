@@ -15,9 +15,9 @@ from __future__ import annotations
 import uuid
 from collections.abc import Callable, Sequence
 
-from kmsd.store.base import StateRow
 from kmsd.store.kinds import COUNTED
 from kmsd.store.multiset import MODULUS, NONCE_BYTES, MultisetHasher
+from kmsd.store.rows import StateRow
 from kmsd.store.sealing import Record
 
 # What a migration writes in the place of a state row, where there was none: version, content and MAC. No commit does.

@@ -19,9 +19,10 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from kmsd.store.base import StateRow, StoreFormatError, StoreUnavailableError
+from kmsd.store.base import StoreFormatError, StoreUnavailableError
 from kmsd.store.database import Database, sync_directory
 from kmsd.store.kinds import KINDS
+from kmsd.store.rows import StateRow
 from kmsd.store.schema import TABLES, column_types
 
 _T = TypeVar("_T")

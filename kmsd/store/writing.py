@@ -16,12 +16,13 @@ from pathlib import Path
 from typing import Any
 
 from kmsd.api.errors import IntegrityError, SealedError
-from kmsd.store.base import Change, Insert, Replace, StateReport, StateRow, StoreUnavailableError
+from kmsd.store.base import Change, Insert, Replace, StateReport, StoreUnavailableError
 from kmsd.store.database import Database, Query, Step
 from kmsd.store.draft import Draft
 from kmsd.store.inspection import Inspection, Run
 from kmsd.store.kinds import ANCHORS, MUTATIONS, STATE, MutationRow
 from kmsd.store.multiset import MultisetHasher
+from kmsd.store.rows import StateRow
 from kmsd.store.schema import FORGET_ANCHOR, FORGET_STATE, LAST_MUTATION, OLD_MUTATIONS, STATE_ROWS
 from kmsd.store.sealing import Record, Sealer
 from kmsd.store.state import Tally, is_unadopted, new_store_id

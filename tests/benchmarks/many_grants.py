@@ -17,7 +17,8 @@ from kmsd.api.grants import CREATE_GRANT, CreateGrantRequest, GrantConstraints, 
 from kmsd.api.keys import CREATE_KEY, CreateKeyRequest
 from kmsd.api.symmetric import ENCRYPT, EncryptRequest
 from kmsd.server.assembly import Service
-from kmsd.store.base import GrantRow, Insert
+from kmsd.store.base import Insert
+from kmsd.store.rows import GrantRow
 from kmsd_client import Client
 from tests.benchmarks.daemon import Daemon, pinned
 from tests.benchmarks.load import PLAINTEXT, WARM_UP

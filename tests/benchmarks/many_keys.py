@@ -13,7 +13,8 @@ from pathlib import Path
 
 from kmsd.material.versions import Versions
 from kmsd.server.assembly import Service
-from kmsd.store.base import AliasRow, Change, Insert, KeyRow
+from kmsd.store.base import Change, Insert
+from kmsd.store.rows import AliasRow, KeyRow
 from tests.benchmarks.daemon import Daemon
 from tests.benchmarks.offline import with_service
 from tests.benchmarks.report import Better, Row

@@ -11,7 +11,7 @@ from kmsd.hsm.root import PinSource, TokenInfo, WrappedDomainKey
 from kmsd.material.hierarchy import Hierarchy, Place, RecoveryWrapped
 from kmsd.material.versions import MaterialNotLoadedError, Versions, material_id_of
 from kmsd.memory.arena import Arena
-from kmsd.store.base import MaterialRow
+from kmsd.store.rows import MaterialRow
 
 PLACE = Place("material", "a", 1, "SYMMETRIC_DEFAULT")
 

@@ -26,7 +26,8 @@ from kmsd.server.credential_socket import CredentialListener, SessionOf
 from kmsd.server.listener import actor_of, bind
 from kmsd.service.call import Session
 from kmsd.service.loading import loaded
-from kmsd.store.base import CredentialRow, Delete, Insert, StoreUnavailableError
+from kmsd.store.base import Delete, Insert, StoreUnavailableError
+from kmsd.store.rows import CredentialRow
 from tests.server.conftest import OpenService
 from tests.support.at_once import Processes
 from tests.support.embedded import ACCOUNT, BOB, ROOT, Embedded, Gate, kind_is

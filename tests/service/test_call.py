@@ -22,7 +22,7 @@ from kmsd.service.audit_budget import AuditBudget
 from kmsd.service.call import Call, Session
 from kmsd.service.facts import Surroundings
 from kmsd.service.records import KeyRecord
-from kmsd.store.base import KeyRow
+from kmsd.store.rows import KeyRow
 from tests.support.embedded import ACCOUNT, ALICE, BOB, HostNames
 from tests.support.no_grants import NoGrants
 

@@ -17,7 +17,8 @@ from kmsd.audit.record import Kind
 from kmsd.service.call import Session
 from kmsd.service.seal import CONFIGURED
 from kmsd.service.settling import Settling
-from kmsd.store.base import KeyRow, Replace, StoreUnavailableError
+from kmsd.store.base import Replace, StoreUnavailableError
+from kmsd.store.rows import KeyRow
 from tests.support.embedded import ALICE, BOB, Embedded, kind_is, person
 
 OpenService = Callable[..., Awaitable[Embedded]]

@@ -18,7 +18,7 @@ from kmsd.api.shapes import DataKeySpec, KeySpec, Tag
 from kmsd.identity.principals import Caller
 from kmsd.service.facts import MEMBERS, CallFacts, Surroundings
 from kmsd.service.records import KeyRecord
-from kmsd.store.base import KeyRow
+from kmsd.store.rows import KeyRow
 from tests.support.embedded import ACCOUNT, ALICE, HostNames
 from tests.support.no_grants import NoGrants
 

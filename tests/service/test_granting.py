@@ -14,7 +14,8 @@ from kmsd.api.grants import GrantConstraints, GrantOperation
 from kmsd.api.keys import DESCRIBE_KEY, DescribeKeyRequest
 from kmsd.service import granting
 from kmsd.service.call import Session
-from kmsd.store.base import GrantRow, Insert, StoreUnavailableError
+from kmsd.store.base import Insert, StoreUnavailableError
+from kmsd.store.rows import GrantRow
 from tests.service.test_grants import encrypt, grant, revoke
 from tests.support.embedded import ALICE, BOB, ROOT, Embedded, Gate, person
 from tests.support.given_facts import GivenFacts

@@ -15,7 +15,8 @@ from kmsd.api.operation import KeyAccess
 from kmsd.api.symmetric import ENCRYPT, EncryptRequest
 from kmsd.service.granting import NAMES_TRUSTED_SECONDS
 from kmsd.service.records import KeyNotLoadedError
-from kmsd.store.base import AliasRow, Replace
+from kmsd.store.base import Replace
+from kmsd.store.rows import AliasRow
 from tests.support.embedded import ALICE, BOB, Embedded
 
 OpenService = Callable[..., Awaitable[Embedded]]

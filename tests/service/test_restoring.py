@@ -15,7 +15,8 @@ from kmsd.backup.reading import BackupReader
 from kmsd.hsm.root import PinSource, WrappedDomainKey
 from kmsd.material.hierarchy import Hierarchy
 from kmsd.service.restoring import Restoration
-from kmsd.store.base import AnchorRow, BackupRow, Insert
+from kmsd.store.base import Insert
+from kmsd.store.rows import AnchorRow, BackupRow
 from kmsd.store.transfer import Snapshot
 from tests.service.test_backups import backup
 from tests.support.embedded import ALICE, Embedded, MemoryRoot

@@ -9,7 +9,8 @@ import pytest
 from kmsd.api.errors import IntegrityError, SealedError
 from kmsd.api.symmetric import DECRYPT, ENCRYPT, DecryptRequest, EncryptRequest
 from kmsd.hsm.root import PinIncorrectError
-from kmsd.store.base import Insert, Replace, SecretRow, SettingsRow
+from kmsd.store.base import Insert, Replace
+from kmsd.store.rows import SecretRow, SettingsRow
 from tests.support.embedded import ACCOUNT, ALICE, REGION, Embedded
 
 

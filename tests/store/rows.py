@@ -10,7 +10,7 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from kmsd.store.base import (
+from kmsd.store.rows import (
     AliasRow,
     CredentialRow,
     DefaultKeyRow,

@@ -13,8 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kmsd.api.errors import IntegrityError
-from kmsd.store.base import Insert, Replace, Row
+from kmsd.store.base import Insert, Replace
 from kmsd.store.kinds import kind_of
+from kmsd.store.rows import Row
 from kmsd.store.sealing import Sealer
 from kmsd.store.sql import SqlStore
 from tests.store.rows import (

@@ -14,24 +14,18 @@ from hypothesis import given
 from sqlalchemy.dialects import sqlite
 
 from kmsd.api.errors import IntegrityError, SealedError
-from kmsd.store.base import (
+from kmsd.store.base import Delete, Insert, Replace, RowChangedError, RowExistsError, Store, StoreUnavailableError
+from kmsd.store.rows import (
     AliasRow,
     CredentialRow,
     DefaultKeyRow,
-    Delete,
     DomainKeyRow,
     GrantRow,
-    Insert,
     KeyRow,
     MaterialRow,
-    Replace,
     Row,
-    RowChangedError,
-    RowExistsError,
     SecretRow,
     SettingsRow,
-    Store,
-    StoreUnavailableError,
 )
 from kmsd.store.schema import (
     COUNT_GRANTS,

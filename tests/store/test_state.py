@@ -13,9 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kmsd.api.errors import IntegrityError, SealedError
-from kmsd.store.base import Change, Delete, Insert, Replace, RowChangedError, RowExistsError, StateReport, StateRow
+from kmsd.store.base import Change, Delete, Insert, Replace, RowChangedError, RowExistsError, StateReport
 from kmsd.store.kinds import KINDS, Kind
 from kmsd.store.places import PLACES
+from kmsd.store.rows import StateRow
 from kmsd.store.sql import SqlStore
 from tests.store.rows import KEY_IDS, SET_KEY, alias_row, edited, key_row, material_row, opened, unseal
 

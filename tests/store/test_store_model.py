@@ -13,18 +13,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from kmsd.api.errors import SealedError
-from kmsd.store.base import (
-    AliasRow,
-    Change,
-    Delete,
-    Insert,
-    KeyRow,
-    Replace,
-    Row,
-    RowChangedError,
-    RowExistsError,
-)
+from kmsd.store.base import Change, Delete, Insert, Replace, RowChangedError, RowExistsError
 from kmsd.store.kinds import kind_of, written
+from kmsd.store.rows import AliasRow, KeyRow, Row
 from kmsd.store.sql import SqlStore
 from tests.store.rows import KEY_IDS, alias_row, key_row, material_row, unseal
 

@@ -14,19 +14,9 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from kmsd.api.errors import IntegrityError
-from kmsd.store.base import (
-    AnchorRow,
-    BackupRow,
-    Delete,
-    Insert,
-    Replace,
-    RowChangedError,
-    StateReport,
-    StateRow,
-    StoreError,
-    StoreFormatError,
-)
+from kmsd.store.base import Delete, Insert, Replace, RowChangedError, StateReport, StoreError, StoreFormatError
 from kmsd.store.kinds import KINDS, STATE
+from kmsd.store.rows import AnchorRow, BackupRow, StateRow
 from kmsd.store.schema import STATEMENTS
 from kmsd.store.sealing import Record
 from kmsd.store.sql import SqlStore

@@ -80,7 +80,8 @@ from kmsd.service.subjects import Subjects
 from kmsd.service.table import Handler, bind
 from kmsd.service.token_anchor import TokenAnchor
 from kmsd.service.unsealing import Unsealing
-from kmsd.store.base import Change, CredentialRow, GrantRow, KeyRow, MaterialRow, SettingsRow, StateReport
+from kmsd.store.base import Change, StateReport
+from kmsd.store.rows import CredentialRow, GrantRow, KeyRow, MaterialRow, SettingsRow
 from kmsd.store.sql import SqlStore
 from kmsd.store.transfer import SNAPSHOT_NAME
 from kmsd.wire.codec import ParamsDecoder, ReplyDecoder, RequestDecoder, append_request

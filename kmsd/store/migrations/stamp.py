@@ -16,8 +16,9 @@ from kmsd.store.schema import METADATA
 # "kmsd" in ASCII; the header has room for 4 bytes.
 APPLICATION_ID = int.from_bytes(b"kmsd", "big")
 
-# 1: the first schema. 2: the state row, anchors and backups. Each has its revision in `versions`.
-SCHEMA_VERSION = 3
+# 1: the first schema. 2: the state row, anchors and backups. 3: grants, default keys, credentials. 4: what falls due by
+# itself, uses of keys, tombstones. Each has its revision in `versions`.
+SCHEMA_VERSION = 4
 
 
 def create_or_check(connection: sa.Connection, name: str) -> None:
