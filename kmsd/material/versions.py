@@ -69,6 +69,8 @@ class Versions:
         self._source = source
         self._capacity = capacity
         self._loaded: OrderedDict[tuple[str, int], Material] = OrderedDict()
+        # Which keys were forgotten since each load under way began: it must not bring back what it read before.
+        self._loads: list[set[str]] = []
 
     def get(self, key_id: str, number: int) -> Material:
         """Return material that is in memory; raises MaterialNotLoadedError when it is not."""
@@ -102,13 +104,21 @@ class Versions:
                 self._forget_oldest()
 
     async def load(self, key_id: str, number: int) -> None:
-        """Unwrap material into memory; raises KeyUnavailableError when the store has no such material."""
+        """Unwrap material into memory; raises KeyUnavailableError when the store has no such material.
+
+        Not what is forgotten meanwhile: who needs it looks at the key again, which then is in another state or gone.
+        """
         if (key_id, number) in self._loaded:
             return
-        row = await self._source.material(key_id, number)
+        forgotten: set[str] = set()
+        self._loads.append(forgotten)
+        try:
+            row = await self._source.material(key_id, number)
+        finally:
+            self._loads = [one for one in self._loads if one is not forgotten]
         if row is None:
             raise KeyUnavailableError(f"key {key_id} has no material number {number}")
-        if (key_id, number) in self._loaded:  # another request loaded it meanwhile
+        if key_id in forgotten or (key_id, number) in self._loaded:  # another request may have loaded it meanwhile
             return
         slot = self._unwrap(row)
         self._loaded[key_id, number] = Material(slot, row.material_id, blob_prefix(key_id, number))
@@ -128,6 +138,13 @@ class Versions:
             raise KeyUnavailableError("the daemon's secret memory is full; raise its memory limit")
         _, oldest = self._loaded.popitem(last=False)
         oldest.release()
+
+    def forget(self, key_id: str) -> None:
+        """Wipe all of a key's material."""
+        for forgotten in self._loads:
+            forgotten.add(key_id)
+        for address in [one for one in self._loaded if one[0] == key_id]:
+            self._loaded.pop(address).release()
 
     def seal(self) -> None:
         """Forget everything."""

@@ -1,5 +1,6 @@
 """Wrapped secrets belong to one place, and cached material can be dropped at any time."""
 
+import asyncio
 import os
 import uuid
 from collections.abc import Callable, Iterator, Sequence
@@ -290,6 +291,51 @@ async def test_a_full_arena_forgets_before_it_fails(hierarchy: Hierarchy) -> Non
         versions.get(key_id, 1)
 
     assert small.used_bytes <= small.limit_bytes
+
+
+async def test_a_key_can_be_forgotten(arena: Arena, hierarchy: Hierarchy) -> None:
+    """All its versions give their memory back; other keys stay."""
+    rows = Rows()
+    versions = Versions(arena, hierarchy, rows, capacity=10)
+    key_id, other = str(uuid.uuid4()), str(uuid.uuid4())
+    for address in ((key_id, 1), (key_id, 2), (other, 1)):
+        rows.rows[address] = versions.create(*address, "SYMMETRIC_DEFAULT", 32, 0)
+    used = arena.used_bytes
+    for address in rows.rows:
+        await versions.load(*address)
+
+    versions.forget(key_id)
+
+    assert arena.used_bytes == used + 32
+    versions.get(other, 1)
+    for number in (1, 2):
+        with pytest.raises(MaterialNotLoadedError):
+            versions.get(key_id, number)
+
+
+async def test_a_load_under_way_brings_nothing_back(arena: Arena, hierarchy: Hierarchy) -> None:
+    """The row was read before the key was forgotten; a load that begins later reads what there is then."""
+
+    class SlowRows(Rows):
+        async def material(self, key_id: str, number: int) -> MaterialRow | None:
+            row = await super().material(key_id, number)
+            await asyncio.sleep(0)
+            return row
+
+    rows = SlowRows()
+    versions = Versions(arena, hierarchy, rows, capacity=10)
+    key_id = str(uuid.uuid4())
+    rows.rows[key_id, 1] = versions.create(key_id, 1, "SYMMETRIC_DEFAULT", 32, 0)
+    loading = asyncio.ensure_future(versions.load(key_id, 1))
+    await asyncio.sleep(0)
+
+    versions.forget(key_id)
+    await loading
+
+    with pytest.raises(MaterialNotLoadedError):
+        versions.get(key_id, 1)
+    await versions.load(key_id, 1)
+    versions.get(key_id, 1)
 
 
 async def test_missing_material_is_said(arena: Arena, hierarchy: Hierarchy) -> None:
