@@ -37,6 +37,11 @@ from kmsd.api.credentials import (
     ListCredentialsRequest,
     ListCredentialsResponse,
 )
+from kmsd.api.deletion import (
+    GET_KEY_LAST_USAGE,
+    GetKeyLastUsageRequest,
+    GetKeyLastUsageResponse,
+)
 from kmsd.api.files import (
     DECRYPT_FILE,
     ENCRYPT_FILE,
@@ -799,6 +804,19 @@ class Operations(ABC):
             ),
         )
 
+    def get_key_last_usage(
+        self,
+        *,
+        key_id: str,
+    ) -> GetKeyLastUsageResponse:
+        """Tell when a key was used last, and how often."""
+        return self.call(
+            GET_KEY_LAST_USAGE,
+            GetKeyLastUsageRequest(
+                key_id=key_id,
+            ),
+        )
+
 
 class AsyncOperations(ABC):
     """The operations of the asyncio client; members and limits are in the request shapes."""
@@ -1451,5 +1469,18 @@ class AsyncOperations(ABC):
             DeleteCredentialRequest(
                 unit=unit,
                 name=name,
+            ),
+        )
+
+    async def get_key_last_usage(
+        self,
+        *,
+        key_id: str,
+    ) -> GetKeyLastUsageResponse:
+        """Tell when a key was used last, and how often."""
+        return await self.call(
+            GET_KEY_LAST_USAGE,
+            GetKeyLastUsageRequest(
+                key_id=key_id,
             ),
         )

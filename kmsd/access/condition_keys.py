@@ -69,6 +69,7 @@ CONDITION_KEYS = (
     ConditionKey("kms:RotationPeriodInDays", ValueType.NUMBER),
     ConditionKey("kms:ScheduleKeyDeletionPendingWindowInDays", ValueType.NUMBER),
     ConditionKey("kms:SigningAlgorithm"),
+    ConditionKey("kms:TrailingDaysWithoutKeyUsage", ValueType.NUMBER),
     ConditionKey("kms:ValidTo", ValueType.DATE),
     ConditionKey("kms:ViaService"),
     ConditionKey("kms:WrappingAlgorithm"),

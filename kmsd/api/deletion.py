@@ -50,7 +50,11 @@ class GetKeyLastUsageRequest(Request, frozen=True, kw_only=True):
 
 
 class KeyLastUsage(Structure, frozen=True, kw_only=True):
-    """The last use of a key."""
+    """The last use of a key.
+
+    `operation` is the operation's own name. AWS's KeyLastUsageTrackingOperation does not have EncryptFile, DecryptFile,
+    CreateCredential and GetCredential, which are uses here as well.
+    """
 
     operation: str
     timestamp: dt.datetime
@@ -69,7 +73,9 @@ class MaterialUsage(Structure, frozen=True, kw_only=True):
 class GetKeyLastUsageResponse(Response, frozen=True, kw_only=True):
     """What GetKeyLastUsage answers; without `key_last_usage` the key was not used since tracking began.
 
-    `uses` and `material` are ours: how many uses there were by operation, and by version of the material.
+    `uses` and `material` are ours: how many uses there were by operation, and by version of the material. A ReEncrypt
+    is a use of each of its two keys. Behind a kill some uses are known from the audit trail only, which does not tell
+    of versions, and some may be counted twice.
     """
 
     key_id: str

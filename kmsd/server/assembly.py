@@ -38,6 +38,7 @@ from kmsd.service import (
     files,
     grants,
     keys,
+    last_usage,
     policies,
     seal_requests,
     symmetric,
@@ -186,6 +187,7 @@ class Service:
                 **bind(seal_requests.HANDLERS, self._custody.requests),
                 **bind(backups.HANDLERS, self._custody.backups),
                 **bind(credentials.HANDLERS, credentials_service),
+                **bind(last_usage.HANDLERS, last_usage.LastUsage(uses=self._custody.uses)),
             },
             authorizer=self._deciding.authorizer,
             lookup=lookup,
@@ -342,6 +344,8 @@ class Service:
         await self._files.drain(grace)
         try:
             self._accounts.close()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._custody.uses.keep_if_possible(), grace)
             self._trail.append([system_record("Stop", storeSequence=self._store.sequence)])
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._custody.checkpoints.sign_if_possible(), grace)

@@ -27,6 +27,8 @@ from kmsd.service.settling import Settling
 from kmsd.service.token_anchor import TokenAnchor
 from kmsd.service.token_watch import TokenWatch
 from kmsd.service.unsealing import Unsealing
+from kmsd.service.use_keeping import UseKeeping
+from kmsd.service.uses import KeyUses
 from kmsd.store.rows import SettingsRow
 from kmsd.store.sql import SqlStore
 from kmsd.store.transfer import SNAPSHOT_NAME
@@ -42,10 +44,15 @@ class Custody:
         arns = Arns(settings.account, settings.region)
         self.hierarchy = Hierarchy(arena, foundation.root, os.urandom)
         self.versions = Versions(arena, self.hierarchy, store, capacity=config.limits.keys_in_memory)
+        # Until housekeeping knows what time is sure to have passed, the clock is believed.
+        self.uses = KeyUses(
+            store, trail, logger, clock=foundation.clock, certain_ms=lambda: int(foundation.clock() * 1000)
+        )
         self.records = KeyRecords(
             store,
             arns,
             foundation.directory,
+            self.uses,
             capacity=config.limits.keys_in_memory,
             clock=time.monotonic,
         )
@@ -68,6 +75,7 @@ class Custody:
             clock=foundation.clock,
             sleep=foundation.sleep,
         )
+        self._use_keeping = UseKeeping(uses=self.uses, gate=self.gate, logger=logger, sleep=foundation.sleep)
         self.backups = Backups(
             store=store,
             hierarchy=self.hierarchy,
@@ -107,6 +115,7 @@ class Custody:
             root=foundation.root,
             gate=self.gate,
             settle=self._settle,
+            keep=self.uses.keep_if_possible,
             checkpoints=self.checkpoints,
             token_anchor=self._token_anchor,
             trail=trail,
@@ -149,6 +158,7 @@ class Custody:
         """Decide nothing more; what is under way ends."""
         await self._watch.close()
         await self._care.close()
+        await self._use_keeping.close()
         await self.requests.close()
         await self.backups.close()
         await self.unsealing.close()

@@ -148,6 +148,8 @@ class CredentialDelivery:
                 raise InvalidCiphertextError
             record = call.record(Kind.REQUEST, parameters={"unit": asked.unit, "name": asked.name})
             call.budget.charge(self._trail.append([record]))
+            # With the record, so that what the trail tells and what is counted are the same at any moment.
+            key.use.note_decryption(call.operation.name, call.request_id, opened.number)
             if self._settles:
                 await self._trail.sync()
             # Whoever was told that kmsd is sealed must not see a secret leave it afterwards.

@@ -69,6 +69,7 @@ class Credentials:
             version=1 if existing is None else existing.version + 1,
         )
         await self._commit(call, Insert(row) if existing is None else Replace(row), request)
+        key.use.note_encryption(call.operation.name, call.request_id, encrypted.number)
         return api.CreateCredentialResponse(key_id=key.arn)
 
     async def _commit(self, call: Call, change: Change, request: api.CreateCredentialRequest) -> None:

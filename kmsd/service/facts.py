@@ -56,6 +56,9 @@ _FOR_NO_AWS_RESOURCE = frozenset({"kms:CreateGrant", "kms:ListGrants", "kms:Revo
 # What has no such member because it has no choice: data keys, and files, which are wrapped as AWS's SDKs do it.
 _SYMMETRIC_ONLY = frozenset({"kms:Decrypt", "kms:GenerateDataKey", "kms:GenerateDataKeyWithoutPlaintext"})
 
+# What AWS tells it for: nothing else takes a key away from those who use it.
+_TAKES_KEY_AWAY = frozenset({"kms:ScheduleKeyDeletion", "kms:DisableKey"})
+
 _CONTEXT = "kms:encryptioncontext:"
 _RESOURCE_TAG = "aws:resourcetag/"
 _REQUEST_TAG = "aws:requesttag/"
@@ -167,6 +170,12 @@ class CallFacts:
             return None
         return _texts(self._key.key_id == self._counterpart.key_id)
 
+    def _days_without_use(self) -> Values:
+        if self._key is None or self._action not in _TAKES_KEY_AWAY:
+            return None
+        days = self._key.use.days_unused()
+        return UNDETERMINED if days is None else (str(days),)
+
     def _time(self) -> Values:
         return _texts(dt.datetime.fromtimestamp(self._surroundings.clock(), dt.UTC))
 
@@ -189,6 +198,7 @@ class CallFacts:
         "kms:grantisforawsresource": _for_aws_resource,
         "kms:reencryptonsamekey": _on_same_key,
         "kms:requestalias": _request_alias,
+        "kms:trailingdayswithoutkeyusage": _days_without_use,
     }
 
 

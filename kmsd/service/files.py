@@ -85,18 +85,20 @@ class Files:
         """Make a data key and a header for a new message and start a worker on it."""
         context = request.encryption_context
         with self._arena.random(_DATA_KEY_BYTES) as data_key, self._arena.lease(_DATA_KEY_BYTES) as message_key:
-            wrapped = await loaded(lambda: self._cipher.encrypt(key, data_key.view, context).blob)
+            wrapped = await loaded(lambda: self._cipher.encrypt(key, data_key.view, context))
             header = make_header(
                 data_key.view,
                 message_id=self._random(_MESSAGE_ID_BYTES),
                 encryption_context=context,
-                encrypted_data_keys=(EncryptedDataKey(_PROVIDER, key.arn.encode(), wrapped),),
+                encrypted_data_keys=(EncryptedDataKey(_PROVIDER, key.arn.encode(), wrapped.blob),),
                 frame_length=request.frame_length,
                 into=message_key.view,
             ).serialize()
             parameters = {"keyId": request.key_id, "encryptionContext": context, "frameLength": request.frame_length}
             job = FileJob(direction=Direction.ENCRYPT, header=header, message_key=message_key.view)
             stream = await self._start(call, job, parameters)
+        # The whole message is one use. A worker has its key by now, so it is one whatever becomes of the file.
+        key.use.note_encryption(call.operation.name, call.request_id, wrapped.number)
         response = api.EncryptFileResponse(key_id=key.arn, header=header)
         return WithDescriptors(response, [stream.client_descriptor])
 
@@ -113,7 +115,7 @@ class Files:
         context = dict(header.encryption_context)
         with self._arena.lease(_DATA_KEY_BYTES) as data_key, self._arena.lease(_DATA_KEY_BYTES) as message_key:
             try:
-                await loaded(lambda: self._unwrap(key, wrapped, context, data_key.view))
+                number = await loaded(lambda: self._unwrap(key, wrapped, context, data_key.view))
             except InvalidCiphertextError:
                 # One and the same as for a wrong commitment or tag of the header (DESIGN 7), which says more than a
                 # blob's, because people read it.
@@ -122,13 +124,16 @@ class Files:
             parameters = {"keyId": request.key_id or key.arn, "encryptionContext": context}
             job = FileJob(direction=Direction.DECRYPT, header=request.header, message_key=message_key.view)
             stream = await self._start(call, job, parameters)
+        key.use.note_decryption(call.operation.name, call.request_id, number)
         response = api.DecryptFileResponse(key_id=key.arn, encryption_context=context)
         return WithDescriptors(response, [stream.client_descriptor])
 
-    def _unwrap(self, key: KeyRecord, wrapped: bytes, context: dict[str, str], into: memoryview) -> None:
+    def _unwrap(self, key: KeyRecord, wrapped: bytes, context: dict[str, str], into: memoryview) -> int:
         # The header's ARN chose the key that was authorized; the cipher takes that key's blobs and no other's.
-        if self._cipher.decrypt_into(key, wrapped, context, into).length != len(into):
+        unwrapped = self._cipher.decrypt_into(key, wrapped, context, into)
+        if unwrapped.length != len(into):
             raise InvalidCiphertextError
+        return unwrapped.number
 
     async def _key_of(self, call: Call, header: MessageHeader, named: str | None) -> tuple[KeyRecord, bytes]:
         """Return the key that can unwrap one of the header's data keys, authorized, and that data key's blob."""

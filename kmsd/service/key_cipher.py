@@ -12,17 +12,19 @@ from kmsd.service.records import KeyRecord
 
 
 class Encrypted(NamedTuple):
-    """A ciphertext blob, and the public name of the material that made it."""
+    """A ciphertext blob, and the public name and the number of the material that made it."""
 
     blob: bytes
     material_id: str
+    number: int
 
 
 class Decrypted(NamedTuple):
-    """How many bytes of plaintext there are, and the public name of the material that made the blob."""
+    """How many bytes of plaintext there are, and the public name and the number of the material that made the blob."""
 
     length: int
     material_id: str
+    number: int
 
 
 class KeyCipher:
@@ -37,8 +39,10 @@ class KeyCipher:
 
     def encrypt(self, key: KeyRecord, plaintext: memoryview, context: Mapping[str, str]) -> Encrypted:
         """Encrypt under the key's current material."""
-        material = self._versions.get(key.key_id, key.row.current_material)
-        return Encrypted(self._cipher.encrypt(material.view, material.prefix, plaintext, context), material.material_id)
+        number = key.row.current_material
+        material = self._versions.get(key.key_id, number)
+        blob = self._cipher.encrypt(material.view, material.prefix, plaintext, context)
+        return Encrypted(blob, material.material_id, number)
 
     def decrypt_into(self, key: KeyRecord, blob: bytes, context: Mapping[str, str], into: memoryview) -> Decrypted:
         """Decrypt a blob of this key, and of no other, to the beginning of `into`; raises InvalidCiphertextError."""
@@ -46,4 +50,5 @@ class KeyCipher:
         if made_by.key_id != key.key_id or not 1 <= made_by.number <= key.row.current_material:
             raise InvalidCiphertextError
         material = self._versions.get(key.key_id, made_by.number)
-        return Decrypted(self._cipher.decrypt_into(material.view, blob, context, into), material.material_id)
+        length = self._cipher.decrypt_into(material.view, blob, context, into)
+        return Decrypted(length, material.material_id, made_by.number)

@@ -15,6 +15,8 @@ from kmsd.identity.principals import NameServiceError
 from kmsd.material.versions import NotLoadedError
 from kmsd.service.granting import NAMES_TRUSTED_SECONDS, GrantCache, KeyGrants
 from kmsd.service.identifiers import AliasName, Arns, KeyName
+from kmsd.service.key_use import KeyUse
+from kmsd.service.uses import KeyUses
 from kmsd.store.base import Store
 from kmsd.store.rows import KeyRow
 
@@ -26,14 +28,23 @@ _EVERYTHING = "*"
 
 
 class KeyRecord:
-    """A key as the daemon uses it; its grants are read when somebody asks for his."""
+    """A key as the daemon uses it, and what is done with it; its grants are read when somebody asks for his."""
 
-    __slots__ = ("aliases", "arn", "expires", "grants", "key_id", "policy", "row", "spec", "state", "usage")
+    __slots__ = ("aliases", "arn", "expires", "grants", "key_id", "policy", "row", "spec", "state", "usage", "use")
 
     def __init__(
-        self, row: KeyRow, arn: str, policy: Policy, *, aliases: tuple[str, ...], grants: KeyGrants, expires: float
+        self,
+        row: KeyRow,
+        arn: str,
+        policy: Policy,
+        *,
+        aliases: tuple[str, ...],
+        grants: KeyGrants,
+        use: KeyUse,
+        expires: float,
     ) -> None:
         self.row = row
+        self.use = use
         self.aliases = aliases
         self.grants = grants
         self.key_id = row.key_id
@@ -66,9 +77,17 @@ class KeyRecords:
     """
 
     def __init__(
-        self, store: Store, arns: Arns, directory: Directory, *, capacity: int, clock: Callable[[], float]
+        self,
+        store: Store,
+        arns: Arns,
+        directory: Directory,
+        uses: KeyUses,
+        *,
+        capacity: int,
+        clock: Callable[[], float],
     ) -> None:
         self._store = store
+        self._uses = uses
         self._arns = arns
         self._directory = directory
         self._capacity = capacity
@@ -112,7 +131,9 @@ class KeyRecords:
         if row is None:
             raise NotFoundError(f"Key '{self._arns.key(key_id)}' does not exist")
         aliases = await self._store.aliases(key_id=key_id, after=None, limit=ALIASES_PER_KEY)
-        return await self._compile(row, tuple(alias.name for alias in aliases))
+        # With the key, so that what policies ask of its uses is there when they ask.
+        use = self._uses.of(row, await self._store.usage(key_id))
+        return await self._compile(row, tuple(alias.name for alias in aliases), use)
 
     async def fetch(self, identifier: str, access: KeyAccess) -> KeyRecord:
         """Return the key from memory or else from the store; `access` tells whether aliases are accepted."""
@@ -131,7 +152,7 @@ class KeyRecords:
             raise NotFoundError(f"Alias {self._arns.alias(name.alias)} is not found.")
         return alias.key_id
 
-    async def _compile(self, row: KeyRow, aliases: tuple[str, ...]) -> KeyRecord:
+    async def _compile(self, row: KeyRow, aliases: tuple[str, ...], use: KeyUse) -> KeyRecord:
         try:
             names = await self._directory.known(row.policy_principals)
         except NameServiceError:
@@ -145,6 +166,7 @@ class KeyRecords:
             policy,
             aliases=aliases,
             grants=self._grants.of(row.key_id),
+            use=use,
             expires=expires,
         )
 

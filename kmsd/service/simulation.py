@@ -35,7 +35,7 @@ from kmsd.service.subjects import Subjects, described
 # As the declarations write them, by the same in lower case.
 _ACTIONS = {action.lower(): action for operation in OPERATIONS for action in operation.actions}
 # Condition keys, by how they begin, that tell of a key what only some may know.
-_OTHERS_BUSINESS = ("aws:resourcetag/", "kms:resourcealiases")
+_OTHERS_BUSINESS = ("aws:resourcetag/", "kms:resourcealiases", "kms:trailingdayswithoutkeyusage")
 _CONDITION_KEY = re.compile(r"(?:aws|kms|kmsd):[A-Za-z]{1,64}", re.IGNORECASE)
 # What has an encryption context, be it an empty one.
 _WITH_CONTEXT = {
@@ -63,7 +63,7 @@ class SimulatedFacts:
 
 
 class FactsWithoutSecrets:
-    """Facts of a key whose policy who asks may not read: its tags and aliases cannot be determined.
+    """Facts of a key whose policy who asks may not read: its tags, aliases and uses cannot be determined.
 
     His own policy could ask for them, and he would learn what they are.
     """

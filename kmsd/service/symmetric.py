@@ -37,14 +37,16 @@ class Symmetric:
     def encrypt(self, call: Call, request: api.EncryptRequest, key: KeyRecord) -> api.EncryptResponse:
         """Encrypt under the key's current material."""
         call.end_dry_run(dry_run=request.dry_run)
-        blob, _ = self._cipher.encrypt(key, request.plaintext, request.encryption_context)
+        blob, _, number = self._cipher.encrypt(key, request.plaintext, request.encryption_context)
+        key.use.note_encryption(call.operation.name, call.request_id, number)
         return api.EncryptResponse(ciphertext_blob=blob, key_id=key.arn, encryption_algorithm=_ALGORITHM)
 
     def decrypt(self, call: Call, request: api.DecryptRequest) -> api.DecryptResponse:
         """Decrypt a blob with the material its header names."""
         key = self._key_of(request.ciphertext_blob, request.key_id, call, "kms:Decrypt")
         call.end_dry_run(dry_run=request.dry_run)
-        plaintext, material_id = self._decrypt(key, request.ciphertext_blob, request.encryption_context)
+        plaintext, material_id, number = self._decrypt(key, request.ciphertext_blob, request.encryption_context)
+        key.use.note_decryption(call.operation.name, call.request_id, number)
         return api.DecryptResponse(
             key_id=key.arn,
             plaintext=plaintext,
@@ -60,8 +62,12 @@ class Symmetric:
         call.counterpart, call.named = source, request.destination_key_id
         call.use(destination, "kms:ReEncryptTo")
         call.end_dry_run(dry_run=request.dry_run)
-        plaintext, source_material = self._decrypt(source, request.ciphertext_blob, request.source_encryption_context)
-        blob, material = self._cipher.encrypt(destination, plaintext, request.destination_encryption_context)
+        plaintext, source_material, opened_by = self._decrypt(
+            source, request.ciphertext_blob, request.source_encryption_context
+        )
+        blob, material, made_by = self._cipher.encrypt(destination, plaintext, request.destination_encryption_context)
+        source.use.note_decryption(call.operation.name, call.request_id, opened_by)
+        destination.use.note_encryption(call.operation.name, call.request_id, made_by)
         return api.ReEncryptResponse(
             ciphertext_blob=blob,
             source_key_id=source.arn,
@@ -82,7 +88,8 @@ class Symmetric:
         size = _data_key_bytes(request)
         call.end_dry_run(dry_run=request.dry_run)
         data_key = self._scratch.random(size)
-        blob, material_id = self._cipher.encrypt(key, data_key, request.encryption_context)
+        blob, material_id, number = self._cipher.encrypt(key, data_key, request.encryption_context)
+        key.use.note_encryption(call.operation.name, call.request_id, number)
         return api.GenerateDataKeyResponse(
             ciphertext_blob=blob, plaintext=data_key, key_id=key.arn, key_material_id=material_id
         )
@@ -97,7 +104,8 @@ class Symmetric:
         size = _data_key_bytes(request)
         call.end_dry_run(dry_run=request.dry_run)
         data_key = self._scratch.random(size)
-        blob, material_id = self._cipher.encrypt(key, data_key, request.encryption_context)
+        blob, material_id, number = self._cipher.encrypt(key, data_key, request.encryption_context)
+        key.use.note_encryption(call.operation.name, call.request_id, number)
         return api.GenerateDataKeyWithoutPlaintextResponse(
             ciphertext_blob=blob, key_id=key.arn, key_material_id=material_id
         )
@@ -122,10 +130,10 @@ class Symmetric:
             )
         return key
 
-    def _decrypt(self, key: KeyRecord, blob: bytes, context: dict[str, str]) -> tuple[memoryview, str]:
+    def _decrypt(self, key: KeyRecord, blob: bytes, context: dict[str, str]) -> tuple[memoryview, str, int]:
         plaintext = self._scratch.take(_MAX_PLAINTEXT_BYTES)
-        length, material_id = self._cipher.decrypt_into(key, blob, context, plaintext)
-        return plaintext[:length], material_id
+        length, material_id, number = self._cipher.decrypt_into(key, blob, context, plaintext)
+        return plaintext[:length], material_id, number
 
 
 HANDLERS: dict[Operation[Any, Any], Callable[..., Any]] = {

@@ -64,8 +64,9 @@ class Unsealing:
     """Brings the keys into memory and takes them away.
 
     An empty `store` is begun with `settings` if it `is_new`, found so when it was opened, and with a `recovery_key` if
-    the host is to have one. `settle` is awaited once the keys are there; `checkpoints` and `token_anchor` are brought
-    up to date. `configured`: the root has a source of the PIN. `sleep` waits for so many seconds.
+    the host is to have one. `settle` is awaited once the keys are there, and `keep` before they are taken away;
+    `checkpoints` and `token_anchor` are brought up to date. `configured`: the root has a source of the PIN. `sleep`
+    waits for so many seconds.
     """
 
     def __init__(
@@ -78,6 +79,7 @@ class Unsealing:
         root: Root,
         gate: Gate,
         settle: Callable[[], Awaitable[None]],
+        keep: Callable[[], Awaitable[None]],
         checkpoints: Checkpoints,
         token_anchor: TokenAnchor,
         trail: Trail,
@@ -94,6 +96,7 @@ class Unsealing:
         self._root = root
         self._gate = gate
         self._settle = settle
+        self._keep = keep
         self._checkpoints = checkpoints
         self._token_anchor = token_anchor
         self._trail = trail
@@ -234,6 +237,8 @@ class Unsealing:
             try:
                 await self._gate.close(_SEAL_GRACE_SECONDS)
                 await self._token_anchor.close()
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._keep(), _SEAL_GRACE_SECONDS)
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(self._checkpoints.sign_if_possible(), _SEAL_GRACE_SECONDS)
             finally:

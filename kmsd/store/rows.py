@@ -163,7 +163,8 @@ class HousekeepingRow(Row, frozen=True, kw_only=True):
 
     `certain_ms` is the time that was sure to have passed when the host, in the boot named `boot_id`, had been up for
     `uptime_ms`; the wall clock may still run ahead of it by `slack_ms` (`kmsd.service.calendar`). `daily_ms` is when
-    the daily work was done last. Uses of keys are counted up to record `counted_sequence` of the audit trail.
+    the daily work was done last. Uses of keys are counted up to record `counted_sequence` of the audit trail, and of
+    those since `tracking_ms` none is missing; 0: none was ever counted.
     """
 
     certain_ms: int
@@ -172,6 +173,7 @@ class HousekeepingRow(Row, frozen=True, kw_only=True):
     slack_ms: int
     daily_ms: int = 0
     counted_sequence: int = 0
+    tracking_ms: int = 0
     name: str = "housekeeping"
 
 

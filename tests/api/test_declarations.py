@@ -72,6 +72,7 @@ NAMED_BY_ID_ONLY = {
     "CreateAlias",
     "EnableKey",
     "DisableKey",
+    "GetKeyLastUsage",
     "GetKeyPolicy",
     "PutKeyPolicy",
     "ListKeyPolicies",
@@ -248,6 +249,7 @@ def test_all_but_ours_are_aws_s() -> None:
     """Names of AWS KMS's operations, from its service model."""
     theirs = {operation.name for operation in OPERATIONS} - OURS
     assert theirs == {
+        "GetKeyLastUsage",
         "CreateKey",
         "DescribeKey",
         "ListKeys",

@@ -77,6 +77,7 @@ REQUIRED: dict[str, dict[str, Any]] = {
     "DescribeKey": {"KeyId": ARN},
     "EnableKey": {"KeyId": ARN},
     "DisableKey": {"KeyId": ARN},
+    "GetKeyLastUsage": {"KeyId": ARN},
     "GetKeyPolicy": {"KeyId": ARN},
     "PutKeyPolicy": {"KeyId": ARN, "Policy": "{}"},
     "ListKeyPolicies": {"KeyId": ARN},

@@ -21,6 +21,7 @@ from kmsd.audit.record import Kind
 from kmsd.service.audit_budget import AuditBudget
 from kmsd.service.call import Call, Session
 from kmsd.service.facts import Surroundings
+from kmsd.service.key_use import KeyUse, Tracking
 from kmsd.service.records import KeyRecord
 from kmsd.store.rows import KeyRow
 from tests.support.embedded import ACCOUNT, ALICE, BOB, HostNames
@@ -50,7 +51,13 @@ def key(state: KeyState = KeyState.ENABLED, usage: KeyUsage = KeyUsage.ENCRYPT_D
         version=1,
     )
     return KeyRecord(
-        row, ARN, parse_policy(policy, account=ACCOUNT, names=NAMES), aliases=(), grants=NoGrants(), expires=0.0
+        row,
+        ARN,
+        parse_policy(policy, account=ACCOUNT, names=NAMES),
+        aliases=(),
+        grants=NoGrants(),
+        use=KeyUse(KEY_ID, Tracking(lambda: 0.0, lambda: 0)),
+        expires=0.0,
     )
 
 

@@ -17,8 +17,9 @@ from kmsd.api.operation import KeyUsage
 from kmsd.api.shapes import DataKeySpec, KeySpec, Tag
 from kmsd.identity.principals import Caller
 from kmsd.service.facts import MEMBERS, CallFacts, Surroundings
+from kmsd.service.key_use import KeyUse, Tracking
 from kmsd.service.records import KeyRecord
-from kmsd.store.rows import KeyRow
+from kmsd.store.rows import KeyRow, UsageRow
 from tests.support.embedded import ACCOUNT, ALICE, HostNames
 from tests.support.no_grants import NoGrants
 
@@ -34,7 +35,18 @@ SURROUNDINGS = Surroundings(ACCOUNT, lambda: NOW)
 CONTEXT = {"app": "web", "Stage": "live"}
 
 
-def record(key_id: str = KEY_ID, aliases: tuple[str, ...] = (), **members: Any) -> KeyRecord:
+def used(days_ago: float | None, key_id: str = KEY_ID) -> KeyUse:
+    """What is known of a key that is as old as the epoch, and all of whose uses are known."""
+    tracking = Tracking(lambda: NOW, lambda: int(NOW * 1000))
+    tracking.since_ms = 0
+    use = KeyUse(key_id, tracking)
+    last_ms = int((NOW - (days_ago or 0.0) * 86_400) * 1000)
+    row = UsageRow(key_id=key_id, tracking_ms=0, last_ms=last_ms, operation="Encrypt", request_id="1", version=1)
+    use.learn(0, None if days_ago is None else row)
+    return use
+
+
+def record(key_id: str = KEY_ID, aliases: tuple[str, ...] = (), use: KeyUse | None = None, **members: Any) -> KeyRecord:
     policy = default_key_policy(ACCOUNT, 1000, "alice")
     row = KeyRow(
         key_id=key_id,
@@ -58,6 +70,7 @@ def record(key_id: str = KEY_ID, aliases: tuple[str, ...] = (), **members: Any) 
         parse_policy(policy, account=ACCOUNT, names=HostNames()),
         aliases=aliases,
         grants=NoGrants(),
+        use=use or used(None),
         expires=0.0,
     )
 
@@ -70,6 +83,7 @@ RE_ENCRYPT = symmetric.ReEncryptRequest(
     source_encryption_context={"side": "source"},
     destination_encryption_context={"side": "destination"},
 )
+DISABLE = keys.EnableKeyRequest(key_id=KEY_ID)
 CREATE_KEY = keys.CreateKeyRequest(tags=[Tag(tag_key="team", tag_value="blue"), Tag(tag_key="Cost", tag_value="7")])
 CREATE_GRANT = grants.CreateGrantRequest(
     key_id=KEY_ID,
@@ -174,6 +188,19 @@ CASES = [
         "kms:bypasspolicylockoutsafetycheck",
         ("true",),
     ),
+    Case("DisableKey", DISABLE, "kms:trailingdayswithoutkeyusage", ("3",), {"key": record(use=used(3.99))}),
+    Case("DisableKey", DISABLE, "kms:trailingdayswithoutkeyusage", ("0",), {"key": record(use=used(-10.0))}),
+    Case("DisableKey", DISABLE, "kms:trailingdayswithoutkeyusage", ("20782",), {"key": record(use=used(None))}),
+    Case(
+        "DisableKey",
+        DISABLE,
+        "kms:trailingdayswithoutkeyusage",
+        UNDETERMINED,
+        {"key": record(use=KeyUse(KEY_ID, Tracking(lambda: NOW, lambda: int(NOW * 1000))))},
+    ),
+    Case("kms:ScheduleKeyDeletion", DISABLE, "kms:trailingdayswithoutkeyusage", ("1",), {"key": record(use=used(1.0))}),
+    # AWS tells it for nothing else.
+    Case("Encrypt", ENCRYPT, "kms:trailingdayswithoutkeyusage", None),
     Case("CreateGrant", CREATE_GRANT, "kms:granteeprincipal", ("user:bob",)),
     Case("CreateGrant", CREATE_GRANT, "kms:retiringprincipal", ("unit:b.service",)),
     Case("CreateGrant", CREATE_GRANT, "kms:grantoperations", ("Encrypt", "Decrypt")),

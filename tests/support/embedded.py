@@ -49,6 +49,7 @@ from kmsd.service import (
     grants,
     host_policies,
     keys,
+    last_usage,
     policies,
     seal_requests,
     simulation,
@@ -80,6 +81,8 @@ from kmsd.service.subjects import Subjects
 from kmsd.service.table import Handler, bind
 from kmsd.service.token_anchor import TokenAnchor
 from kmsd.service.unsealing import Unsealing
+from kmsd.service.use_keeping import UseKeeping
+from kmsd.service.uses import KeyUses
 from kmsd.store.base import Change, StateReport
 from kmsd.store.rows import CredentialRow, GrantRow, KeyRow, MaterialRow, SettingsRow
 from kmsd.store.sql import SqlStore
@@ -458,7 +461,16 @@ class Embedded:
         self.root = MemoryRoot()
         self.hierarchy = Hierarchy(self.arena, self.root, os.urandom)
         self.versions = Versions(self.arena, self.hierarchy, store, capacity=keys_in_memory)
-        self.records = KeyRecords(store, self.arns, self.known, capacity=keys_in_memory, clock=lambda: self.now)
+        self.uses = KeyUses(
+            store,
+            trail,
+            StructuredLogger(self.log),
+            clock=lambda: self.wall_time,
+            certain_ms=lambda: int(self.wall_time * 1000),
+        )
+        self.records = KeyRecords(
+            store, self.arns, self.known, self.uses, capacity=keys_in_memory, clock=lambda: self.now
+        )
         self.seal = Seal(
             store=store,
             trail=trail,
@@ -472,6 +484,10 @@ class Embedded:
         self.sleeps = Sleeps()
         self.summary_sleeps = Sleeps()
         self.anchor_sleeps = Sleeps()
+        self.keeping_sleeps = Sleeps()
+        self.use_keeping = UseKeeping(
+            uses=self.uses, gate=self.gate, logger=StructuredLogger(self.log), sleep=self.keeping_sleeps
+        )
         self.checkpoints = Checkpoints(
             trail=trail,
             store=store,
@@ -490,6 +506,7 @@ class Embedded:
             root=self.root,
             gate=self.gate,
             settle=_nothing,
+            keep=self.uses.keep_if_possible,
             checkpoints=self.checkpoints,
             token_anchor=self.token_anchor,
             trail=trail,
@@ -653,6 +670,7 @@ class Embedded:
                         clock=lambda: self.wall_time,
                     ),
                 ),
+                **bind(last_usage.HANDLERS, last_usage.LastUsage(uses=self.uses)),
                 **handlers,
             },
             authorizer=self.authorizer,
@@ -724,6 +742,8 @@ class Embedded:
                 recovery_key=None if recovery_key is None else memoryview(recovery_key),
             )
             service.gate.open()
+            # What begins with that has been done, so that commits from now on are those of the test.
+            await service.uses.keep()
         store.calls.clear()
         return service
 
@@ -734,6 +754,7 @@ class Embedded:
                 gate.opened.set()
         self.trail.refuses, self.trail.unsyncable = None, False
         await self.care.close()
+        await self.use_keeping.close()
         await self.seal_requests.close()
         await self.backups.close()
         await self.unsealing.close()
