@@ -81,12 +81,10 @@ class Inspection:
         """Yield the places of all rows of a table."""
         places = PLACES[table]
         async with aclosing(self._ahead(places.many, _PLACES_AT_ONCE)) as chunks:
-            async for bounds, [(_, count, typed, found)] in chunks:
-                split = places.split(count, typed, found)
+            async for bounds, [(_, count, typed, columns, found)] in chunks:
+                split = places.split(count, typed, columns, found)
                 if split is None:
-                    split = [
-                        places.of(columns) for columns in await self._run(self._database.rows, places.singly, bounds)
-                    ]
+                    split = [places.of(row) for row in await self._run(self._database.rows, places.singly, bounds)]
                 yield split
 
     async def _records(self) -> AsyncGenerator[Record[Any], None]:

@@ -8,6 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Generic, TypeAlias, TypeVar
 
+import msgspec
+
 from kmsd.store.rows import (
     AliasRow,
     AnchorRow,
@@ -44,6 +46,8 @@ class Kind(Generic[RowT]):
 
     `indexes` are the groups of columns by which rows are looked up: each lookup column alone, unless said otherwise.
     `numbered`: its table counts the rows in the order they came; the number is no part of the row.
+    `later` are the lookup columns that the table has not had from its first schema on. Their members have defaults,
+    and rows from before hold these.
     """
 
     table: str
@@ -52,6 +56,7 @@ class Kind(Generic[RowT]):
     lookup: tuple[str, ...] = ()
     indexes: tuple[tuple[str, ...], ...] | None = None
     numbered: bool = False
+    later: tuple[str, ...] = ()
 
     def key_of(self, row: RowT) -> KeyValues:
         """Return the row's primary key."""
@@ -61,8 +66,14 @@ class Kind(Generic[RowT]):
         """Return what the row's lookup columns hold."""
         return tuple(getattr(row, name) for name in self.lookup)
 
+    def earlier(self) -> dict[str, int]:
+        """Return what the later columns hold in rows from before them; only numbers have come later yet."""
+        return {
+            field.name: field.default for field in msgspec.structs.fields(self.row_type) if field.name in self.later
+        }
 
-KEYS = Kind("keys", KeyRow, ("key_id",), ("creator_uid", "due_ms"))
+
+KEYS = Kind("keys", KeyRow, ("key_id",), ("creator_uid", "due_ms"), later=("due_ms",))
 MATERIAL = Kind("material", MaterialRow, ("key_id", "number"))
 ALIASES = Kind("aliases", AliasRow, ("name",), ("key_id",))
 GRANTS = Kind(

@@ -1,8 +1,8 @@
 """All rows of a store as a stream of bytes, and a store made of one.
 
 The stream is one record behind the other: its length in bytes (4, big-endian), then a msgpack array of the table's name
-and the row's columns as the table has them. The state row is among them. MACs are carried, not verified: that is for
-whoever has the keys.
+and the row's columns as the table has them, or as it had them before it got later ones. The state row is among them.
+MACs are carried, not verified: that is for whoever has the keys.
 """
 
 from __future__ import annotations
@@ -35,6 +35,8 @@ _LENGTH_BYTES = 4
 _MAX_RECORD_BYTES = 1024 * 1024
 # Some hundred rows: little memory, and little time goes into changing threads.
 _BATCH_BYTES = 64 * 1024
+# What the columns hold that were not there yet when a stream was written.
+_EARLIER = {kind.table: kind.earlier() for kind in KINDS}
 # What SQLite takes for an integer.
 _NUMBERS = -(1 << 63), (1 << 63) - 1
 # What a restore writes in one transaction, of which each is synced: 100 MB are a few dozen.
@@ -211,7 +213,13 @@ def _row(record: bytes, number: int) -> tuple[str, dict[str, Any]]:
     except (msgspec.MsgspecError, UnicodeDecodeError, ValueError, KeyError, TypeError):
         # `from None`: the decoder's message may quote what rows hold.
         raise StoreFormatError(f"record {number} of the stream is not one of kmsd's") from None
+    earlier = _EARLIER[table]
+    if len(columns) == len(types) - len(earlier):
+        names = [name for name in types if name not in earlier]
+    else:
+        names, earlier = list(types), {}
+    found = [types[name] for name in names]
     fits = all(type(column) is not int or _NUMBERS[0] <= column <= _NUMBERS[1] for column in columns)
-    if [type(column) for column in columns] != list(types.values()) or not fits:
+    if [type(column) for column in columns] != found or not fits:
         raise StoreFormatError(f"record {number} of the stream, of {table}, has other columns than its table")
-    return table, dict(zip(types, columns, strict=True))
+    return table, earlier | dict(zip(names, columns, strict=True))

@@ -8,17 +8,21 @@ import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
 
 from kmsd.commands.main import main
 from kmsd.store.migrations.stamp import SCHEMA_VERSION
+from kmsd_client import Client
 from tests.support.dev_daemon import SCRIPTS, DevDaemon
 
 STORES = Path(__file__).parent.parent / "vectors" / "stores"
 # The unprivileged user that every Linux has.
 NOBODY = 65534
+# The schema from which on the stores have them, and a backup beside.
+_FIRST_WITH_GRANTS = 3
 
 
 def restored(schema: int, directory: Path) -> None:
@@ -60,14 +64,54 @@ def test_a_store_of_every_released_schema_goes_on(
     for _ in range(2):  # the first start adopts the rows, the second checks them
         daemon.start()
         with daemon.client() as client:
-            for message in made["messages"]:
-                decrypted = client.decrypt(
-                    ciphertext_blob=base64.b64decode(message["ciphertext_blob"]),
-                    encryption_context=message["encryption_context"],
-                )
-                assert bytes(decrypted.plaintext) == base64.b64decode(message["plaintext"])
+            check_what_was_encrypted(client, made)
             assert client.describe_key(key_id=made["alias"]).key_metadata.arn == made["keys"][0]
+            if schema >= _FIRST_WITH_GRANTS:
+                check_what_came_with_grants(client, made)
         daemon.stop()
+
+
+def check_what_was_encrypted(client: Client, made: dict[str, Any]) -> None:
+    for message in made["messages"]:
+        decrypted = client.decrypt(
+            ciphertext_blob=base64.b64decode(message["ciphertext_blob"]),
+            encryption_context=message["encryption_context"],
+        )
+        assert bytes(decrypted.plaintext) == base64.b64decode(message["plaintext"])
+        assert decrypted.key_id == message["key"]
+
+
+def check_what_came_with_grants(client: Client, made: dict[str, Any]) -> None:
+    """Tags, a grant and a credential are as they were made."""
+    key = made["keys"][0]
+    assert {tag.tag_key: tag.tag_value for tag in client.list_resource_tags(key_id=key).tags} == made["tags"]
+    assert [grant.grant_id for grant in client.list_grants(key_id=key).grants] == [made["grant"]]
+    [credential] = client.list_credentials().credentials
+    assert [credential.unit, credential.name] == made["credential"]
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("schema", range(_FIRST_WITH_GRANTS, SCHEMA_VERSION))
+def test_a_backup_of_every_released_schema_is_restored(
+    daemon: DevDaemon, schema: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Without an upgrade: what is restored has the present schema."""
+    restored(schema, daemon.directory)
+    made = msgspec.json.decode((daemon.directory / "made.json").read_bytes())
+    assert main(["upgrade", "--dev", str(daemon.directory)]) == 0
+    daemon.start()  # which writes the settings that SoftHSM finds its token by
+    daemon.stop()
+    (daemon.directory / "store.sqlite").unlink()
+
+    assert main(["restore", "--dev", str(daemon.directory), str(daemon.directory / made["backup"])]) == 0
+    assert main(["upgrade", "--dev", str(daemon.directory)]) == 0
+    assert f"has schema {SCHEMA_VERSION} already" in capsys.readouterr().out
+
+    daemon.start()
+    with daemon.client() as client:
+        check_what_was_encrypted(client, made)
+        check_what_came_with_grants(client, made)
+    daemon.stop()
 
 
 def test_where_there_is_nothing_to_do_it_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

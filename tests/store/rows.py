@@ -16,10 +16,14 @@ from kmsd.store.rows import (
     DefaultKeyRow,
     DomainKeyRow,
     GrantRow,
+    HousekeepingRow,
     KeyRow,
     MaterialRow,
+    MaterialUse,
     SecretRow,
     SettingsRow,
+    TombstoneRow,
+    UsageRow,
 )
 from kmsd.store.sql import SqlStore
 
@@ -44,6 +48,9 @@ ROWS = st.one_of(
         **dict.fromkeys(("description", "key_usage", "key_spec", "key_state"), texts),
         **dict.fromkeys(("origin", "key_manager", "policy"), texts),
         current_material=st.integers(1, 2**32 - 1),
+        **dict.fromkeys(("rotation_days", "on_demand_rotations", "pending_window_days"), st.integers(0, 2**31 - 1)),
+        **dict.fromkeys(("rotation_next_ms", "deletion_ms", "due_ms"), times),
+        deletion_warned=st.booleans(),
         version=st.just(1),
     ),
     st.builds(
@@ -55,6 +62,7 @@ ROWS = st.one_of(
         domain_key_id=texts,
         wrapped=blobs,
         creation_ms=times,
+        rotation=texts,
         version=st.just(1),
     ),
     st.builds(AliasRow, name=names, key_id=texts, creation_ms=times, updated_ms=times, version=st.just(1)),
@@ -77,6 +85,33 @@ ROWS = st.one_of(
         blob=blobs,
         length=st.integers(0, 2**31 - 1),
         creation_ms=times,
+        version=st.just(1),
+    ),
+    st.builds(
+        UsageRow,
+        key_id=names,
+        **dict.fromkeys(("tracking_ms", "last_ms"), times),
+        **dict.fromkeys(("operation", "request_id"), texts),
+        counts=st.dictionaries(texts, times, max_size=3),
+        materials=st.dictionaries(
+            texts, st.builds(MaterialUse, encrypted=times, decrypted=times, last_ms=times), max_size=3
+        ),
+        version=st.just(1),
+    ),
+    st.builds(
+        TombstoneRow,
+        key_id=names,
+        **dict.fromkeys(("destruction_ms", "creation_ms", "last_used_ms"), times),
+        creator_uid=uids,
+        **dict.fromkeys(("description", "key_spec"), texts),
+        material_ids=st.lists(texts, max_size=3),
+        grants_left=st.booleans(),
+        version=st.just(1),
+    ),
+    st.builds(
+        HousekeepingRow,
+        **dict.fromkeys(("certain_ms", "uptime_ms", "slack_ms", "daily_ms", "counted_sequence"), times),
+        boot_id=texts,
         version=st.just(1),
     ),
     st.builds(
@@ -155,6 +190,37 @@ def credential_row(unit: str = "nginx.service", name: str = "tls-key", version: 
     return CredentialRow(
         unit=unit, name=name, key_id=KEY_IDS[0], blob=b"blob" * version, length=4, creation_ms=1, version=version
     )
+
+
+def usage_row(key_id: str = KEY_IDS[0], version: int = 1) -> UsageRow:
+    return UsageRow(
+        key_id=key_id,
+        tracking_ms=1,
+        last_ms=version,
+        operation="Encrypt",
+        request_id="r",
+        counts={"Encrypt": version},
+        materials={"1": MaterialUse(encrypted=version, last_ms=version)},
+        version=version,
+    )
+
+
+def tombstone_row(key_id: str = KEY_IDS[0], version: int = 1) -> TombstoneRow:
+    return TombstoneRow(
+        key_id=key_id,
+        destruction_ms=2,
+        creation_ms=1,
+        creator_uid=1000,
+        description="for tests",
+        key_spec="SYMMETRIC_DEFAULT",
+        material_ids=["a" * 64],
+        grants_left=version == 1,
+        version=version,
+    )
+
+
+def housekeeping_row(version: int = 1) -> HousekeepingRow:
+    return HousekeepingRow(certain_ms=version, boot_id="boot", uptime_ms=1, slack_ms=0, version=version)
 
 
 def domain_key_row(domain_key_id: str = "domain", version: int = 1) -> DomainKeyRow:

@@ -4,7 +4,7 @@ import asyncio
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,17 +15,21 @@ from sqlalchemy.dialects import sqlite
 
 from kmsd.api.errors import IntegrityError, SealedError
 from kmsd.store.base import Delete, Insert, Replace, RowChangedError, RowExistsError, Store, StoreUnavailableError
+from kmsd.store.kinds import kind_of
 from kmsd.store.rows import (
     AliasRow,
     CredentialRow,
     DefaultKeyRow,
     DomainKeyRow,
     GrantRow,
+    HousekeepingRow,
     KeyRow,
     MaterialRow,
     Row,
     SecretRow,
     SettingsRow,
+    TombstoneRow,
+    UsageRow,
 )
 from kmsd.store.schema import (
     COUNT_GRANTS,
@@ -33,6 +37,9 @@ from kmsd.store.schema import (
     GRANTS_NAMED,
     GRANTS_OF_GRANTEE_AFTER,
     GRANTS_OF_KEY_AFTER,
+    KEYS_DUE,
+    MATERIALS_AFTER,
+    NEXT_DUE,
     REMEMBERED_MUTATIONS,
     RETIRABLE_GRANTS_AFTER,
 )
@@ -46,12 +53,15 @@ from tests.store.rows import (
     domain_key_row,
     edited,
     grant_row,
+    housekeeping_row,
     key_row,
     material_row,
     opened,
     secret_row,
     settings_row,
+    tombstone_row,
     unseal,
+    usage_row,
 )
 
 EVERY_KIND: list[Row] = [
@@ -61,6 +71,9 @@ EVERY_KIND: list[Row] = [
     grant_row(),
     default_key_row(),
     credential_row(),
+    usage_row(),
+    tombstone_row(),
+    housekeeping_row(),
     domain_key_row(),
     secret_row(),
     settings_row(),
@@ -69,26 +82,25 @@ EVERY_KIND: list[Row] = [
 
 async def stored(store: Store, row: Row) -> Row | None:
     """What the store has in the place of `row`."""
+    by_key: dict[type[Row], Callable[..., Awaitable[Row | None]]] = {
+        KeyRow: store.key,
+        MaterialRow: store.material,
+        AliasRow: store.alias,
+        GrantRow: store.grant,
+        DefaultKeyRow: store.default_key,
+        CredentialRow: store.credential,
+        UsageRow: store.usage,
+        TombstoneRow: store.tombstone,
+        SecretRow: store.secret,
+    }
     match row:
-        case KeyRow():
-            return await store.key(row.key_id)
-        case MaterialRow():
-            return await store.material(row.key_id, row.number)
-        case AliasRow():
-            return await store.alias(row.name)
-        case GrantRow():
-            return await store.grant(row.grant_id)
-        case DefaultKeyRow():
-            return await store.default_key(row.owner)
-        case CredentialRow():
-            return await store.credential(row.unit, row.name)
+        case HousekeepingRow():
+            return await store.housekeeping()
         case DomainKeyRow():
             return next((one for one in await store.domain_keys() if one.domain_key_id == row.domain_key_id), None)
-        case SecretRow():
-            return await store.secret(row.name)
         case SettingsRow():
             return await store.settings()
-    raise AssertionError(row)
+    return await by_key[type(row)](*kind_of(row).key_of(row))
 
 
 @pytest.fixture(scope="module")
@@ -132,6 +144,46 @@ async def test_keys_are_listed_in_order_and_in_pages(store: SqlStore) -> None:
     assert [row.key_id for row in await store.keys(after=None, limit=3)] == KEY_IDS[:3]
     assert [row.key_id for row in await store.keys(after=KEY_IDS[2], limit=3)] == KEY_IDS[3:]
     assert [await store.count_keys(uid) for uid in (0, 1, 2)] == [2, 2, 0]
+
+
+async def test_keys_are_found_by_what_falls_due(store: SqlStore) -> None:
+    """What fell due first comes first, and of two at once the one with the lower id; most keys never fall due."""
+    rows = [key_row(one, due_ms=due) for one, due in zip(KEY_IDS, (30, 0, 20, 20), strict=True)]
+    assert await store.next_due_ms() is None
+    await store.commit("m", [Insert(row) for row in rows])
+    first, never, second, third = rows
+
+    assert await store.next_due_ms() == 20
+    assert await store.keys_due(19, limit=9) == []
+    assert await store.keys_due(20, limit=1) == [second]
+    assert await store.keys_due(29, limit=9) == [second, third]
+    assert await store.keys_due(30, limit=9) == [second, third, first]
+    assert await store.keys_due(2**62, limit=9) == [second, third, first]
+
+    await store.commit("n", [Replace(key_row(second.key_id, version=2)), Delete(third), Replace(key_row(version=2))])
+    assert await store.next_due_ms() is None
+    assert await store.keys_due(2**62, limit=9) == []
+    assert await store.key(never.key_id) == never
+
+
+async def test_versions_of_material_are_listed_in_order_and_in_pages(store: SqlStore) -> None:
+    """Those of one key, by their numbers and not by how these are written."""
+    rows = [material_row(number=number) for number in (1, 2, 9, 10, 11)]
+    await store.commit("m", [Insert(row) for row in (*rows[::-1], material_row(KEY_IDS[1], 3))])
+
+    assert await store.materials(KEY_IDS[0], after=0, limit=2) == rows[:2]
+    assert await store.materials(KEY_IDS[0], after=2, limit=2) == rows[2:4]
+    assert await store.materials(KEY_IDS[0], after=10, limit=9) == rows[4:]
+    assert await store.materials(KEY_IDS[2], after=0, limit=9) == []
+
+
+async def test_tombstones_are_listed_in_order_and_in_pages(store: SqlStore) -> None:
+    """A page begins behind the last id of the one before."""
+    rows = [tombstone_row(one) for one in KEY_IDS]
+    await store.commit("m", [Insert(row) for row in rows[::-1]])
+
+    assert await store.tombstones(after=None, limit=3) == rows[:3]
+    assert await store.tombstones(after=KEY_IDS[2], limit=3) == rows[3:]
 
 
 async def test_aliases_are_listed_in_order_and_in_pages(store: SqlStore) -> None:
@@ -222,6 +274,26 @@ async def test_one_of_thousands_of_grants_is_found_by_an_index(
 
     assert f"SEARCH {index}" in plan[0][3]
     assert len(plan) == 1  # no sorting of what was found
+
+
+@pytest.mark.parametrize(
+    ("statement", "index"),
+    [
+        (KEYS_DUE, "keys USING INDEX ix_keys_due_ms (due_ms>? AND due_ms<?)"),
+        (NEXT_DUE, "keys USING COVERING INDEX ix_keys_due_ms (due_ms>?)"),
+        (MATERIALS_AFTER, "material USING INDEX sqlite_autoindex_material_1 (key_id=? AND number>?)"),
+    ],
+)
+async def test_what_falls_due_is_found_by_an_index(path: Path, statement: sa.Select[Any], index: str) -> None:
+    """Whoever asks each minute does not go through all keys."""
+    async with opened(path):
+        pass
+    asked = statement.params(key_id="1", after=1, until_ms=7, limit=9)
+    sql = asked.compile(dialect=sqlite.dialect(), compile_kwargs={"literal_binds": True})
+    with edited(path) as connection:
+        plan = connection.execute(f"EXPLAIN QUERY PLAN {sql}").fetchall()
+
+    assert f"SEARCH {index}" in plan[0][3]
 
 
 async def test_a_long_list_lets_others_run(store: SqlStore) -> None:
@@ -360,8 +432,15 @@ async def test_a_sealed_store_shows_early_rows_only(path: Path) -> None:
         for attempt in (
             store.key(KEY_IDS[0]),
             store.keys(after=None, limit=1),
+            store.keys_due(2**62, limit=1),
+            store.next_due_ms(),
             store.count_keys(1000),
             store.material(KEY_IDS[0], 1),
+            store.materials(KEY_IDS[0], after=0, limit=1),
+            store.usage(KEY_IDS[0]),
+            store.tombstone(KEY_IDS[0]),
+            store.tombstones(after=None, limit=1),
+            store.housekeeping(),
             store.alias("alias/a"),
             store.aliases(key_id=None, after=None, limit=1),
             store.commit("n", []),

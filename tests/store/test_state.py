@@ -39,19 +39,22 @@ async def test_the_state_row_is_what_the_format_says(path: Path) -> None:
     store = await SqlStore.open(path, random=numbered)
     unseal(store)
     await store.check_state()
-    await store.commit("m", [Insert(key_row(ONE)), Insert(key_row(TWO)), Insert(material_row(number=7))])
+    await store.commit("m", [Insert(key_row(ONE)), Insert(key_row(TWO, due_ms=5)), Insert(material_row(number=7))])
     await store.close()
 
     with edited(path) as connection:
         [[content]] = connection.execute("SELECT content FROM state WHERE name = 'state'")
-        keys = connection.execute("SELECT key_id, creator_uid, mac FROM keys").fetchall()
+        keys = connection.execute("SELECT key_id, creator_uid, due_ms, mac FROM keys").fetchall()
         materials = connection.execute("SELECT key_id, number, mac FROM material").fetchall()
         mutations = connection.execute("SELECT sequence, mutation_id, mac FROM mutations").fetchall()
     state = msgspec.msgpack.decode(content, type=StateRow)
 
     assert (state.sequence, state.version, state.counts) == (1, 1, {"keys": 2, "material": 1, "mutations": 1})
     assert (state.store_id, state.nonce) == (str(uuid.UUID(bytes=numbered(16), version=4)), numbered(16))
-    for table, rows in (("keys", keys), ("material", materials), ("mutations", mutations)):
+    # When nothing falls due, that is no part of the place.
+    assert [row[2] for row in keys] == [0, 5]
+    places_of_keys = [(key_id, uid, *((f"due_ms={due}",) if due else ()), mac) for key_id, uid, due, mac in keys]
+    for table, rows in (("keys", places_of_keys), ("material", materials), ("mutations", mutations)):
         places = [
             b"\x01".join([*(str(one).encode() for one in row[:-1]), row[-1].hex().upper().encode()]) for row in rows
         ]
@@ -200,10 +203,12 @@ columns = st.one_of(
 )
 
 
-@given(st.lists(columns, min_size=3, max_size=3), st.lists(columns, min_size=3, max_size=3))
-def test_no_two_rows_have_one_place(one: list[object], other: list[object]) -> None:
+@pytest.mark.parametrize(("table", "count"), [("material", 3), ("keys", 4)])
+@given(st.data())
+def test_no_two_rows_have_one_place(table: str, count: int, data: st.DataObject) -> None:
     """Not even such as only somebody else writes, with the separators in them."""
-    of = PLACES["material"].of
+    of = PLACES[table].of
+    one, other = (data.draw(st.lists(columns, min_size=count, max_size=count)) for _ in range(2))
 
     assert (of(one) == of(other)) is (msgspec.msgpack.encode(one) == msgspec.msgpack.encode(other))
 

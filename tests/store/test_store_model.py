@@ -15,17 +15,25 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from kmsd.api.errors import SealedError
 from kmsd.store.base import Change, Delete, Insert, Replace, RowChangedError, RowExistsError
 from kmsd.store.kinds import kind_of, written
-from kmsd.store.rows import AliasRow, KeyRow, Row
+from kmsd.store.rows import AliasRow, KeyRow, MaterialRow, Row, TombstoneRow
 from kmsd.store.sql import SqlStore
-from tests.store.rows import KEY_IDS, alias_row, key_row, material_row, unseal
+from tests.store.rows import KEY_IDS, alias_row, key_row, material_row, tombstone_row, unseal, usage_row
 
 NAMES = ["alias/a", "alias/b", "alias/\N{GREEK SMALL LETTER BETA}"]
 
 # Few places, so that changes meet; versions are chosen beside the stored ones, so that some conflict.
 places = st.one_of(
-    st.builds(key_row, st.sampled_from(KEY_IDS), creator_uid=st.integers(0, 2), description=st.text("xyz", max_size=3)),
+    st.builds(
+        key_row,
+        st.sampled_from(KEY_IDS),
+        creator_uid=st.integers(0, 2),
+        description=st.text("xyz", max_size=3),
+        due_ms=st.integers(0, 3),
+    ),
     st.builds(material_row, st.sampled_from(KEY_IDS), st.integers(1, 2)),
     st.builds(alias_row, st.sampled_from(NAMES), st.sampled_from(KEY_IDS)),
+    st.builds(usage_row, st.sampled_from(KEY_IDS)),
+    st.builds(tombstone_row, st.sampled_from(KEY_IDS)),
 )
 changes = st.lists(
     st.tuples(st.sampled_from([Insert, Replace, Delete]), places, st.sampled_from([0, 0, 0, 1])), max_size=4
@@ -123,6 +131,11 @@ class StoreMachine(RuleBasedStateMachine):
         self.mutations -= some
 
     @rule()
+    def purge(self) -> None:
+        """Leave nothing in the log; the rows stay, also of a store that is sealed."""
+        self.runner.run(self.store.purge())
+
+    @rule()
     def reopen(self) -> None:
         """Close the store and open it again."""
         self.runner.run(self.store.close())
@@ -161,6 +174,15 @@ class StoreMachine(RuleBasedStateMachine):
         assert [await self.store.count_keys(uid) for uid in range(3)] == [
             sum(row.creator_uid == uid for row in keys) for uid in range(3)
         ]
+        due = sorted((row for row in keys if row.due_ms), key=lambda row: (row.due_ms, row.key_id))
+        assert await self.store.keys_due(2, limit=3) == [row for row in due if row.due_ms <= 2][:3]
+        assert await self.store.next_due_ms() == (due[0].due_ms if due else None)
+        materials = [row for row in self.rows.values() if isinstance(row, MaterialRow) and row.key_id == KEY_IDS[0]]
+        assert await self.store.materials(KEY_IDS[0], after=0, limit=9) == sorted(materials, key=lambda row: row.number)
+        tombstones = [row for row in self.rows.values() if isinstance(row, TombstoneRow)]
+        assert await self.store.tombstones(after=None, limit=9) == sorted(tombstones, key=lambda row: row.key_id)
+        assert await self.store.usage(KEY_IDS[1]) == self.rows.get(("usage", KEY_IDS[1]))
+        assert await self.store.tombstone(KEY_IDS[1]) == self.rows.get(("tombstones", KEY_IDS[1]))
         for key_id, number in itertools.product(KEY_IDS, (1, 2)):
             assert await self.store.material(key_id, number) == self.rows.get(("material", f"{key_id}/{number}"))
         assert await self.store.key(KEY_IDS[0]) == self.rows.get(("keys", KEY_IDS[0]))

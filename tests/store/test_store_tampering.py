@@ -30,12 +30,15 @@ from tests.store.rows import (
     edited,
     grant_row,
     hide_from_index,
+    housekeeping_row,
     key_row,
     material_row,
     opened,
     secret_row,
     settings_row,
+    tombstone_row,
     unseal,
+    usage_row,
 )
 
 ONE, TWO, THREE = KEY_IDS[:3]
@@ -58,7 +61,7 @@ async def filled(path: Path) -> Path:
             "first",
             [
                 Insert(key_row(ONE)),
-                Insert(key_row(TWO)),
+                Insert(key_row(TWO, due_ms=5)),
                 Insert(material_row(number=1)),
                 Insert(material_row(number=2)),
                 Insert(alias_row("alias/a")),
@@ -67,6 +70,10 @@ async def filled(path: Path) -> Path:
                 Insert(grant_row("b" * 64, TWO)),
                 Insert(default_key_row()),
                 Insert(credential_row()),
+                Insert(usage_row()),
+                Insert(tombstone_row(THREE)),
+                Insert(tombstone_row("gone")),
+                Insert(housekeeping_row()),
                 Insert(domain_key_row()),
                 Insert(secret_row()),
                 Insert(settings_row()),
@@ -80,11 +87,14 @@ async def filled(path: Path) -> Path:
         await store.commit(
             "second",
             [
-                Replace(key_row(ONE, key_state="Disabled", version=2)),
+                Replace(key_row(ONE, key_state="Disabled", due_ms=9, version=2)),
                 Delete(alias_row("alias/gone")),
                 Delete(grant_row()),
                 Replace(default_key_row(version=2)),
                 Replace(credential_row(version=2)),
+                Replace(usage_row(version=2)),
+                Replace(tombstone_row(THREE, version=2)),
+                Replace(housekeeping_row(version=2)),
                 Insert(key_row(THREE)),
                 Replace(anchor_row(version=2)),
             ],
@@ -186,6 +196,21 @@ TAMPERINGS = [
         "DELETE FROM credentials; INSERT INTO credentials SELECT * FROM older.credentials",
         EXCHANGED.format("credentials"),
     ),
+    Tampering("what falls due does not", "UPDATE keys SET due_ms = 0", EXCHANGED.format("keys")),
+    Tampering("a key falls due that does not", "UPDATE keys SET due_ms = 1 WHERE key_id = '{THREE}'", "keys: rows"),
+    Tampering("a key falls due later", "UPDATE keys SET due_ms = due_ms + 1 WHERE due_ms = 5", "keys: rows"),
+    Tampering("when a key falls due becomes text", "UPDATE keys SET due_ms = 'due_ms=5'", "keys: rows"),
+    Tampering(
+        "the time that was sure to have passed is put back",
+        "DELETE FROM housekeeping; INSERT INTO housekeeping SELECT * FROM older.housekeeping",
+        EXCHANGED.format("housekeeping"),
+    ),
+    Tampering(
+        "uses of a key are forgotten",
+        "DELETE FROM usage; INSERT INTO usage SELECT * FROM older.usage",
+        EXCHANGED.format("usage"),
+    ),
+    Tampering("a tombstone is removed", "DELETE FROM tombstones WHERE key_id = 'gone'", "tombstones: 1 row is missing"),
     Tampering(
         "a row moves to another table",
         "INSERT INTO settings SELECT name, version, content, mac FROM secrets; DELETE FROM secrets",
@@ -226,8 +251,8 @@ TAMPERINGS = [
     Tampering("a domain key is removed", "DELETE FROM domain_keys", "domain_keys: 1 row is missing"),
     Tampering(
         "a row beyond all others",
-        "INSERT INTO keys (rowid, key_id, creator_uid, version, content, mac) "
-        "VALUES (-9223372036854775808, 'low', 1, 1, x'', x''), (9223372036854775807, 'high', 1, 1, x'', x'')",
+        "INSERT INTO keys (rowid, key_id, creator_uid, due_ms, version, content, mac) "
+        "VALUES (-9223372036854775808, 'low', 1, 0, 1, x'', x''), (9223372036854775807, 'high', 1, 0, 1, x'', x'')",
         "keys: 2 rows are too many (5 there, 3 recorded)",
     ),
     Tampering("the state row is removed", "DELETE FROM state", "the state row is missing"),
@@ -266,7 +291,7 @@ async def test_it_is_found_and_named(path: Path, tampering: Tampering) -> None:
     older = await filled(path)
     with edited(path) as connection:
         connection.execute("ATTACH ? AS older", [str(older)])
-        connection.executescript(tampering.sql.format(ONE=ONE, TWO=TWO))
+        connection.executescript(tampering.sql.format(ONE=ONE, TWO=TWO, THREE=THREE))
         assert connection.total_changes > 0
 
     async with opened(path, mac_key=None) as store:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -20,22 +21,29 @@ from tests.store.rows import (
     KEY_IDS,
     alias_row,
     domain_key_row,
+    housekeeping_row,
     key_row,
     material_row,
     opened,
     secret_row,
     settings_row,
+    tombstone_row,
     unseal,
+    usage_row,
 )
 from tests.store.test_migrations import contents_of, files_of, schema_of
 
 ROWS = [key_row(one, policy="x" * 3000) for one in KEY_IDS]
 
 
+# Keys, material, a domain key, a secret, settings; use, tombstone, housekeeping; mutations; the state row.
+ROW_COUNT = 4 + 1 + 1 + 1 + 1 + 3 + 3 + 1
+
+
 async def fill(store: SqlStore) -> None:
     await store.commit("one", [Insert(row) for row in (*ROWS, material_row(), alias_row(), domain_key_row())])
-    await store.commit("two", [Insert(secret_row()), Insert(settings_row()), Replace(key_row(version=2))])
-    await store.commit("three", [Delete(alias_row())])
+    await store.commit("two", [Insert(secret_row()), Insert(settings_row()), Replace(key_row(due_ms=7, version=2))])
+    await store.commit("three", [Delete(alias_row()), *map(Insert, (usage_row(), tombstone_row(), housekeeping_row()))])
 
 
 async def streamed(store: SqlStore) -> bytes:
@@ -71,8 +79,41 @@ async def test_a_restored_store_is_the_one_that_was_copied(path: Path, size: int
         unseal(store)
         report = await store.check_state()
         assert (report.findings, report.sequence) == ((), 3)
-        assert await store.verify_all() == 4 + 1 + 1 + 1 + 1 + 3 + 1
+        assert await store.verify_all() == ROW_COUNT
+        assert await store.keys_due(7, limit=9) == [key_row(due_ms=7, version=2)]
         await store.commit("four", [Replace(key_row(version=3))])
+
+
+async def test_a_stream_of_an_older_store_makes_one_of_today(path: Path) -> None:
+    """Keys had no column for when something falls due: nothing does, and the state row is as true as it was."""
+    async with opened(path) as store:
+        await store.commit("m", [Insert(row) for row in (*ROWS, material_row())])
+        stream = await streamed(store)
+    path.unlink()
+    older = b"".join(map(before_due_dates, records_of(stream)))
+    assert len(older) < len(stream)
+
+    await restored(path, older)
+
+    async with opened(path) as store:
+        assert (await store.check_state()).findings == ()
+        assert await store.keys(after=None, limit=9) == ROWS
+        assert await store.next_due_ms() is None
+
+
+def records_of(stream: bytes) -> Iterator[list[Any]]:
+    while stream:
+        behind = 4 + int.from_bytes(stream[:4], "big")
+        yield msgspec.msgpack.decode(stream[4:behind])
+        stream = stream[behind:]
+
+
+def before_due_dates(record: list[Any]) -> bytes:
+    """A record of the stream as it was when keys had no `due_ms`."""
+    if record[0] == "keys":
+        del record[3]
+    encoded = msgspec.msgpack.encode(record)
+    return len(encoded).to_bytes(4, "big") + encoded
 
 
 async def test_a_snapshot_is_of_one_commit(store: SqlStore) -> None:
@@ -175,7 +216,7 @@ async def test_without_room_there_is_no_snapshot_and_no_restored_store(disk: Pat
             await restored(disk / "other.sqlite", stream)
 
         assert sorted(files_of(disk)) == before
-        assert await store.verify_all() == 12
+        assert await store.verify_all() == ROW_COUNT
 
 
 async def streamed_elsewhere(store: SqlStore, path: Path) -> bytes:
@@ -231,6 +272,8 @@ async def test_what_is_no_stream_makes_no_store(path: Path) -> None:
         stream + record(*whole, "more"),
         stream + record("secrets", "canary", "1", b"", b""),
         stream + record("secrets", b"canary", 1, b"", b""),
+        stream + record("keys", "canary", 1, b"", b""),
+        stream + record("keys", "canary", 1, "canary", 1, b"", b""),
         stream + record("secrets", "canary", 1 << 63, b"", b""),
         stream + record("secrets", "canary", True, b"", b""),
         stream + record(*whole) + record(*whole),
@@ -287,7 +330,7 @@ async def test_one_store_is_restored_at_a_time(path: Path) -> None:
     with pytest.raises(StoreUnavailableError, match=r"being restored|is there"):
         await seconds[0]
     async with opened(path) as store:
-        assert await store.verify_all() == 12
+        assert await store.verify_all() == ROW_COUNT
 
 
 async def test_a_restore_that_was_killed_can_be_repeated(path: Path) -> None:
@@ -310,5 +353,5 @@ async def test_a_restore_that_was_killed_can_be_repeated(path: Path) -> None:
     assert not path.exists()
     await restored(path, stream.read_bytes())
     async with opened(path) as store:
-        assert await store.verify_all() == 12
+        assert await store.verify_all() == ROW_COUNT
     assert sorted(files_of(path.parent)) == ["other.sqlite", "store.sqlite", "stream"]
