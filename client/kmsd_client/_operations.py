@@ -38,9 +38,15 @@ from kmsd.api.credentials import (
     ListCredentialsResponse,
 )
 from kmsd.api.deletion import (
+    CANCEL_KEY_DELETION,
     GET_KEY_LAST_USAGE,
+    SCHEDULE_KEY_DELETION,
+    CancelKeyDeletionRequest,
+    CancelKeyDeletionResponse,
     GetKeyLastUsageRequest,
     GetKeyLastUsageResponse,
+    ScheduleKeyDeletionRequest,
+    ScheduleKeyDeletionResponse,
 )
 from kmsd.api.files import (
     DECRYPT_FILE,
@@ -109,6 +115,22 @@ from kmsd.api.policies import (
     ReloadHostPolicyResponse,
     SimulatePolicyRequest,
     SimulatePolicyResponse,
+)
+from kmsd.api.rotation import (
+    DISABLE_KEY_ROTATION,
+    ENABLE_KEY_ROTATION,
+    GET_KEY_ROTATION_STATUS,
+    LIST_KEY_ROTATIONS,
+    ROTATE_KEY_ON_DEMAND,
+    DisableKeyRotationRequest,
+    EnableKeyRotationRequest,
+    GetKeyRotationStatusRequest,
+    GetKeyRotationStatusResponse,
+    IncludeKeyMaterial,
+    ListKeyRotationsRequest,
+    ListKeyRotationsResponse,
+    RotateKeyOnDemandRequest,
+    RotateKeyOnDemandResponse,
 )
 from kmsd.api.shapes import (
     DataKeySpec,
@@ -275,6 +297,120 @@ class Operations(ABC):
                 key_id=key_id,
                 limit=limit,
                 marker=marker,
+            ),
+        )
+
+    def enable_key_rotation(
+        self,
+        *,
+        key_id: str,
+        rotation_period_in_days: int = 365,
+    ) -> Empty:
+        """Have a key rotated by itself every so many days."""
+        return self.call(
+            ENABLE_KEY_ROTATION,
+            EnableKeyRotationRequest(
+                key_id=key_id,
+                rotation_period_in_days=rotation_period_in_days,
+            ),
+        )
+
+    def disable_key_rotation(
+        self,
+        *,
+        key_id: str,
+    ) -> Empty:
+        """Have a key no longer rotated by itself."""
+        return self.call(
+            DISABLE_KEY_ROTATION,
+            DisableKeyRotationRequest(
+                key_id=key_id,
+            ),
+        )
+
+    def get_key_rotation_status(
+        self,
+        *,
+        key_id: str,
+    ) -> GetKeyRotationStatusResponse:
+        """Tell whether and when a key is rotated by itself."""
+        return self.call(
+            GET_KEY_ROTATION_STATUS,
+            GetKeyRotationStatusRequest(
+                key_id=key_id,
+            ),
+        )
+
+    def rotate_key_on_demand(
+        self,
+        *,
+        key_id: str,
+    ) -> RotateKeyOnDemandResponse:
+        """Give a key new material now; what was encrypted before still decrypts."""
+        return self.call(
+            ROTATE_KEY_ON_DEMAND,
+            RotateKeyOnDemandRequest(
+                key_id=key_id,
+            ),
+        )
+
+    def list_key_rotations(
+        self,
+        *,
+        key_id: str,
+        include_key_material: IncludeKeyMaterial = IncludeKeyMaterial.ROTATIONS_ONLY,
+        limit: int = 100,
+        marker: str | None = None,
+    ) -> ListKeyRotationsResponse:
+        """List the rotations of a key."""
+        return self.call(
+            LIST_KEY_ROTATIONS,
+            ListKeyRotationsRequest(
+                key_id=key_id,
+                include_key_material=include_key_material,
+                limit=limit,
+                marker=marker,
+            ),
+        )
+
+    def schedule_key_deletion(
+        self,
+        *,
+        key_id: str,
+        pending_window_in_days: int = 30,
+    ) -> ScheduleKeyDeletionResponse:
+        """Let a key not be used any more, and destroy it after 7 to 30 days."""
+        return self.call(
+            SCHEDULE_KEY_DELETION,
+            ScheduleKeyDeletionRequest(
+                key_id=key_id,
+                pending_window_in_days=pending_window_in_days,
+            ),
+        )
+
+    def cancel_key_deletion(
+        self,
+        *,
+        key_id: str,
+    ) -> CancelKeyDeletionResponse:
+        """Keep a key that was to be destroyed; it is disabled until it is enabled."""
+        return self.call(
+            CANCEL_KEY_DELETION,
+            CancelKeyDeletionRequest(
+                key_id=key_id,
+            ),
+        )
+
+    def get_key_last_usage(
+        self,
+        *,
+        key_id: str,
+    ) -> GetKeyLastUsageResponse:
+        """Tell when a key was used last, and how often."""
+        return self.call(
+            GET_KEY_LAST_USAGE,
+            GetKeyLastUsageRequest(
+                key_id=key_id,
             ),
         )
 
@@ -804,19 +940,6 @@ class Operations(ABC):
             ),
         )
 
-    def get_key_last_usage(
-        self,
-        *,
-        key_id: str,
-    ) -> GetKeyLastUsageResponse:
-        """Tell when a key was used last, and how often."""
-        return self.call(
-            GET_KEY_LAST_USAGE,
-            GetKeyLastUsageRequest(
-                key_id=key_id,
-            ),
-        )
-
 
 class AsyncOperations(ABC):
     """The operations of the asyncio client; members and limits are in the request shapes."""
@@ -943,6 +1066,120 @@ class AsyncOperations(ABC):
                 key_id=key_id,
                 limit=limit,
                 marker=marker,
+            ),
+        )
+
+    async def enable_key_rotation(
+        self,
+        *,
+        key_id: str,
+        rotation_period_in_days: int = 365,
+    ) -> Empty:
+        """Have a key rotated by itself every so many days."""
+        return await self.call(
+            ENABLE_KEY_ROTATION,
+            EnableKeyRotationRequest(
+                key_id=key_id,
+                rotation_period_in_days=rotation_period_in_days,
+            ),
+        )
+
+    async def disable_key_rotation(
+        self,
+        *,
+        key_id: str,
+    ) -> Empty:
+        """Have a key no longer rotated by itself."""
+        return await self.call(
+            DISABLE_KEY_ROTATION,
+            DisableKeyRotationRequest(
+                key_id=key_id,
+            ),
+        )
+
+    async def get_key_rotation_status(
+        self,
+        *,
+        key_id: str,
+    ) -> GetKeyRotationStatusResponse:
+        """Tell whether and when a key is rotated by itself."""
+        return await self.call(
+            GET_KEY_ROTATION_STATUS,
+            GetKeyRotationStatusRequest(
+                key_id=key_id,
+            ),
+        )
+
+    async def rotate_key_on_demand(
+        self,
+        *,
+        key_id: str,
+    ) -> RotateKeyOnDemandResponse:
+        """Give a key new material now; what was encrypted before still decrypts."""
+        return await self.call(
+            ROTATE_KEY_ON_DEMAND,
+            RotateKeyOnDemandRequest(
+                key_id=key_id,
+            ),
+        )
+
+    async def list_key_rotations(
+        self,
+        *,
+        key_id: str,
+        include_key_material: IncludeKeyMaterial = IncludeKeyMaterial.ROTATIONS_ONLY,
+        limit: int = 100,
+        marker: str | None = None,
+    ) -> ListKeyRotationsResponse:
+        """List the rotations of a key."""
+        return await self.call(
+            LIST_KEY_ROTATIONS,
+            ListKeyRotationsRequest(
+                key_id=key_id,
+                include_key_material=include_key_material,
+                limit=limit,
+                marker=marker,
+            ),
+        )
+
+    async def schedule_key_deletion(
+        self,
+        *,
+        key_id: str,
+        pending_window_in_days: int = 30,
+    ) -> ScheduleKeyDeletionResponse:
+        """Let a key not be used any more, and destroy it after 7 to 30 days."""
+        return await self.call(
+            SCHEDULE_KEY_DELETION,
+            ScheduleKeyDeletionRequest(
+                key_id=key_id,
+                pending_window_in_days=pending_window_in_days,
+            ),
+        )
+
+    async def cancel_key_deletion(
+        self,
+        *,
+        key_id: str,
+    ) -> CancelKeyDeletionResponse:
+        """Keep a key that was to be destroyed; it is disabled until it is enabled."""
+        return await self.call(
+            CANCEL_KEY_DELETION,
+            CancelKeyDeletionRequest(
+                key_id=key_id,
+            ),
+        )
+
+    async def get_key_last_usage(
+        self,
+        *,
+        key_id: str,
+    ) -> GetKeyLastUsageResponse:
+        """Tell when a key was used last, and how often."""
+        return await self.call(
+            GET_KEY_LAST_USAGE,
+            GetKeyLastUsageRequest(
+                key_id=key_id,
             ),
         )
 
@@ -1469,18 +1706,5 @@ class AsyncOperations(ABC):
             DeleteCredentialRequest(
                 unit=unit,
                 name=name,
-            ),
-        )
-
-    async def get_key_last_usage(
-        self,
-        *,
-        key_id: str,
-    ) -> GetKeyLastUsageResponse:
-        """Tell when a key was used last, and how often."""
-        return await self.call(
-            GET_KEY_LAST_USAGE,
-            GetKeyLastUsageRequest(
-                key_id=key_id,
             ),
         )

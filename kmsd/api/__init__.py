@@ -1,10 +1,24 @@
 """The contract between daemon and client: operations, shapes and errors. Data only."""
 
-from kmsd.api import administration, backups, credentials, deletion, files, grants, keys, policies, symmetric, tags
+from kmsd.api import (
+    administration,
+    backups,
+    credentials,
+    deletion,
+    files,
+    grants,
+    keys,
+    policies,
+    rotation,
+    symmetric,
+    tags,
+)
 from kmsd.api.operation import Operation
 
 OPERATIONS: tuple[Operation, ...] = (  # type: ignore[type-arg] # of every request and response type
     *keys.OPERATIONS,
+    *rotation.OPERATIONS,
+    *deletion.OPERATIONS,
     *policies.OPERATIONS,
     *grants.OPERATIONS,
     *tags.OPERATIONS,
@@ -13,6 +27,5 @@ OPERATIONS: tuple[Operation, ...] = (  # type: ignore[type-arg] # of every reque
     *administration.OPERATIONS,
     *backups.OPERATIONS,
     *credentials.OPERATIONS,
-    deletion.GET_KEY_LAST_USAGE,
 )
 BY_NAME = {operation.name: operation for operation in OPERATIONS}

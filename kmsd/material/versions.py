@@ -116,10 +116,10 @@ class Versions:
             row = await self._source.material(key_id, number)
         finally:
             self._loads = [one for one in self._loads if one is not forgotten]
-        if row is None:
-            raise KeyUnavailableError(f"key {key_id} has no material number {number}")
         if key_id in forgotten or (key_id, number) in self._loaded:  # another request may have loaded it meanwhile
             return
+        if row is None:
+            raise KeyUnavailableError(f"key {key_id} has no material number {number}")
         slot = self._unwrap(row)
         self._loaded[key_id, number] = Material(slot, row.material_id, blob_prefix(key_id, number))
         while len(self._loaded) > self._capacity:

@@ -30,19 +30,16 @@ from kmsd.server.deciding import Deciding
 from kmsd.server.foundation import Foundation
 from kmsd.server.limits import Shares
 from kmsd.server.listener import Listener, actor_of
+from kmsd.server.managing import Managing
 from kmsd.service import (
     administration,
-    aliases,
     backups,
     credentials,
     files,
     grants,
-    keys,
     last_usage,
-    policies,
     seal_requests,
     symmetric,
-    tags,
 )
 from kmsd.service.audit_accounts import AuditAccounts
 from kmsd.service.call import Session
@@ -50,7 +47,6 @@ from kmsd.service.credential_delivery import CredentialDelivery
 from kmsd.service.default_keys import DefaultKeys
 from kmsd.service.host_policies import read_host_policy
 from kmsd.service.identifiers import Arns
-from kmsd.service.key_changes import KeyChanges
 from kmsd.service.key_cipher import KeyCipher
 from kmsd.service.key_lookup import KeyLookup
 from kmsd.service.pipeline import Pipeline
@@ -125,21 +121,9 @@ class Service:
         )
         self._shares = Shares(config.limits, time.monotonic)
         symmetric_service = symmetric.Symmetric(lookup=lookup, cipher=cipher, scratch=scratch)
-        changes = KeyChanges(store, records)
-        keys_service = keys.Keys(
-            store=store,
-            versions=self._custody.versions,
-            arns=arns,
-            directory=directory,
-            clock=foundation.clock,
-            changes=changes,
-            keys_per_uid=config.limits.keys_per_uid,
-        )
+        managing = Managing(foundation, store, arns, self._custody, default_keys)
         grants_service = grants.Grants(
             store=store, records=records, arns=arns, directory=directory, clock=foundation.clock, random=os.urandom
-        )
-        aliases_service = aliases.Aliases(
-            store=store, records=records, default_keys=default_keys, arns=arns, clock=foundation.clock
         )
         administration_service = administration.Administration(
             arns=arns,
@@ -176,10 +160,7 @@ class Service:
             OPERATIONS,
             {
                 **bind(symmetric.HANDLERS, symmetric_service),
-                **bind(keys.HANDLERS, keys_service),
-                **bind(aliases.HANDLERS, aliases_service),
-                **bind(policies.HANDLERS, policies.Policies(changes=changes, arns=arns, directory=directory)),
-                **bind(tags.HANDLERS, tags.Tags(changes=changes)),
+                **managing.handlers,
                 **self._deciding.handlers,
                 **bind(grants.HANDLERS, grants_service),
                 **bind(files.HANDLERS, self._files),

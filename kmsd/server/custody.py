@@ -66,9 +66,17 @@ class Custody:
             gate=self.gate,
             new_id=RequestIds(os.urandom).next,
         )
+        self.rotation = Rotation(
+            versions=self.versions,
+            changes=self.own_changes,
+            clock=foundation.clock,
+            certain_ms=lambda: int(foundation.clock() * 1000),
+        )
+        # From when dates in the future are counted.
+        self.latest_ms = lambda: int(foundation.clock() * 1000)
         self._care = DefaultKeyCare(
             store=store,
-            rotation=Rotation(versions=self.versions, changes=self.own_changes, clock=foundation.clock),
+            rotation=self.rotation,
             changes=self.own_changes,
             gate=self.gate,
             logger=logger,

@@ -128,7 +128,7 @@ class Call:
             self.resources.append(key.arn)
         self._authorize(action or self.operation.action, key.arn, key, key.grants if grants is None else grants)
         if key.state not in self.operation.usable_in:
-            raise _state_error(key)
+            raise _state_error(key, self.operation)
         if self.operation.usage is not None and key.usage is not self.operation.usage:
             raise InvalidKeyUsageError(
                 f"{key.arn} key usage is {key.usage} which is not valid for {self.operation.name}."
@@ -218,7 +218,9 @@ class Call:
         )
 
 
-def _state_error(key: KeyRecord) -> KmsError:
+def _state_error(key: KeyRecord, operation: Operation[Any, Any]) -> KmsError:
+    if operation.usable_in == (KeyState.PENDING_DELETION,):
+        return KMSInvalidStateError(f"{key.arn} is not pending deletion.")
     if key.state is KeyState.DISABLED:
         return DisabledError(f"{key.arn} is disabled.")
     words = _STATE_WORDS.get(key.state, "is not in a state for this operation.")

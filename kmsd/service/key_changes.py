@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -11,7 +12,7 @@ from kmsd.api.shapes import KeyManager
 from kmsd.service.call import Call
 from kmsd.service.key_dates import dated
 from kmsd.service.records import KeyRecord, KeyRecords
-from kmsd.store.base import Replace, RowChangedError, Store
+from kmsd.store.base import Change, Replace, RowChangedError, Store
 
 
 class KeyChanges:
@@ -27,13 +28,16 @@ class KeyChanges:
         Raises UnsupportedOperationError for a key that kmsd manages, and ConflictError if somebody else changed the
         row since it was read.
         """
-        if key.row.key_manager == KeyManager.AWS:
-            raise UnsupportedOperationError(f"{key.arn} is managed by kmsd: nobody else changes it")
+        check_changeable(key)
         if all(getattr(key.row, name) == value for name, value in members.items()):
             return
         row = dated(msgspec.structs.replace(key.row, version=key.row.version + 1, **members))
+        await self.commit(call, key, [Replace(row)])
+
+    async def commit(self, call: Call, key: KeyRecord, changes: Sequence[Change]) -> None:
+        """Commit changes of a key; raises ConflictError if somebody else changed one of the rows since it was read."""
         try:
-            await self._store.commit(call.request_id, [Replace(row)])
+            await self._store.commit(call.request_id, changes)
         except RowChangedError:
             raise ConflictError(
                 f"{key.arn} was changed by somebody else at the same time; look at it and ask again"
@@ -41,3 +45,9 @@ class KeyChanges:
         finally:
             # Also when it failed: a commit that could not be synced may have happened.
             self._records.forget(key.key_id)
+
+
+def check_changeable(key: KeyRecord) -> None:
+    """Raise UnsupportedOperationError for a key that kmsd manages."""
+    if key.row.key_manager == KeyManager.AWS:
+        raise UnsupportedOperationError(f"{key.arn} is managed by kmsd: nobody else changes it")

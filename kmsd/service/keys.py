@@ -148,6 +148,8 @@ class Keys:
             encryption_algorithms=list(SPECS[spec].encryption_algorithms),
             multi_region=False,
             current_key_material_id=material.material_id if material else "",
+            deletion_date=dt.datetime.fromtimestamp(row.deletion_ms / 1000, dt.UTC) if row.deletion_ms else None,
+            pending_deletion_window_in_days=row.pending_window_days or None,
         )
 
 

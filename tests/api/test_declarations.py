@@ -55,6 +55,11 @@ STATES = {
     "DescribeKey": set(KeyState),
     "EnableKey": _SWITCHED,
     "DisableKey": _SWITCHED,
+    "EnableKeyRotation": {KeyState.ENABLED},
+    "DisableKeyRotation": {KeyState.ENABLED},
+    "RotateKeyOnDemand": {KeyState.ENABLED},
+    "ScheduleKeyDeletion": _NOT_IN_DELETION - {KeyState.UPDATING},
+    "CancelKeyDeletion": {KeyState.PENDING_DELETION},
     "TagResource": _NOT_IN_DELETION,
     "UntagResource": _NOT_IN_DELETION,
 }
@@ -72,6 +77,13 @@ NAMED_BY_ID_ONLY = {
     "CreateAlias",
     "EnableKey",
     "DisableKey",
+    "EnableKeyRotation",
+    "DisableKeyRotation",
+    "GetKeyRotationStatus",
+    "RotateKeyOnDemand",
+    "ListKeyRotations",
+    "ScheduleKeyDeletion",
+    "CancelKeyDeletion",
     "GetKeyLastUsage",
     "GetKeyPolicy",
     "PutKeyPolicy",
@@ -93,6 +105,9 @@ CHANGES = (
     "Put",
     "Enable",
     "Disable",
+    "Rotate",
+    "Schedule",
+    "Cancel",
     "Tag",
     "Untag",
     "Reload",
@@ -103,8 +118,9 @@ CHANGES = (
 )
 # What looks at a key and does nothing with it, so that no policy of the key's is asked.
 LOOKS_AT_A_KEY = {"SimulatePolicy"}
-# Members that AWS's service model calls sensitive, and all that is ciphertext or a token.
-NEVER_RECORDED = re.compile(r"plaintext|ciphertext|header|token|material$|records|pin")
+# Members that AWS's service model calls sensitive, and all that is ciphertext or a token. IncludeKeyMaterial is a word
+# of two.
+NEVER_RECORDED = re.compile(r"plaintext|ciphertext|header|token|(?<!^include_key_)material$|records|pin")
 
 of_each = pytest.mark.parametrize("operation", OPERATIONS, ids=lambda operation: operation.name)
 
@@ -255,6 +271,13 @@ def test_all_but_ours_are_aws_s() -> None:
         "ListKeys",
         "EnableKey",
         "DisableKey",
+        "EnableKeyRotation",
+        "DisableKeyRotation",
+        "GetKeyRotationStatus",
+        "RotateKeyOnDemand",
+        "ListKeyRotations",
+        "ScheduleKeyDeletion",
+        "CancelKeyDeletion",
         "GetKeyPolicy",
         "PutKeyPolicy",
         "ListKeyPolicies",

@@ -34,6 +34,10 @@ BOUNDS = [
     Bound("DescribeKey", "GrantTokens", 0, 10),
     Bound("ListKeys", "Limit", 1, 1000),
     Bound("ListKeys", "Marker", 1, 1024),
+    Bound("EnableKeyRotation", "RotationPeriodInDays", 90, 2560),
+    Bound("ListKeyRotations", "Limit", 1, 1000),
+    Bound("ListKeyRotations", "Marker", 1, 1024),
+    Bound("ScheduleKeyDeletion", "PendingWindowInDays", 1, 365),
     Bound("GetKeyPolicy", "PolicyName", 1, 128),
     Bound("PutKeyPolicy", "Policy", 1, 131_072),
     Bound("ListKeyPolicies", "Limit", 1, 1000),
@@ -77,6 +81,13 @@ REQUIRED: dict[str, dict[str, Any]] = {
     "DescribeKey": {"KeyId": ARN},
     "EnableKey": {"KeyId": ARN},
     "DisableKey": {"KeyId": ARN},
+    "EnableKeyRotation": {"KeyId": ARN},
+    "DisableKeyRotation": {"KeyId": ARN},
+    "GetKeyRotationStatus": {"KeyId": ARN},
+    "RotateKeyOnDemand": {"KeyId": ARN},
+    "ListKeyRotations": {"KeyId": ARN},
+    "ScheduleKeyDeletion": {"KeyId": ARN},
+    "CancelKeyDeletion": {"KeyId": ARN},
     "GetKeyLastUsage": {"KeyId": ARN},
     "GetKeyPolicy": {"KeyId": ARN},
     "PutKeyPolicy": {"KeyId": ARN, "Policy": "{}"},
@@ -103,7 +114,7 @@ REQUIRED: dict[str, dict[str, Any]] = {
     "DeleteCredential": {"Unit": "a.service", "Name": "a"},
 }
 BINARY = {"Plaintext", "CiphertextBlob", "Header"}
-NUMBERS = {"Limit", "NumberOfBytes", "FrameLength"}
+NUMBERS = {"Limit", "NumberOfBytes", "FrameLength", "RotationPeriodInDays", "PendingWindowInDays"}
 
 
 def decode(operation: str, **members: Any) -> msgspec.Struct:

@@ -20,7 +20,7 @@ import pytest
 from kmsd.api import OPERATIONS
 from kmsd.api.administration import UNSEAL, UnsealRequest
 from kmsd.api.errors import KmsError, RecoveryUnavailableError, TokenPinIncorrectError, ValidationError
-from kmsd.api.operation import Operation
+from kmsd.api.operation import KeyState, Operation
 from kmsd.api.unsealing import MAX_DATAGRAM_BYTES, decode_outcome
 from kmsd.wire.codec import ParamsDecoder
 from kmsd_client import Client
@@ -76,6 +76,8 @@ class Asked:
         with self.daemon.client() as client:
             if client.status().state == "sealed":
                 unseal(client, self.pin)
+            if client.describe_key(key_id=self.key).key_metadata.key_state is KeyState.PENDING_DELETION:
+                client.cancel_key_deletion(key_id=self.key)
             client.enable_key(key_id=self.key)
 
 

@@ -12,7 +12,7 @@ import pytest
 from kmsd.access.condition_keys import CONDITION_KEYS
 from kmsd.access.facts import UNDETERMINED, Values
 from kmsd.access.policy import default_key_policy, parse_policy
-from kmsd.api import OPERATIONS, files, grants, keys, policies, symmetric, tags
+from kmsd.api import OPERATIONS, deletion, files, grants, keys, policies, rotation, symmetric, tags
 from kmsd.api.operation import KeyUsage
 from kmsd.api.shapes import DataKeySpec, KeySpec, Tag
 from kmsd.identity.principals import Caller
@@ -129,6 +129,14 @@ CASES = [
     Case("Encrypt", ENCRYPT, "kms:requestalias", ("alias/a/b",), {"named": f"{ARN}alias/a/b"}),
     Case("Encrypt", ENCRYPT, "kms:requestalias", None, {"named": KEY_ID}),
     Case("Encrypt", ENCRYPT, "kms:requestalias", None, {"named": f"{ARN}key/{KEY_ID}"}),
+    Case("EnableKeyRotation", rotation.EnableKeyRotationRequest(key_id=KEY_ID), "kms:rotationperiodindays", ("365",)),
+    Case("RotateKeyOnDemand", rotation.RotateKeyOnDemandRequest(key_id=KEY_ID), "kms:rotationperiodindays", None),
+    Case(
+        "ScheduleKeyDeletion",
+        deletion.ScheduleKeyDeletionRequest(key_id=KEY_ID, pending_window_in_days=7),
+        "kms:schedulekeydeletionpendingwindowindays",
+        ("7",),
+    ),
     Case("Decrypt", symmetric.DecryptRequest(ciphertext_blob=b"x"), "kms:requestalias", None),
     Case("Decrypt", symmetric.DecryptRequest(ciphertext_blob=b"x"), "kms:encryptioncontextkeys", None),
     Case("Decrypt", symmetric.DecryptRequest(ciphertext_blob=b"x"), "kms:reencryptonsamekey", None),
@@ -325,8 +333,6 @@ NOT_YET = {
     "kms:expirationmodel",
     "kms:macalgorithm",
     "kms:messagetype",
-    "kms:rotationperiodindays",
-    "kms:schedulekeydeletionpendingwindowindays",
     "kms:signingalgorithm",
     "kms:validto",
     "kms:wrappingalgorithm",

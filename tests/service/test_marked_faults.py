@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import msgspec
 import pytest
 
 from kmsd.api import OPERATIONS
+from kmsd.api.deletion import SCHEDULE_KEY_DELETION, ScheduleKeyDeletionRequest
 from kmsd.api.errors import KMSInternalError
-from kmsd.api.operation import Cost, Operation
+from kmsd.api.operation import Cost, KeyState, Operation
 from kmsd.service.batch import Batch
 from kmsd.wire.codec import RequestDecoder
 from tests.support.embedded import ROOT, Embedded, answers_in
@@ -56,23 +57,35 @@ def break_handlers(service: Embedded) -> None:
         entry.handler = fail if entry.operation.cost is Cost.CRYPTOGRAPHY else fail_later
 
 
+class Broken(NamedTuple):
+    """A service in which every operation fails, and the ARNs of keys that ROOT may use."""
+
+    service: Embedded
+    enabled: str
+    pending_deletion: str
+
+    def key_for(self, operation: Operation[Any, Any]) -> str:
+        """A key in a state in which the operation gets as far as its handler."""
+        return self.enabled if KeyState.ENABLED in operation.usable_in else self.pending_deletion
+
+
 @pytest.fixture
-async def broken(open_service: OpenService) -> tuple[Embedded, str]:
-    """A service in which every operation fails, and the ARN of a key that ROOT may use."""
+async def broken(open_service: OpenService) -> Broken:
     service = await open_service()
-    key = await service.make_key(ROOT)
+    enabled, pending = await service.make_key(ROOT), await service.make_key(ROOT)
+    await service.ask(ROOT, SCHEDULE_KEY_DELETION, ScheduleKeyDeletionRequest(key_id=pending))
     break_handlers(service)
-    return service, key
+    return Broken(service, enabled, pending)
 
 
-async def test_a_fault_gives_nothing_away(broken: tuple[Embedded, str]) -> None:
+async def test_a_fault_gives_nothing_away(broken: Broken) -> None:
     """Not to the caller, not to the trail and not to the service log, which has its type and places."""
-    service, key = broken
+    service = broken.service
     marks = Marks()
     told = [
         await ask(service, operation, params)
         for operation in OPERATIONS
-        for params in MarkedRequests(operation, marks, key, {}).well_formed()
+        for params in MarkedRequests(operation, marks, broken.key_for(operation), {}).well_formed()
     ]
 
     log = service.log.getvalue()
@@ -83,11 +96,9 @@ async def test_a_fault_gives_nothing_away(broken: tuple[Embedded, str]) -> None:
     assert marks.leaks_below(service.directory) == []
 
 
-async def test_a_fault_that_is_logged_whole_is_found(
-    broken: tuple[Embedded, str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_fault_that_is_logged_whole_is_found(broken: Broken, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same search finds each of them in a log that says what exceptions say."""
-    service, key = broken
+    service = broken.service
     marks = Marks()
     said = []
     monkeypatch.setattr(
@@ -96,7 +107,7 @@ async def test_a_fault_that_is_logged_whole_is_found(
     marked = [
         (operation, params)
         for operation in OPERATIONS
-        for params in MarkedRequests(operation, marks, key, {}).well_formed()
+        for params in MarkedRequests(operation, marks, broken.key_for(operation), {}).well_formed()
         if marks.leaks("params", repr(params))
     ]
     for operation, params in marked:

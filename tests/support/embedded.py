@@ -48,6 +48,8 @@ from kmsd.service import (
     files,
     grants,
     host_policies,
+    key_deletion,
+    key_rotation,
     keys,
     last_usage,
     policies,
@@ -563,9 +565,15 @@ class Embedded:
             capacity=keys_in_memory,
         )
         self.care_sleeps = Sleeps()
+        self.rotation = Rotation(
+            versions=self.versions,
+            changes=self.own_changes,
+            clock=lambda: self.wall_time,
+            certain_ms=self.wall_ms,
+        )
         self.care = DefaultKeyCare(
             store=store,
-            rotation=Rotation(versions=self.versions, changes=self.own_changes, clock=lambda: self.wall_time),
+            rotation=self.rotation,
             changes=self.own_changes,
             gate=self.gate,
             logger=StructuredLogger(self.log),
@@ -641,6 +649,16 @@ class Embedded:
             {
                 **bind(symmetric.HANDLERS, symmetric_service),
                 **bind(keys.HANDLERS, keys_service),
+                **bind(
+                    key_rotation.HANDLERS,
+                    key_rotation.KeyRotation(
+                        store=store, changes=changes, rotation=self.rotation, latest_ms=self.wall_ms
+                    ),
+                ),
+                **bind(
+                    key_deletion.HANDLERS,
+                    key_deletion.KeyDeletion(changes=changes, versions=self.versions, latest_ms=self.wall_ms),
+                ),
                 **bind(
                     aliases.HANDLERS,
                     aliases.Aliases(
@@ -766,6 +784,10 @@ class Embedded:
         self.seal.seal()
         self.trail.close()
         await self.store.close()
+
+    def wall_ms(self) -> int:
+        """The time on the wall, in milliseconds."""
+        return int(self.wall_time * 1000)
 
     async def _combine(self, shares: Page) -> Page:
         """What a recovery job does, without a process."""

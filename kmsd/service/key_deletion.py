@@ -1,0 +1,76 @@
+"""Scheduling the deletion of keys, and taking that back; who destroys them at the date is `destruction`."""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Callable
+from typing import Any
+
+from kmsd.api import deletion as api
+from kmsd.api.errors import ValidationError
+from kmsd.api.operation import KeyState, Operation
+from kmsd.material.versions import Versions
+from kmsd.service.call import Call
+from kmsd.service.key_changes import KeyChanges
+from kmsd.service.key_dates import DAY_MS
+from kmsd.service.records import KeyRecord
+
+# AWS KMS: the days that may lie between asking for a key's deletion and its destruction.
+_SHORTEST_WINDOW_DAYS = 7
+_LONGEST_WINDOW_DAYS = 30
+
+
+class KeyDeletion:
+    """Handlers of deletion; `latest_ms` gives the time in milliseconds from which dates in the future are counted."""
+
+    def __init__(self, *, changes: KeyChanges, versions: Versions, latest_ms: Callable[[], int]) -> None:
+        self._changes = changes
+        self._versions = versions
+        self._latest_ms = latest_ms
+
+    async def schedule(
+        self, call: Call, request: api.ScheduleKeyDeletionRequest, key: KeyRecord
+    ) -> api.ScheduleKeyDeletionResponse:
+        """Let nobody use the key any more, at once, and have it destroyed when the window is over."""
+        days = request.pending_window_in_days
+        if not _SHORTEST_WINDOW_DAYS <= days <= _LONGEST_WINDOW_DAYS:
+            raise ValidationError(
+                f"PendingWindowInDays is {days}: it may be {_SHORTEST_WINDOW_DAYS} to {_LONGEST_WINDOW_DAYS}"
+            )
+        deletion_ms = self._latest_ms() + days * DAY_MS
+        try:
+            await self._changes.make(
+                call,
+                key,
+                key_state=KeyState.PENDING_DELETION,
+                deletion_ms=deletion_ms,
+                pending_window_days=days,
+                deletion_warned=False,
+            )
+        finally:
+            # Also when it failed, as it may have happened: a key that may still be used is unwrapped again.
+            self._versions.forget(key.key_id)
+        return api.ScheduleKeyDeletionResponse(
+            key_id=key.arn,
+            deletion_date=dt.datetime.fromtimestamp(deletion_ms / 1000, dt.UTC),
+            key_state=KeyState.PENDING_DELETION,
+            pending_window_in_days=days,
+        )
+
+    async def cancel(
+        self,
+        call: Call,
+        request: api.CancelKeyDeletionRequest,  # noqa: ARG002 - handlers share one form
+        key: KeyRecord,
+    ) -> api.CancelKeyDeletionResponse:
+        """Keep the key; it is disabled, so that whoever needs it has to say so."""
+        await self._changes.make(
+            call, key, key_state=KeyState.DISABLED, deletion_ms=0, pending_window_days=0, deletion_warned=False
+        )
+        return api.CancelKeyDeletionResponse(key_id=key.arn)
+
+
+HANDLERS: dict[Operation[Any, Any], Callable[..., Any]] = {
+    api.SCHEDULE_KEY_DELETION: KeyDeletion.schedule,
+    api.CANCEL_KEY_DELETION: KeyDeletion.cancel,
+}
