@@ -9,6 +9,8 @@ from tests.support.embedded import Embedded
 
 async def open_again(service: Embedded) -> Embedded:
     """The next service after `service`, which is ended without a chance to store anything; unsealed."""
+    for task in tuple(service.files._streams):
+        task.cancel()
     await service.close()
     again = await Embedded.open(service.directory, initialize=False)
     again.wall_time = service.wall_time
