@@ -70,6 +70,18 @@ async def test_it_is_told_of_a_key_in_any_state(service: Embedded) -> None:
     assert (await last_usage(service, arn)).uses == {"Encrypt": 1}
 
 
+async def test_of_a_default_key_its_owner_and_administrators_are_told(service: Embedded) -> None:
+    """It is kmsd's to delete, but who looks at keys sees whether this one is in use."""
+    blob = await encrypt(service, "alias/kmsd/default")
+    arn = service.newest()["resources"][0]["ARN"]
+    await decrypt(service, blob)
+
+    for session in (ALICE, ROOT):
+        assert (await last_usage(service, arn, session)).uses == {"Decrypt": 1, "Encrypt": 1}
+    with pytest.raises(AccessDeniedError):
+        await last_usage(service, arn, BOB)
+
+
 async def test_keys_are_named_by_id_or_arn(service: Embedded) -> None:
     """As in AWS: an alias may mean another key tomorrow."""
     arn = await service.make_key()
