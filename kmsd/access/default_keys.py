@@ -6,7 +6,7 @@ import json
 
 # Which template `default_key_template` writes. Whoever changes it raises this: kmsd then writes the policies of the
 # default keys that there are anew.
-TEMPLATE = 1
+TEMPLATE = 2
 
 # Left out is whatever changes the key or lets others in: that is kmsd's alone.
 _OWNERS_ACTIONS = (
@@ -14,6 +14,7 @@ _OWNERS_ACTIONS = (
     "kms:DescribeKey",
     "kms:Encrypt",
     "kms:GenerateDataKey*",
+    "kms:GetKeyLastUsage",
     "kms:GetKeyPolicy",
     "kms:GetKeyRotationStatus",
     "kms:ListGrants",
@@ -24,6 +25,7 @@ _OWNERS_ACTIONS = (
 # What administrators may see of a key that they can neither use nor change.
 _ADMINISTRATORS_ACTIONS = (
     "kms:DescribeKey",
+    "kms:GetKeyLastUsage",
     "kms:GetKeyPolicy",
     "kms:ListGrants",
     "kms:ListKeyPolicies",

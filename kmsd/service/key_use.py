@@ -204,12 +204,15 @@ class KeyUse:
         self.created_ms, self.row = created_ms, row
         self.give_back()
 
-    def take(self) -> UsageRow | None:
-        """Return the row that is to be stored, with all that was counted so far; None if nothing was."""
-        if self._new is None:
-            return None
+    def take(self) -> bool:
+        """Let what was counted so far be what is stored next; tell whether anything was."""
         self._under_way, self._new = self._new, None
-        self.attempted = self._under_way.added_to(self._stored(), self._tracking.behind_ms())
+        return self._under_way is not None
+
+    def attempt(self) -> UsageRow:
+        """Return the row that is to be stored with what was taken."""
+        taken = self._under_way or Counted()
+        self.attempted = taken.added_to(self._stored(), self._tracking.behind_ms())
         return self.attempted
 
     def keep(self) -> None:

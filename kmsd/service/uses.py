@@ -17,7 +17,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Callable, Sequence
-from typing import Protocol, TypeAlias
+from typing import Protocol
 from weakref import WeakValueDictionary
 
 from msgspec.structs import replace
@@ -38,8 +38,6 @@ BATCH_ROWS = 200
 IDLE_RECORDS = 10_000
 # Records that are read at once: some two milliseconds, in which nobody is served.
 PAGE_RECORDS = 500
-_Taken: TypeAlias = tuple[KeyUse, UsageRow]
-
 # Others that change the same rows do so once a minute.
 _TRIES = 4
 
@@ -111,8 +109,8 @@ class KeyUses:
     def last_used_ms(self, key_id: str, stored: UsageRow | None) -> int:
         """Return when a key was used last, of which this is stored; 0 if it never was."""
         use = self._keys.get(key_id)
-        total = stored if use is None else use.total() or stored
-        return 0 if total is None else total.last_ms
+        known = (stored, None if use is None else use.total())
+        return max((one.last_ms for one in known if one is not None), default=0)
 
     async def keep(self) -> None:
         """Count what is not counted yet, and store it; raises a KmsError when that cannot be done now."""
@@ -197,7 +195,7 @@ class KeyUses:
         sequence = self._trail.head[0]
         changed = tuple(self._tracking.changed.values())
         self._tracking.changed.clear()
-        taken = [(use, row) for use in changed if (row := use.take()) is not None]
+        taken = [use for use in changed if use.take()]
         if taken or self._stored_sequence is None or sequence - self._stored_sequence >= IDLE_RECORDS:
             await self._store_all(taken, sequence)
             self._stored_sequence = sequence
@@ -209,7 +207,7 @@ class KeyUses:
         else:
             use.settle(key.creation_ms, await self._store.usage(use.key_id))
 
-    async def _store_all(self, taken: Sequence[_Taken], sequence: int) -> None:
+    async def _store_all(self, taken: Sequence[KeyUse], sequence: int) -> None:
         """Store rows in batches, and with the last of them the record up to which their uses were counted."""
         begun = 0
         try:
@@ -220,26 +218,26 @@ class KeyUses:
                 if begun == len(taken):
                     return
         finally:
-            for use, _ in taken[begun:]:
+            for use in taken[begun:]:
                 use.give_back()
 
-    async def _commit(self, batch: Sequence[_Taken], sequence: int | None) -> None:
-        changes = [_storing(row) for _, row in batch]
+    async def _commit(self, batch: Sequence[KeyUse], sequence: int | None) -> None:
+        changes = [_storing(use.attempt()) for use in batch]
         try:
             if sequence is not None:
                 changes.append(await self._counted_until(sequence))
             await self._store.commit(None, changes)
         except (RowChangedError, RowExistsError):
-            for use, _ in batch:
+            for use in batch:
                 use.give_back()
                 use.doubt()
             raise
         except BaseException:
             # They may be stored all the same.
-            for use, _ in batch:
+            for use in batch:
                 use.doubt()
             raise
-        for use, _ in batch:
+        for use in batch:
             use.keep()
 
     async def _counted_until(self, sequence: int) -> Change:

@@ -12,6 +12,7 @@ import random
 import shutil
 import threading
 import time
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -141,6 +142,19 @@ def check_trail(daemon: DevDaemon, client: Client, told: Acknowledged) -> None:
     check_settled(records, client)
 
 
+def check_uses(daemon: DevDaemon, client: Client, told: Acknowledged) -> None:
+    """No key looks less used than the trail tells, so that nobody destroys it for that."""
+    happened: dict[str, Counter[str]] = defaultdict(Counter)
+    for record in daemon.records():
+        if record["eventType"] in {"ApiCall", "FileEnd"} and "errorCode" not in record:
+            happened[_resource(record)][record["eventName"]] += 1
+    for arn in told.keys[:OLDER_CHECKED]:
+        used = client.get_key_last_usage(key_id=arn)
+        assert used.key_last_usage is not None
+        for operation in ("Encrypt", "Decrypt", "EncryptFile", "DecryptFile"):
+            assert used.uses.get(operation, 0) >= happened[arn][operation]
+
+
 def check_settled(records: list[dict[str, Any]], client: Client) -> None:
     """What a start wrote of an interrupted alias is how it is: it exists exactly if the trail says so."""
     intents = {
@@ -180,7 +194,7 @@ def _context(record: dict[str, Any], name: str) -> str:
 
 @pytest.mark.timeout(600)
 def test_what_was_acknowledged_survives_kills(daemon: DevDaemon, short_path: Path) -> None:
-    """Keys, aliases, ciphertexts, files and audit records, however often and whenever the daemon is killed."""
+    """Keys, aliases, ciphertexts, files, audit records and uses, however often and whenever the daemon is killed."""
     rng = random.Random(RUNS)
     everything, last = Acknowledged(), Acknowledged()
     for run in range(RUNS):
@@ -193,6 +207,7 @@ def test_what_was_acknowledged_survives_kills(daemon: DevDaemon, short_path: Pat
             check_keys(client, last)
             check_keys(client, some_of(everything, rng))
             check_trail(daemon, client, last)
+            check_uses(daemon, client, last)
         last = work_until_killed(daemon, run, rng.uniform(0.0, 0.25), short_path)
         everything.add(last)
     daemon.start()

@@ -258,7 +258,7 @@ async def test_nobody_can_change_it(service: Embedded, session: Session) -> None
     record = await service.records.fetch(await key_of(service, ALICE), KeyAccess.ID_OR_ARN)
     authorizer = Authorizer(HostPolicy.load(None, account=ACCOUNT, names=service.names))
     looking = {"DescribeKey", "GetKeyPolicy", "GetKeyRotationStatus", "ListGrants", "ListKeyRotations"}
-    looking |= {"ListKeyPolicies", "ListResourceTags"}
+    looking |= {"GetKeyLastUsage", "ListKeyPolicies", "ListResourceTags"}
 
     for action in set(MANAGEMENT_ACTIONS) - {f"kms:{one}" for one in looking}:
         with pytest.raises(NotAuthorizedError):

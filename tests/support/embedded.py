@@ -463,12 +463,14 @@ class Embedded:
         self.root = MemoryRoot()
         self.hierarchy = Hierarchy(self.arena, self.root, os.urandom)
         self.versions = Versions(self.arena, self.hierarchy, store, capacity=keys_in_memory)
+        # What time is sure to have passed.
+        self.certain_time: Callable[[], float] = lambda: self.wall_time
         self.uses = KeyUses(
             store,
             trail,
             StructuredLogger(self.log),
             clock=lambda: self.wall_time,
-            certain_ms=lambda: int(self.wall_time * 1000),
+            certain_ms=lambda: int(self.certain_time() * 1000),
         )
         self.records = KeyRecords(
             store, self.arns, self.known, self.uses, capacity=keys_in_memory, clock=lambda: self.now
