@@ -1,6 +1,6 @@
 """The contract between daemon and client: operations, shapes and errors. Data only."""
 
-from kmsd.api import administration, backups, credentials, files, grants, keys, policies, symmetric, tags
+from kmsd.api import administration, backups, credentials, files, grants, keys, metrics, policies, symmetric, tags
 from kmsd.api.operation import Operation
 
 OPERATIONS: tuple[Operation, ...] = (  # type: ignore[type-arg] # of every request and response type
@@ -13,5 +13,6 @@ OPERATIONS: tuple[Operation, ...] = (  # type: ignore[type-arg] # of every reque
     *administration.OPERATIONS,
     *backups.OPERATIONS,
     *credentials.OPERATIONS,
+    *metrics.OPERATIONS,
 )
 BY_NAME = {operation.name: operation for operation in OPERATIONS}

@@ -30,6 +30,7 @@ from kmsd.server.deciding import Deciding
 from kmsd.server.foundation import Foundation
 from kmsd.server.limits import Shares
 from kmsd.server.listener import Listener, actor_of
+from kmsd.server.measuring import Measuring
 from kmsd.service import (
     administration,
     aliases,
@@ -171,6 +172,16 @@ class Service:
             clock=foundation.clock,
         )
         request_ids = RequestIds(os.urandom)
+        measuring = Measuring(
+            foundation,
+            store,
+            trail,
+            self._custody,
+            shares=self._shares,
+            accounts=self._accounts,
+            pool=self._pool,
+            withdrawn=lambda: self._pipeline.withdrawn,
+        )
         self._pipeline = Pipeline(
             OPERATIONS,
             {
@@ -186,6 +197,7 @@ class Service:
                 **bind(seal_requests.HANDLERS, self._custody.requests),
                 **bind(backups.HANDLERS, self._custody.backups),
                 **bind(credentials.HANDLERS, credentials_service),
+                **measuring.handlers,
             },
             authorizer=self._deciding.authorizer,
             lookup=lookup,
@@ -198,6 +210,8 @@ class Service:
             gate=self._custody.gate,
             mutations=store,
             logger=foundation.logger,
+            meter=measuring.requests,
+            timer=time.perf_counter,
             settles=trail.mode is SyncMode.ALWAYS,
         )
         self._delivery = CredentialDelivery(
