@@ -91,6 +91,11 @@ from kmsd.api.keys import (
     ListKeysRequest,
     ListKeysResponse,
 )
+from kmsd.api.metrics import (
+    GET_METRICS,
+    GetMetricsRequest,
+    GetMetricsResponse,
+)
 from kmsd.api.operation import (
     KeyUsage,
     Operation,
@@ -940,6 +945,10 @@ class Operations(ABC):
             ),
         )
 
+    def get_metrics(self) -> GetMetricsResponse:
+        """Tell how the service does, in Prometheus' text format."""
+        return self.call(GET_METRICS, GetMetricsRequest())
+
 
 class AsyncOperations(ABC):
     """The operations of the asyncio client; members and limits are in the request shapes."""
@@ -1708,3 +1717,7 @@ class AsyncOperations(ABC):
                 name=name,
             ),
         )
+
+    async def get_metrics(self) -> GetMetricsResponse:
+        """Tell how the service does, in Prometheus' text format."""
+        return await self.call(GET_METRICS, GetMetricsRequest())

@@ -8,6 +8,7 @@ from kmsd.api import (
     files,
     grants,
     keys,
+    metrics,
     policies,
     rotation,
     symmetric,
@@ -27,5 +28,6 @@ OPERATIONS: tuple[Operation, ...] = (  # type: ignore[type-arg] # of every reque
     *administration.OPERATIONS,
     *backups.OPERATIONS,
     *credentials.OPERATIONS,
+    *metrics.OPERATIONS,
 )
 BY_NAME = {operation.name: operation for operation in OPERATIONS}

@@ -5,6 +5,9 @@ from __future__ import annotations
 from kmsd.api.operation import MAX_FRAME_BYTES, Cost, Operation
 from kmsd.api.shapes import Request, Response
 
+# The metric that tells whether kmsd answers. Who asks for metrics says so himself when there is no answer.
+UP = "kmsd_up"
+
 
 class GetMetricsRequest(Request, frozen=True, kw_only=True):
     """GetMetrics has no members."""
@@ -21,7 +24,7 @@ GET_METRICS = Operation(
     summary="Tell how the service does, in Prometheus' text format.",
     request=GetMetricsRequest,
     response=GetMetricsResponse,
-    cost=Cost.STATUS,
+    cost=Cost.STORE,
     works_sealed=True,
     reply_bytes=MAX_FRAME_BYTES,
     audit_fields=(),

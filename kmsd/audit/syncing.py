@@ -57,6 +57,9 @@ class Syncer:
         self._wake = threading.Event()
         self._failure: str | None = None
         self._syncing_since: float | None = None
+        # When the oldest line was written that the sync under way, or the failed one, was for; and of those behind it.
+        self._due_since: float | None = None
+        self._next_since: float | None = None
         self._thread = threading.Thread(target=self._run, name="audit-sync", daemon=True)
         self._thread.start()
 
@@ -67,9 +70,15 @@ class Syncer:
             return f"a sync has not returned for {REFUSE_AFTER_SECONDS:.0f} s"
         return self._failure
 
+    @property
+    def lag_seconds(self) -> float:
+        """For how long the oldest line that is to be synced has waited for it, 0 if there is none."""
+        since = self._next_since if self._due_since is None else self._due_since
+        return 0.0 if since is None else self._system.monotonic() - since
+
     def schedule(self) -> None:
         """Have what was appended synced within the interval; costs no system call while the thread is at work."""
-        self._pending = True
+        self._expect()
         if self._parked:
             self._wake.set()
 
@@ -77,12 +86,17 @@ class Syncer:
         """Return when everything appended so far is durable; raises AuditUnavailableError."""
         waiter: Future[None] = Future()
         self._waiters.append(waiter)
-        self._pending = True
+        self._expect()
         self._wake.set()
         try:
             await asyncio.wait_for(asyncio.wrap_future(waiter), DEADLINE_SECONDS)
         except TimeoutError:
             raise unavailable(self._path, f"a sync has not returned for {DEADLINE_SECONDS:.0f} s") from None
+
+    def _expect(self) -> None:
+        if self._next_since is None:
+            self._next_since = self._system.monotonic()
+        self._pending = True
 
     def switch(self, file: ActiveFile) -> None:
         """Sync `file` from now on, and close the one before when no call uses it any more.
@@ -112,6 +126,9 @@ class Syncer:
             self._wake.clear()
             closing = self._closing
             self._pending = False
+            since, self._next_since = self._next_since, None
+            if self._due_since is None:
+                self._due_since = since
             started = self._system.monotonic()
             self._sync_once()
             while self._left:
@@ -141,6 +158,7 @@ class Syncer:
         else:
             file.synced = end
             self._failure = None
+            self._due_since = None
             for waiter in waiters:
                 waiter.set_result(None)
         finally:

@@ -93,6 +93,8 @@ class Trail:
         self._signer: Signer | None = None
         self._signed_seq = 0
         self._sign_at = sys.maxsize  # the number of records at which the next checkpoint is due
+        # How many bytes were written since it was opened.
+        self.written_bytes = 0
         self._syncer = Syncer(path, opened.file, system)
         self._retainer = Retainer(path, retention, system)
         self._history = History(path, lambda: self._file, system)
@@ -139,6 +141,11 @@ class Trail:
         return self._standing.store_sequence
 
     @property
+    def lag_seconds(self) -> float | None:
+        """For how long the oldest record that may not be on the disk has waited for that; None if none ever does."""
+        return None if self.mode is SyncMode.OS else self._syncer.lag_seconds
+
+    @property
     def signer(self) -> Signer | None:
         """The audit key, None while nobody may use it; with one, there is a checkpoint every so many records."""
         return self._signer
@@ -162,6 +169,7 @@ class Trail:
             records = [*self._mark(end), *records]
         data, head = self._link(end.head, records)
         file.append(data, head)
+        self.written_bytes += len(data)
         for seq, record in enumerate(records, end.head.seq + 1):
             if record.kind is not _REQUEST:
                 self._note(seq, record, end.size)
@@ -185,7 +193,9 @@ class Trail:
         # The line has to have the number, the hash and the time that are signed, so it is a batch of its own.
         checkpoint = sign(self._signer, head.seq + 1, head.digest, time)
         details = {"keyId": checkpoint.key_id, "signature": checkpoint.signature}
-        file.append(*self._link(head, [system_record(CHECKPOINT, details)], time))
+        line, signed = self._link(head, [system_record(CHECKPOINT, details)], time)
+        file.append(line, signed)
+        self.written_bytes += len(line)
         self._signed_seq = checkpoint.seq
         self._sign_at = checkpoint.seq + self._checkpoint_records
         if self.mode is SyncMode.INTERVAL:

@@ -147,6 +147,11 @@ class WorkerPool:
         self._closing = False
 
     @property
+    def size(self) -> int:
+        """How many files may be under way."""
+        return self._size
+
+    @property
     def busy(self) -> int:
         """How many files are under way, abandoned workers not counted."""
         return self._busy

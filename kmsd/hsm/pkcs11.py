@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import re
 import socket
+import time
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from itertools import islice
@@ -42,6 +43,7 @@ from kmsd.hsm.root import (
     DOMAIN_KEY_BYTES,
     AnchorInvalidError,
     PinUnavailableError,
+    RootError,
     TokenCrashedError,
     TokenFailedError,
     TokenInfo,
@@ -51,6 +53,8 @@ from kmsd.hsm.root import (
 )
 from kmsd.hsm.wrapped import associated_data, split
 from kmsd.memory.page import Page
+from kmsd.metrics.families import TOKEN_JOB_SECONDS, TOKEN_JOBS
+from kmsd.metrics.meter import CANCELED, OK, Families, Meter
 from kmsd.processes.zygote import Child, SpawnError, Zygote, ZygoteGoneError
 
 __all__ = ["JOB_ENTRY", "FilePin", "PinSource", "Pkcs11Root", "TokenConfig", "TokenJobs", "run_job"]
@@ -84,6 +88,7 @@ class TokenJobs:
         self._deadline_seconds = deadline_seconds
         self._unawaited_seconds = unawaited_seconds
         self._turn = asyncio.Lock()
+        self.meter = Meter(Families(TOKEN_JOBS, TOKEN_JOB_SECONDS))
 
     async def run(self, request: Request, pages: Sequence[Page], answer: type[_Answer]) -> _Answer:
         """Return the job's reply to `request`, which is an `answer`; raises the `RootError` it reports.
@@ -91,6 +96,19 @@ class TokenJobs:
         The job gets `pages` by their descriptors, which are closed here. When this ends, in whatever way, so does the
         job's process: it is killed only if it takes too long.
         """
+        tally, started = self.meter.of(type(request).__name__), time.monotonic()
+        outcome = CANCELED
+        try:
+            done = await self._run(request, pages, answer)
+            outcome = OK
+        except RootError as error:
+            outcome = type(error).__name__
+            raise
+        finally:
+            tally.note(outcome, time.monotonic() - started)
+        return done
+
+    async def _run(self, request: Request, pages: Sequence[Page], answer: type[_Answer]) -> _Answer:
         async with self._turn:
             reply = await self._converse(request, pages)
         if isinstance(reply, answer):
@@ -182,6 +200,11 @@ class Pkcs11Root:
         self._config = config
         self._pin = pin
         self.seen: TokenInfo | None = None
+
+    @property
+    def meter(self) -> Meter:
+        """What counts its uses of the token."""
+        return self._jobs.meter
 
     async def look(self) -> TokenInfo:
         """Ask the token who it is and what it can do; needs no PIN."""

@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from kmsd.metrics.meter import Meter
+
 # AES-256 (DESIGN 7): the size of a domain key, and of the root key that wraps it.
 DOMAIN_KEY_BYTES = 32
 
@@ -102,6 +104,10 @@ class Root(Protocol):
     @property
     def seen(self) -> TokenInfo | None:
         """What the token said about itself at the last job that succeeded."""
+
+    @property
+    def meter(self) -> Meter:
+        """What counts its uses of the token."""
 
     async def look(self) -> TokenInfo:
         """Ask the token who it is and what it can do; needs no PIN."""

@@ -31,6 +31,7 @@ from kmsd.server.foundation import Foundation
 from kmsd.server.limits import Shares
 from kmsd.server.listener import Listener, actor_of
 from kmsd.server.managing import Managing
+from kmsd.server.measuring import Measuring
 from kmsd.service import (
     administration,
     backups,
@@ -156,6 +157,16 @@ class Service:
             clock=foundation.clock,
         )
         request_ids = RequestIds(os.urandom)
+        measuring = Measuring(
+            foundation,
+            store,
+            trail,
+            self._custody,
+            shares=self._shares,
+            accounts=self._accounts,
+            pool=self._pool,
+            withdrawn=lambda: self._pipeline.withdrawn,
+        )
         self._pipeline = Pipeline(
             OPERATIONS,
             {
@@ -169,6 +180,7 @@ class Service:
                 **bind(backups.HANDLERS, self._custody.backups),
                 **bind(credentials.HANDLERS, credentials_service),
                 **bind(last_usage.HANDLERS, last_usage.LastUsage(uses=self._custody.uses)),
+                **measuring.handlers,
             },
             authorizer=self._deciding.authorizer,
             lookup=lookup,
@@ -181,6 +193,8 @@ class Service:
             gate=self._custody.gate,
             mutations=store,
             logger=foundation.logger,
+            meter=measuring.requests,
+            timer=time.perf_counter,
             settles=trail.mode is SyncMode.ALWAYS,
         )
         self._delivery = CredentialDelivery(

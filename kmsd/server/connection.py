@@ -169,6 +169,7 @@ class Connection:
             self._close_if_done()
         elif wait > 0:
             # A peer above its rate is slowed down, and learns of it by waiting.
+            self.share.pauses += 1
             self._pause_reading()
             self._throttled = self._loop.call_later(wait, self._end_pause)
         elif self._is_congested():

@@ -13,7 +13,7 @@ from kmsd.service.token_bucket import TokenBucket
 class Share:
     """What connections of one uid have in common."""
 
-    __slots__ = ("bucket", "connections", "in_flight", "limits")
+    __slots__ = ("bucket", "connections", "in_flight", "limits", "pauses")
 
     def __init__(self, limits: Limits, clock: Callable[[], float]) -> None:
         self.limits = limits
@@ -21,6 +21,8 @@ class Share:
         self.bucket = TokenBucket(rate, rate, clock)
         self.connections = 0
         self.in_flight = 0
+        # How often one of them was not read from because the uid was above its rate.
+        self.pauses = 0
 
 
 class Shares:
@@ -36,6 +38,16 @@ class Shares:
     def connections(self) -> int:
         """How many connections there are."""
         return self._connections
+
+    @property
+    def in_flight(self) -> int:
+        """How many requests await something."""
+        return sum(share.in_flight for share in self._shares.values())
+
+    @property
+    def pauses(self) -> int:
+        """How often peers above their rate were made to wait."""
+        return sum(share.pauses for share in self._shares.values())
 
     def join(self, uid: int, *, known: bool) -> Share:
         """Count a new connection of `uid`, `known` to passwd or not; raises LimitExceededError."""

@@ -60,6 +60,10 @@ class AuditAccounts:
             self._write(budget)
         return budget
 
+    def count_exceeded(self) -> int:
+        """Return how many budgets are used up."""
+        return sum(budget.exceeded and not budget.resume() for budget in self._budgets.values())
+
     def _open(self, place: int) -> AuditBudget:
         budget = self._budgets[place] = AuditBudget(
             None if place == UNKNOWN_UIDS else place,

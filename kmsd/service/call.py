@@ -75,6 +75,7 @@ class Call:
         "request_id",
         "resources",
         "session",
+        "started",
     )
 
     def __init__(
@@ -85,11 +86,14 @@ class Call:
         authorizer: Authorizer,
         surroundings: Surroundings,
         budget: AuditBudget,
+        started: float = 0.0,
     ) -> None:
         self.session = session
         self.caller = session.caller
         self.operation = operation
         self.request_id = request_id
+        # When it came, by the clock of who measures that.
+        self.started = started
         self.resources: list[str] = []
         self.decision: str | None = None
         # Whether a `begin` or `intent` record stands in the trail, so that the last record is its counterpart.

@@ -39,13 +39,13 @@ from kmsd.logs import Logger
 from kmsd.memory.arena import Arena
 from kmsd.service.audit_accounts import AuditAccounts
 from kmsd.service.call import Call, Session
+from kmsd.service.changing import Trail
 from kmsd.service.credentials import not_found
 from kmsd.service.facts import Surroundings
 from kmsd.service.foreseen import Foreseen
 from kmsd.service.gate import Gate
 from kmsd.service.key_cipher import KeyCipher
 from kmsd.service.loading import loaded
-from kmsd.service.pipeline import Trail
 from kmsd.service.records import KeyRecords
 from kmsd.service.refusals import Refusals
 from kmsd.service.request_ids import RequestIds

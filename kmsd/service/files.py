@@ -32,10 +32,10 @@ from kmsd.envelope.header import CHANGED, EncryptedDataKey, MessageHeader, make_
 from kmsd.envelope.pool import Direction, FileJob, FileStream, WorkerPool
 from kmsd.memory.arena import Arena
 from kmsd.service.call import Call
+from kmsd.service.changing import Trail
 from kmsd.service.key_cipher import KeyCipher
 from kmsd.service.key_lookup import KeyLookup
 from kmsd.service.loading import loaded
-from kmsd.service.pipeline import Trail
 from kmsd.service.records import KeyRecord
 from kmsd.service.table import WithDescriptors
 

@@ -16,7 +16,7 @@ from kmsd.identity.directory import Directory
 from kmsd.identity.principals import NameServiceError
 from kmsd.logs import Logger
 from kmsd.service.call import Call
-from kmsd.service.pipeline import Trail
+from kmsd.service.changing import Trail
 from kmsd.service.unsealing import system_record
 
 # How long the names of users and groups are trusted before they are looked up again: as long as nscd and sssd keep an

@@ -5,8 +5,8 @@
 3. Refuse what needs keys while the daemon is sealed.
 4. Find the key the request names, in memory or else in the store.
 5. Authorize: key policy and host policy; then the caller's audit budget, and the key's state and usage.
-6. Call the handler. A mutation first writes an `intent` record that is synced, and an `outcome` record after it,
-   shielded from cancellation; a file operation writes `begin` itself.
+6. Call the handler; for what changes something, as `kmsd.service.changing` does. A file operation writes `begin`
+   itself.
 7. Put the reply into the batch, and the audit record beside it; above its audit budget a uid's refusals are counted.
 8. `finish` writes all records of a batch with one write. Only if that succeeded may the caller of the pipeline
    send the batch; if it failed, every reply in it has become an error that names the trail.
@@ -18,9 +18,9 @@ batch that was awaited has had both.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 import msgspec
 
@@ -28,7 +28,6 @@ from kmsd.access.decision import Authorizer, NotAuthorizedError
 from kmsd.api.encryption_context import MAX_BYTES
 from kmsd.api.errors import (
     AuditUnavailableError,
-    DaemonError,
     KeyUnavailableError,
     KmsError,
     SealedError,
@@ -39,9 +38,11 @@ from kmsd.api.operation import Operation
 from kmsd.audit.record import Kind, Record
 from kmsd.logs import Logger
 from kmsd.material.versions import NotLoadedError
+from kmsd.metrics.meter import CANCELED, OK, Meter
 from kmsd.service.audit_accounts import AuditAccounts
 from kmsd.service.batch import Batch
 from kmsd.service.call import Call, Session
+from kmsd.service.changing import Changing, Mutations, Trail
 from kmsd.service.facts import Surroundings
 from kmsd.service.foreseen import Foreseen
 from kmsd.service.gate import Gate
@@ -62,35 +63,18 @@ _LOADS = 16
 # More than AWS's longest operation name has.
 _NAME_CHARACTERS = 64
 
+# As what requests are counted whose operation nobody declared: the name is the peer's own text.
+_UNKNOWN = "unknown"
+
 # Kept at hand: looking a member up in its enumeration is not free, and every request needs this one.
 _REQUEST = Kind.REQUEST
-
-
-class Trail(Protocol):
-    """What the pipeline needs of `kmsd.audit.writer.Trail`."""
-
-    def append(self, records: Sequence[Record]) -> int:
-        """Write records, all or none, and return how many bytes they took; raises AuditUnavailableError."""
-
-    async def sync(self) -> None:
-        """Wait until everything written is on the disk; raises AuditUnavailableError."""
-
-
-class Mutations(Protocol):
-    """What the pipeline needs of `kmsd.store.base.Store`."""
-
-    @property
-    def sequence(self) -> int:
-        """How many commits the store counts."""
-
-    async def committed(self, mutation_ids: Sequence[str]) -> set[str]:
-        """Return which of these mutations were committed."""
 
 
 class Pipeline:
     """Serves requests; `handlers` must have one for each of `operations`, or nothing starts.
 
-    `settles`: no reply leaves before its record is on the disk, not only written.
+    `settles`: no reply leaves before its record is on the disk, not only written. `meter` counts requests; `timer`
+    gives monotonic seconds.
     """
 
     def __init__(
@@ -109,9 +93,13 @@ class Pipeline:
         gate: Gate,
         mutations: Mutations,
         logger: Logger,
+        meter: Meter,
+        timer: Callable[[], float],
         settles: bool,
     ) -> None:
-        self._table = make_table(operations, handlers)
+        self._table = make_table(operations, handlers, meter)
+        self._unknown = meter.of(_UNKNOWN)
+        self._timer = timer
         self._authorizer = authorizer
         self._lookup = lookup
         self._trail = trail
@@ -120,13 +108,14 @@ class Pipeline:
         self._refusals = refusals
         self._scratch = scratch
         self._gate = gate
-        self._mutated = mutations
         self._logger = logger
         self._encoder = ReplyEncoder()
-        self._mutations: set[asyncio.Task[Any]] = set()
+        self._changing = Changing(trail=trail, mutations=mutations, gate=gate, logger=logger)
         self._request_ids = request_ids
         self.settles = settles
         self.stopping = False
+        # How many replies were withdrawn because the trail could not be written.
+        self.withdrawn = 0
 
     def serve(self, session: Session, request: Request, batch: Batch) -> Coroutine[Any, Any, Batch] | None:
         """Serve a request at once into `batch`, or return what has to be awaited for a batch of its own.
@@ -139,7 +128,15 @@ class Pipeline:
             self.refuse(session, request, batch, UnknownOperationError(f"no operation has the name '{name}'"))
             return None
         budget = self._accounts.of(session)
-        call = Call(session, entry.operation, self._request_ids.next(), self._authorizer, self._surroundings, budget)
+        call = Call(
+            session,
+            entry.operation,
+            self._request_ids.next(),
+            self._authorizer,
+            self._surroundings,
+            budget,
+            self._timer(),
+        )
         if not entry.synchronous:
             return self._serve_later(call, request.id, entry, bytearray(request.params))
         batch.budget = budget
@@ -171,6 +168,7 @@ class Pipeline:
 
     def _withdraw(self, batch: Batch, error: AuditUnavailableError) -> None:
         batch.discard()
+        self.withdrawn += len(batch.identifiers)
         for identifier in batch.identifiers:
             self._encoder.append_error(batch.out, identifier, error)
 
@@ -183,6 +181,8 @@ class Pipeline:
     def refuse(self, session: Session, request: Request, batch: Batch, error: KmsError) -> None:
         """Answer a request with an error before anything else is looked at, and record that."""
         error.request_id = self._request_ids.next()
+        entry = self._table.get(request.op)
+        (entry.tally if entry else self._unknown).count(error.code)
         # The name is the peer's own text: the record keeps a bounded piece of it.
         name = request.op[:_NAME_CHARACTERS]
         batch.budget = self._accounts.of(session)
@@ -225,10 +225,11 @@ class Pipeline:
                 response = self._answer_now(call, entry, request)
                 self._encoder.append_result(batch.out, identifier, response)
         except KmsError as error:
-            self._refuse(call, identifier, batch, error, entry.parameters(request))
+            self._refuse(call, identifier, batch, entry, error, entry.parameters(request))
         else:
             batch.records.append(call.record(_REQUEST, parameters=entry.parameters(request)))
             batch.identifiers.append(identifier)
+            entry.tally.note(OK, self._timer() - call.started)
         finally:
             self._scratch.wipe()
 
@@ -266,6 +267,9 @@ class Pipeline:
                     break
                 except NotLoadedError as again:
                     missing = again
+        except asyncio.CancelledError:
+            entry.tally.note(CANCELED, self._timer() - call.started)
+            raise
         finally:
             _wipe(params)  # also when the peer hangs up meanwhile
         return await self._finish_later(batch)
@@ -284,8 +288,12 @@ class Pipeline:
                 self._encoder.append_result(batch.out, identifier, response, len(batch.descriptors))
         except KmsError as error:
             batch.discard()
-            self._refuse(call, identifier, batch, error, entry.parameters(request))
+            self._refuse(call, identifier, batch, entry, error, entry.parameters(request))
+        except asyncio.CancelledError:
+            entry.tally.note(CANCELED, self._timer() - call.started)
+            raise
         else:
+            entry.tally.note(OK, self._timer() - call.started)
             batch.identifiers.append(identifier)
             if not call.began:
                 parameters = entry.parameters(request)
@@ -311,39 +319,9 @@ class Pipeline:
         if operation.read_only or operation.descriptors:
             # What hands out a descriptor has only begun then, and its handler records how it goes on.
             return await entry.handler(*arguments)
-        call.change = mutation = asyncio.ensure_future(self._mutate(call, entry, arguments))
-        self._mutations.add(mutation)
-        mutation.add_done_callback(self._mutations.discard)
-        if not operation.works_sealed:
-            self._gate.pass_through(mutation)
+        call.change = change = self._changing.begin(call, entry, arguments)
         # A peer that hangs up cancels its work, but never between the commit and its record.
-        return await asyncio.shield(mutation)
-
-    async def _mutate(self, call: Call, entry: Entry, arguments: tuple[Any, ...]) -> msgspec.Struct:
-        parameters = entry.parameters(arguments[1])
-        call.budget.charge(self._trail.append([call.record(Kind.INTENT, parameters=parameters)]))
-        call.began = True
-        try:
-            with Foreseen(self._logger, call):
-                await self._trail.sync()
-                response: msgspec.Struct = await entry.handler(*arguments)
-                elements = entry.response_elements(response)
-        except KmsError as error:
-            details: dict[str, Any] = dict(call.noted or {})
-            if isinstance(error, DaemonError):
-                # What failed may have done so after the commit, the commit itself included. The record tells which, or
-                # stays open until the next start can tell.
-                with Foreseen(self._logger, call):
-                    happened = call.request_id in await self._mutated.committed([call.request_id])
-                    details |= {"committed": happened, "storeSequence": self._mutated.sequence}
-            outcome = call.record(Kind.OUTCOME, parameters=parameters, error=error, details=details or None)
-            call.budget.charge(self._trail.append([outcome]))
-            raise
-        # By this the trail knows of each commit, and an earlier store cannot be put in this one's place unseen.
-        details = {**(call.noted or {}), "storeSequence": self._mutated.sequence}
-        outcome = call.record(Kind.OUTCOME, parameters=parameters, response=elements, details=details)
-        call.budget.charge(self._trail.append([outcome]))
-        return response
+        return await asyncio.shield(change)
 
     def _decode(self, entry: Entry, params: memoryview) -> msgspec.Struct:
         if self.stopping:
@@ -360,8 +338,15 @@ class Pipeline:
         return request
 
     def _refuse(
-        self, call: Call, identifier: int, batch: Batch, error: KmsError, parameters: dict[str, Any] | None
+        self,
+        call: Call,
+        identifier: int,
+        batch: Batch,
+        entry: Entry,
+        error: KmsError,
+        parameters: dict[str, Any] | None,
     ) -> None:
+        entry.tally.note(error.code, self._timer() - call.started)
         # An error may be shared (by all who awaited one sync), so its id is set for this encoding only.
         error.request_id = call.request_id
         self._encoder.append_error(batch.out, identifier, error)
@@ -378,9 +363,8 @@ class Pipeline:
             batch.records.append(call.record(_REQUEST, parameters=parameters, error=error))
 
     async def drain(self) -> None:
-        """Wait until every mutation under way has its outcome in the trail."""
-        while self._mutations:
-            await asyncio.wait(self._mutations)
+        """Wait until every change under way has its outcome in the trail."""
+        await self._changing.drain()
 
 
 def _wipe(params: bytearray) -> None:

@@ -34,7 +34,7 @@ from kmsd.memory.page import Page
 from kmsd.recovery import RECOVERY_KEY_BYTES
 from kmsd.recovery.jobs import shares_page
 from kmsd.service.call import Call
-from kmsd.service.pipeline import Trail
+from kmsd.service.changing import Trail
 from kmsd.service.seal import Means, no_recovery
 from kmsd.service.table import WithDescriptors
 from kmsd.service.telling import told

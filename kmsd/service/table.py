@@ -12,6 +12,7 @@ from kmsd.access.document import MAX_BYTES as MAX_POLICY_BYTES
 from kmsd.api.encryption_context import check_size
 from kmsd.api.errors import LimitExceededError
 from kmsd.api.operation import Cost, Operation, member_name
+from kmsd.metrics.meter import Meter, Tally
 from kmsd.wire.codec import ParamsDecoder
 
 # What a module's table HANDLERS holds for each operation: a function of the serving object, the call, the request, and
@@ -32,13 +33,24 @@ class WithDescriptors(msgspec.Struct, frozen=True):
 
 
 class Entry:
-    """An operation with everything the hot path needs at hand."""
+    """An operation with everything the hot path needs at hand; `tally` counts what comes of its requests."""
 
-    __slots__ = ("contexts", "decode", "elements", "fields", "handler", "has_tokens", "operation", "synchronous")
+    __slots__ = (
+        "contexts",
+        "decode",
+        "elements",
+        "fields",
+        "handler",
+        "has_tokens",
+        "operation",
+        "synchronous",
+        "tally",
+    )
 
-    def __init__(self, operation: Operation[Any, Any], handler: Handler) -> None:
+    def __init__(self, operation: Operation[Any, Any], handler: Handler, tally: Tally) -> None:
         self.operation = operation
         self.handler = handler
+        self.tally = tally
         self.decode = ParamsDecoder(operation.request, max_bytes=operation.frame_bytes).decode
         self.synchronous = operation.cost is Cost.CRYPTOGRAPHY
         self.contexts = tuple(
@@ -96,13 +108,13 @@ def _chosen(struct: msgspec.Struct | None, fields: tuple[tuple[str, str], ...]) 
 
 
 def make_table(
-    operations: Sequence[Operation[Any, Any]], handlers: Mapping[Operation[Any, Any], Handler]
+    operations: Sequence[Operation[Any, Any]], handlers: Mapping[Operation[Any, Any], Handler], meter: Meter
 ) -> dict[str, Entry]:
-    """Return the table by operation name.
+    """Return the table by operation name; `meter` counts requests by operation.
 
     Raises TypeError, so that nothing starts, when an operation has no handler or a handler no operation.
     """
     missing = {operation.name for operation in set(operations) ^ set(handlers)}
     if missing:
         raise TypeError(f"operations without a handler, or handlers without an operation: {sorted(missing)}")
-    return {operation.name: Entry(operation, handlers[operation]) for operation in operations}
+    return {operation.name: Entry(operation, handlers[operation], meter.of(operation.name)) for operation in operations}

@@ -27,9 +27,9 @@ from kmsd.api.errors import (
 from kmsd.audit.record import Kind, Record
 from kmsd.hsm.root import Root
 from kmsd.logs import Logger
+from kmsd.service.changing import Trail
 from kmsd.service.checkpoints import Checkpoints
 from kmsd.service.gate import Gate
-from kmsd.service.pipeline import Trail
 from kmsd.service.seal import CONFIGURED, Means, Seal
 from kmsd.service.telling import told
 from kmsd.service.token_anchor import TokenAnchor

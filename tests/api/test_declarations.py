@@ -39,6 +39,7 @@ OURS = {
     "CreateCredential",
     "ListCredentials",
     "DeleteCredential",
+    "GetMetrics",
 }
 # AWS KMS, developer guide: the permission of each operation, where it is not kms:NAME.
 ACTIONS = {
@@ -215,7 +216,15 @@ def test_descriptors_come_with_files_unsealing_and_backups_only(operation: Opera
 def test_what_works_sealed_needs_no_key() -> None:
     """The status, the trail, and what decides whether there are keys."""
     sealed = {operation.name for operation in OPERATIONS if operation.works_sealed}
-    assert sealed == {"Status", "GetAuditAnchor", "GetAuditRecords", "ReloadHostPolicy", "Seal", "Unseal"}
+    assert sealed == {
+        "Status",
+        "GetAuditAnchor",
+        "GetAuditRecords",
+        "GetMetrics",
+        "ReloadHostPolicy",
+        "Seal",
+        "Unseal",
+    }
 
 
 @of_each

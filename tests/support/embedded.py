@@ -38,6 +38,8 @@ from kmsd.material.hierarchy import Hierarchy
 from kmsd.material.versions import Versions
 from kmsd.memory.arena import Arena
 from kmsd.memory.page import Page
+from kmsd.metrics import families
+from kmsd.metrics.meter import Families, Meter
 from kmsd.recovery.job import LENGTH_BYTES as LENGTH
 from kmsd.recovery.shares import SharesError, read_shares
 from kmsd.service import (
@@ -52,6 +54,7 @@ from kmsd.service import (
     key_rotation,
     keys,
     last_usage,
+    metrics,
     policies,
     seal_requests,
     simulation,
@@ -107,6 +110,7 @@ class MemoryRoot:
         self.fault: Exception | None = None
         self.gate: Gate | None = None
         self.seen: TokenInfo | None = None
+        self.meter = Meter(Families(families.TOKEN_JOBS, families.TOKEN_JOB_SECONDS))
         # What it holds for each store.
         self.anchors: dict[str, int] = {}
         self.can_anchor = True
@@ -624,6 +628,15 @@ class Embedded:
             store_sequence=lambda: store.sequence,
             last_backup=lambda: self.backups.last,
         )
+        self.meter = Meter(Families(families.REQUESTS, families.REQUEST_SECONDS))
+        metrics_service = metrics.Metrics(
+            meters=(self.meter, self.root.meter),
+            values={families.STORE_SEQUENCE: lambda: store.sequence},
+            store=store,
+            gate=self.gate,
+            now_ms=lambda: int(self.wall_time * 1000),
+            store_seconds=0.3,
+        )
         request_ids = RequestIds(os.urandom)
         policies_path = self.directory / "policy.d"
         host_policy = HostPolicy.load(policies_path, account=ACCOUNT, names=self.names)
@@ -678,6 +691,7 @@ class Embedded:
                 **bind(grants.HANDLERS, grants_service),
                 **bind(files.HANDLERS, self.files),
                 **bind(administration.HANDLERS, administration_service),
+                **bind(metrics.HANDLERS, metrics_service),
                 **bind(seal_requests.HANDLERS, self.seal_requests),
                 **bind(backups.HANDLERS, self.backups),
                 **bind(
@@ -704,6 +718,8 @@ class Embedded:
             gate=self.gate,
             mutations=store,
             logger=StructuredLogger(self.log),
+            meter=self.meter,
+            timer=time.perf_counter,
             settles=trail.mode is SyncMode.ALWAYS,
         )
         self.delivery = CredentialDelivery(

@@ -41,6 +41,7 @@ VERBS = {
     "why": Verb("why", "tell why a request was refused, or who may do what"),
     "random": Verb("randomness", "print random bytes"),
     "status": Verb("status", "tell how the daemon is"),
+    "metrics": Verb("metrics", "tell how the daemon does in numbers, for Prometheus"),
     "seal": Verb("seal", "wipe all keys from the daemon's memory"),
     "unseal": Verb("unseal", "give the daemon the token's PIN, and so its keys"),
     "doctor": Verb("doctor", "check the installation and say what to do"),
