@@ -661,6 +661,7 @@ class Embedded:
             streams=lambda: self.files.streams,
             store_sequence=lambda: store.sequence,
             last_backup=lambda: self.backups.last,
+            clock=lambda: self.timekeeping.state,
         )
         self.meter = Meter(Families(families.REQUESTS, families.REQUEST_SECONDS))
         metrics_service = metrics.Metrics(
@@ -740,6 +741,7 @@ class Embedded:
                         clock=lambda: self.wall_time,
                     ),
                 ),
+                **bind(timekeeping.HANDLERS, self.timekeeping),
                 **bind(last_usage.HANDLERS, last_usage.LastUsage(uses=self.uses)),
                 **handlers,
             },
