@@ -27,6 +27,14 @@ from kmsd.api.backups import (
     CreateBackupRequest,
     CreateBackupResponse,
 )
+from kmsd.api.calendar import (
+    CONFIRM_CLOCK,
+    GET_CLOCK,
+    ConfirmClockRequest,
+    ConfirmClockResponse,
+    GetClockRequest,
+    GetClockResponse,
+)
 from kmsd.api.credentials import (
     CREATE_CREDENTIAL,
     DELETE_CREDENTIAL,
@@ -894,6 +902,23 @@ class Operations(ABC):
         """
         return self.call_with_descriptors(CREATE_BACKUP, CreateBackupRequest())
 
+    def get_clock(self) -> GetClockResponse:
+        """Tell whether the host's clock is believed, and what waits for that."""
+        return self.call(GET_CLOCK, GetClockRequest())
+
+    def confirm_clock(
+        self,
+        *,
+        clock: datetime,
+    ) -> ConfirmClockResponse:
+        """Confirm that the host's clock is right, so that what is due by it happens."""
+        return self.call(
+            CONFIRM_CLOCK,
+            ConfirmClockRequest(
+                clock=clock,
+            ),
+        )
+
     def create_credential(
         self,
         *,
@@ -1666,6 +1691,23 @@ class AsyncOperations(ABC):
         The descriptors that come with the response are the caller's to close.
         """
         return await self.call_with_descriptors(CREATE_BACKUP, CreateBackupRequest())
+
+    async def get_clock(self) -> GetClockResponse:
+        """Tell whether the host's clock is believed, and what waits for that."""
+        return await self.call(GET_CLOCK, GetClockRequest())
+
+    async def confirm_clock(
+        self,
+        *,
+        clock: datetime,
+    ) -> ConfirmClockResponse:
+        """Confirm that the host's clock is right, so that what is due by it happens."""
+        return await self.call(
+            CONFIRM_CLOCK,
+            ConfirmClockRequest(
+                clock=clock,
+            ),
+        )
 
     async def create_credential(
         self,

@@ -3,6 +3,7 @@
 from kmsd.api import (
     administration,
     backups,
+    calendar,
     credentials,
     deletion,
     files,
@@ -27,6 +28,7 @@ OPERATIONS: tuple[Operation, ...] = (  # type: ignore[type-arg] # of every reque
     *files.OPERATIONS,
     *administration.OPERATIONS,
     *backups.OPERATIONS,
+    *calendar.OPERATIONS,
     *credentials.OPERATIONS,
     *metrics.OPERATIONS,
 )

@@ -8,6 +8,7 @@ from typing import Annotated
 
 from msgspec import Meta
 
+from kmsd.api.calendar import ClockState
 from kmsd.api.operation import MAX_FRAME_BYTES, Cost, Operation
 from kmsd.api.shapes import Request, Response, Structure
 
@@ -72,7 +73,8 @@ class StatusResponse(Response, frozen=True, kw_only=True):
     `unseal_failure` tells why the daemon is sealed: what came of the last attempt, or that the token was lost; nothing
     when it was sealed on request, or nobody has tried. `pin` tells whether it can unseal itself, `recovery` whether
     shares can unseal it without the token; that is not known before the store was looked at. `store_sequence` is the
-    number of commits of the store so far, 0 before it is known; `last_backup` is known from the first unsealing on.
+    number of commits of the store so far, 0 before it is known; `last_backup`, and whether the host's `clock` is
+    believed, are known from the first unsealing on.
     """
 
     state: SealState
@@ -94,6 +96,7 @@ class StatusResponse(Response, frozen=True, kw_only=True):
     recovery: RecoverySetting | None = None
     store_sequence: int = 0
     last_backup: BackupStatus | None = None
+    clock: ClockState | None = None
 
 
 class GetAuditRecordsRequest(Request, frozen=True, kw_only=True):

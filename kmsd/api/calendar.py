@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import datetime as dt
 import enum
+from typing import Annotated
+
+from msgspec import Meta
 
 from kmsd.api.operation import Cost, Operation
 from kmsd.api.shapes import Request, Response
@@ -37,7 +40,7 @@ class GetClockResponse(Response, frozen=True, kw_only=True):
 class ConfirmClockRequest(Request, frozen=True, kw_only=True):
     """Members of ConfirmClock: the time that the administrator saw, which has to be the clock's within a minute."""
 
-    clock: dt.datetime
+    clock: Annotated[dt.datetime, Meta(tz=True)]
 
 
 class ConfirmClockResponse(Response, frozen=True, kw_only=True):

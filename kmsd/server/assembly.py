@@ -41,6 +41,7 @@ from kmsd.service import (
     last_usage,
     seal_requests,
     symmetric,
+    timekeeping,
 )
 from kmsd.service.audit_accounts import AuditAccounts
 from kmsd.service.call import Session
@@ -140,6 +141,7 @@ class Service:
             streams=lambda: self._files.streams,
             store_sequence=lambda: store.sequence,
             last_backup=lambda: self._custody.backups.last,
+            clock=lambda: self._custody.timekeeping.state,
         )
         self._accounts = AuditAccounts(
             bytes_per_second=config.limits.audit_bytes_per_second_per_uid,
@@ -179,6 +181,7 @@ class Service:
                 **bind(seal_requests.HANDLERS, self._custody.requests),
                 **bind(backups.HANDLERS, self._custody.backups),
                 **bind(credentials.HANDLERS, credentials_service),
+                **bind(timekeeping.HANDLERS, self._custody.timekeeping),
                 **bind(last_usage.HANDLERS, last_usage.LastUsage(uses=self._custody.uses)),
                 **measuring.handlers,
             },

@@ -13,9 +13,12 @@ from kmsd.recovery.jobs import RecoveryJobs
 from kmsd.server.foundation import Foundation
 from kmsd.service.administration import AuditKey
 from kmsd.service.backups import Backups
+from kmsd.service.calendar import Calendar
 from kmsd.service.checkpoints import Checkpoints, announce_nowhere, log_anchor
 from kmsd.service.default_key_care import DefaultKeyCare
+from kmsd.service.destruction import Destruction
 from kmsd.service.gate import Gate
+from kmsd.service.housekeeping import Housekeeping
 from kmsd.service.identifiers import Arns
 from kmsd.service.own_changes import OwnChanges
 from kmsd.service.records import KeyRecords
@@ -24,10 +27,10 @@ from kmsd.service.rotation import Rotation
 from kmsd.service.seal import Means, Seal
 from kmsd.service.seal_requests import SealRequests
 from kmsd.service.settling import Settling
+from kmsd.service.timekeeping import Timekeeping
 from kmsd.service.token_anchor import TokenAnchor
 from kmsd.service.token_watch import TokenWatch
 from kmsd.service.unsealing import Unsealing
-from kmsd.service.use_keeping import UseKeeping
 from kmsd.service.uses import KeyUses
 from kmsd.store.rows import SettingsRow
 from kmsd.store.sql import SqlStore
@@ -44,10 +47,9 @@ class Custody:
         arns = Arns(settings.account, settings.region)
         self.hierarchy = Hierarchy(arena, foundation.root, os.urandom)
         self.versions = Versions(arena, self.hierarchy, store, capacity=config.limits.keys_in_memory)
-        # Until housekeeping knows what time is sure to have passed, the clock is believed.
-        self.uses = KeyUses(
-            store, trail, logger, clock=foundation.clock, certain_ms=lambda: int(foundation.clock() * 1000)
-        )
+        self.calendar = Calendar(clock=foundation.clock, uptime=foundation.uptime, boot_id=foundation.boot_id)
+        self.timekeeping = Timekeeping(self.calendar, store=store, trail=trail, logger=logger)
+        self.uses = KeyUses(store, trail, logger, clock=foundation.clock, certain_ms=self.calendar.reckoned_ms)
         self.records = KeyRecords(
             store,
             arns,
@@ -70,20 +72,36 @@ class Custody:
             versions=self.versions,
             changes=self.own_changes,
             clock=foundation.clock,
-            certain_ms=lambda: int(foundation.clock() * 1000),
+            certain_ms=self.calendar.certain_ms,
         )
-        # From when dates in the future are counted.
-        self.latest_ms = lambda: int(foundation.clock() * 1000)
-        self._care = DefaultKeyCare(
+        care = DefaultKeyCare(
             store=store,
             rotation=self.rotation,
             changes=self.own_changes,
+            logger=logger,
+            certain_ms=self.calendar.certain_ms,
+        )
+        # Before the first of the uses that housekeeping is to store.
+        self.gate.on_open(self.uses.begin)
+        self._housekeeping = Housekeeping(
+            timekeeping=self.timekeeping,
+            calendar=self.calendar,
+            store=store,
+            rotation=self.rotation,
+            destruction=Destruction(
+                store=store,
+                versions=self.versions,
+                uses=self.uses,
+                changes=self.own_changes,
+                logger=logger,
+                certain_ms=self.calendar.certain_ms,
+            ),
+            minutely=[("uses", self.uses.keep)],
+            daily=[care.look],
             gate=self.gate,
             logger=logger,
-            clock=foundation.clock,
             sleep=foundation.sleep,
         )
-        self._use_keeping = UseKeeping(uses=self.uses, gate=self.gate, logger=logger, sleep=foundation.sleep)
         self.backups = Backups(
             store=store,
             hierarchy=self.hierarchy,
@@ -155,6 +173,7 @@ class Custody:
     async def _settle(self) -> None:
         """Bring what depends on the keys up to date, once they are there."""
         await self._settling.settle()
+        await self.timekeeping.begin()
         await self.backups.remember()
 
     def watch(self) -> None:
@@ -165,8 +184,7 @@ class Custody:
     async def end(self) -> None:
         """Decide nothing more; what is under way ends."""
         await self._watch.close()
-        await self._care.close()
-        await self._use_keeping.close()
+        await self._housekeeping.close()
         await self.requests.close()
         await self.backups.close()
         await self.unsealing.close()

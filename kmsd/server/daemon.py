@@ -22,6 +22,7 @@ from kmsd.processes.confinement import Confinement, Finding, missing
 from kmsd.processes.sandbox import harden_process
 from kmsd.processes.selfcheck import inspect_children
 from kmsd.processes.zygote import Zygote
+from kmsd.server.boot import host_boot_id
 from kmsd.server.confinement import CHILDREN, Confinements, check_required, describe, memory_finding
 from kmsd.server.deployment import Deployment
 
@@ -41,6 +42,7 @@ def run_daemon(deployment: Deployment) -> None:
     confinements = Confinements(deployment)
     zygote = Zygote.start(confinements.entries(), confinements.zygote.enter)
     confinement = confinements.daemon()
+    boot_id = host_boot_id()
     confinement.restrict_process()
     memory = deployment.config.memory
     arena = Arena(memory.limit_bytes or default_limit_bytes(), allow_fallback=memory.allow_fallback)
@@ -48,7 +50,7 @@ def run_daemon(deployment: Deployment) -> None:
     import uvloop  # noqa: PLC0415 - after the fork: what only the daemon needs is not in the zygote
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(_serve(deployment, zygote, arena, confinement))
+        runner.run(_serve(deployment, zygote, arena, confinement, boot_id))
 
 
 def _raise_descriptor_limit() -> None:
@@ -66,7 +68,7 @@ def _log_fault(logger: Logger, _loop: asyncio.AbstractEventLoop, context: dict[s
         logger.warning("event_loop_fault", where=context["message"])
 
 
-async def _serve(deployment: Deployment, zygote: Zygote, arena: Arena, confinement: Confinement) -> None:
+async def _serve(deployment: Deployment, zygote: Zygote, arena: Arena, confinement: Confinement, boot_id: str) -> None:
     # First, because the rest takes a while: from here on a signal waits until the start is over.
     loop = asyncio.get_running_loop()
     stop = _stop_event(loop)
@@ -116,6 +118,7 @@ async def _serve(deployment: Deployment, zygote: Zygote, arena: Arena, confineme
                 founds=deployment.founds,
                 log_is_kept=deployment.log_is_kept,
                 recovery_key=deployment.recovery_key() if deployment.recovery_key is not None else None,
+                boot_id=boot_id,
             )
         )
         sockets = deployment.open_sockets() if deployment.open_sockets is not None else None

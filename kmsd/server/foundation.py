@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from kmsd.config import Config
@@ -18,11 +18,7 @@ from kmsd.logs import Logger
 from kmsd.memory.arena import Arena
 from kmsd.processes.confinement import Finding
 from kmsd.processes.zygote import Zygote
-
-
-def host_uptime() -> float:
-    """Return for how many seconds the host has been up, also while it was suspended."""
-    return time.clock_gettime(time.CLOCK_BOOTTIME)
+from kmsd.server.boot import host_boot_id, host_uptime
 
 
 @dataclass(frozen=True)
@@ -55,4 +51,4 @@ class Foundation:
     # also while it was suspended, in the boot that has this name.
     clock: Callable[[], float] = time.time
     uptime: Callable[[], float] = host_uptime
-    boot_id: str = ""
+    boot_id: str = field(default_factory=host_boot_id)

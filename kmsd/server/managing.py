@@ -33,10 +33,10 @@ class Managing:
             keys_per_uid=foundation.config.limits.keys_per_uid,
         )
         self._rotation = key_rotation.KeyRotation(
-            store=store, changes=changes, rotation=custody.rotation, latest_ms=custody.latest_ms
+            store=store, changes=changes, rotation=custody.rotation, latest_ms=custody.calendar.latest_ms
         )
         self._deletion = key_deletion.KeyDeletion(
-            changes=changes, versions=custody.versions, latest_ms=custody.latest_ms
+            changes=changes, versions=custody.versions, latest_ms=custody.calendar.latest_ms
         )
         self._aliases = aliases.Aliases(
             store=store, records=custody.records, default_keys=default_keys, arns=arns, clock=foundation.clock

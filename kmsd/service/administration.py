@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, Protocol
 
 import kmsd
 from kmsd.api import administration as api
+from kmsd.api.calendar import ClockState
 from kmsd.api.operation import MAX_FRAME_BYTES, Operation
 from kmsd.audit.chain import format_time, seq_of
 from kmsd.audit.checkpoint import Checkpoint, key_id_of
@@ -59,7 +60,8 @@ class Administration:
     """Handlers of the service itself.
 
     `connections` and `streams` count what is under way; `findings` are the self-check's. `token` gives what the token
-    said at the last job, `audit_key` what vouches for the trail, `last_backup` the newest backup that was kept.
+    said at the last job, `audit_key` what vouches for the trail, `last_backup` the newest backup that was kept, and
+    `clock` whether the host's clock is believed.
     """
 
     def __init__(
@@ -78,6 +80,7 @@ class Administration:
         streams: Callable[[], int],
         store_sequence: Callable[[], int],
         last_backup: Callable[[], BackupRow | None],
+        clock: Callable[[], ClockState | None],
     ) -> None:
         self._arns = arns
         self._arena = arena
@@ -92,6 +95,7 @@ class Administration:
         self._streams = streams
         self._store_sequence = store_sequence
         self._last_backup = last_backup
+        self._clock = clock
 
     async def status(self, call: Call, request: api.StatusRequest) -> api.StatusResponse:  # noqa: ARG002 - handlers share one form
         """Tell how the daemon is."""
@@ -124,6 +128,7 @@ class Administration:
             pin=api.PinSetting.CONFIGURED if self._unsealing.configured else api.PinSetting.NONE,
             store_sequence=self._store_sequence(),
             last_backup=_backup_status(self._last_backup()),
+            clock=self._clock(),
             hardening=[
                 api.ProtectionStatus(process=one.process, protection=one.protection, state=one.state, reason=one.reason)
                 for one in self._findings

@@ -1,36 +1,32 @@
 """What kmsd does for default keys by itself: fresh material each year, and the policy of the newest template.
 
-Once when the daemon is unsealed, and every day from then on, all default keys are looked at. A key that cannot be
-looked after now is logged and left for the next day; keys that people made are never touched.
+Housekeeping has all default keys looked at once a day. A key that cannot be looked after now is logged and left for the
+next day; keys that people made are never touched.
 """
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 
 import msgspec
 
 from kmsd.access.default_keys import TEMPLATE, default_key_template
 from kmsd.api.errors import ConflictError, KmsError, SealedError
 from kmsd.logs import Logger
-from kmsd.service.gate import Gate
 from kmsd.service.key_owners import read_owner
 from kmsd.service.own_changes import OwnChange, OwnChanges
 from kmsd.service.rotation import Rotation
-from kmsd.service.telling import told
 from kmsd.store.base import Replace, Store
 from kmsd.store.rows import DefaultKeyRow, KeyRow
 
 # AWS rotates the keys that it manages every year.
 ROTATION_MS = 365 * 24 * 3600 * 1000
-_DAY_SECONDS = 24 * 3600.0
 # Rows that are read at a time: some hundred milliseconds of one core, in which others are served.
 _PAGE = 100
 
 
 class DefaultKeyCare:
-    """Looks after default keys while the daemon is unsealed; `clock` gives seconds since 1970 UTC."""
+    """Looks after default keys; `certain_ms` gives the time that is sure to have passed."""
 
     def __init__(
         self,
@@ -38,46 +34,14 @@ class DefaultKeyCare:
         store: Store,
         rotation: Rotation,
         changes: OwnChanges,
-        gate: Gate,
         logger: Logger,
-        clock: Callable[[], float],
-        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+        certain_ms: Callable[[], int],
     ) -> None:
         self._store = store
         self._rotation = rotation
         self._changes = changes
         self._logger = logger
-        self._clock = clock
-        self._sleep = sleep
-        self._task: asyncio.Task[None] | None = None
-        gate.on_open(self._begin)
-        gate.on_close(self._end)
-
-    async def close(self) -> None:
-        """Look after them no more; a change under way goes on to its end."""
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.wait({self._task})
-
-    def _begin(self) -> None:
-        self._end()
-        self._task = asyncio.ensure_future(self._go_on())
-        self._task.add_done_callback(self._tell_fault)
-
-    def _end(self) -> None:
-        if self._task is not None:
-            self._task.cancel()
-
-    async def _go_on(self) -> None:
-        while True:
-            try:
-                with told():
-                    await self.look()
-            except SealedError:
-                return  # the next unseal begins anew
-            except KmsError as error:
-                self._logger.warning("default_keys_not_looked_after", code=error.code, reason=error.message)
-            await self._sleep(_DAY_SECONDS)
+        self._certain_ms = certain_ms
 
     async def look(self) -> None:
         """Look at all default keys now; raises a KmsError or a StoreError when they cannot be read."""
@@ -106,7 +70,7 @@ class DefaultKeyCare:
 
     async def _is_due(self, key: KeyRow) -> bool:
         material = await self._store.material(key.key_id, key.current_material)
-        return material is not None and int(self._clock() * 1000) - material.creation_ms >= ROTATION_MS
+        return material is not None and self._certain_ms() - material.creation_ms >= ROTATION_MS
 
     async def _renew_policy(self, row: DefaultKeyRow, key: KeyRow) -> KeyRow:
         owner = read_owner(row.owner)
@@ -126,7 +90,3 @@ class DefaultKeyCare:
         )
         await self._changes.commit(change)
         return renewed
-
-    def _tell_fault(self, task: asyncio.Task[None]) -> None:
-        if not task.cancelled() and (fault := task.exception()) is not None:
-            self._logger.fault("default_key_care_failed", fault)

@@ -162,15 +162,17 @@ class HousekeepingRow(Row, frozen=True, kw_only=True):
     """How far housekeeping has come.
 
     `certain_ms` is the time that was sure to have passed when the host, in the boot named `boot_id`, had been up for
-    `uptime_ms`; the wall clock may still run ahead of it by `slack_ms` (`kmsd.service.calendar`). `daily_ms` is when
-    the daily work was done last. Uses of keys are counted up to record `counted_sequence` of the audit trail, and of
-    those since `tracking_ms` none is missing; 0: none was ever counted.
+    `uptime_ms`; the wall clock may still run ahead of it by `slack_ms` (`kmsd.service.calendar`). `doubt` is the doubt
+    in the clock that the trail tells of, empty if it is believed. `daily_ms` is when the daily work was done last. Uses
+    of keys are counted up to record `counted_sequence` of the audit trail, and of those since `tracking_ms` none is
+    missing; 0: none was ever counted.
     """
 
     certain_ms: int
     boot_id: str
     uptime_ms: int
     slack_ms: int
+    doubt: str = ""
     daily_ms: int = 0
     counted_sequence: int = 0
     tracking_ms: int = 0

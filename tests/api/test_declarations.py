@@ -40,6 +40,8 @@ OURS = {
     "ListCredentials",
     "DeleteCredential",
     "GetMetrics",
+    "GetClock",
+    "ConfirmClock",
 }
 # AWS KMS, developer guide: the permission of each operation, where it is not kms:NAME.
 ACTIONS = {
@@ -100,6 +102,7 @@ NAMED_BY_ID_ONLY = {
 BY_GRANT = "RetireGrant"
 # What changes something, by the first word of its name.
 CHANGES = (
+    "Confirm",
     "Create",
     "Delete",
     "Update",

@@ -110,6 +110,7 @@ REQUIRED: dict[str, dict[str, Any]] = {
     "GenerateRandom": {"NumberOfBytes": 1},
     "EncryptFile": {"KeyId": ARN},
     "DecryptFile": {"Header": b"x"},
+    "ConfirmClock": {"Clock": "2026-11-26T03:00:00Z"},
     "CreateCredential": {"Unit": "a.service", "Name": "a", "Plaintext": b"x"},
     "DeleteCredential": {"Unit": "a.service", "Name": "a"},
 }

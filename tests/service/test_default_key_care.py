@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -111,26 +110,28 @@ async def test_keys_that_people_made_are_left_alone(service: Embedded) -> None:
     assert (row.key_id, row.version) == (arn.rpartition("/")[2], 1)
 
 
-async def test_it_looks_when_unsealed_and_every_day(open_service: OpenService) -> None:
-    """And not while it is sealed."""
-    service = await open_service()
+async def test_it_looks_once_a_day(service: Embedded) -> None:
+    """When the daemon is unsealed, if it was sealed when it should have looked, and every day from then on."""
     await encrypt(service)
-    await service.care_sleeps.again()
     service.wall_time += 365 * DAY_SECONDS
-    await service.care_sleeps.wake()
-    await service.care_sleeps.again()
+    await service.minutes.wake()
+    await service.minutes.again()
     assert (await default_key(service)).current_material == 2
-    assert service.care_sleeps.seconds == [DAY_SECONDS] * 2
 
     await service.unsealing.seal()
     service.wall_time += 365 * DAY_SECONDS
     await service.unsealing.unseal(CONFIGURED, lambda: None)
-    async with asyncio.timeout(10):
-        while len(service.care_sleeps.seconds) < 3:  # noqa: ASYNC110 - until it has looked and sleeps again
-            await asyncio.sleep(0.001)
-
+    await service.minutes.again()
     assert (await default_key(service)).current_material == 3
-    assert service.log.getvalue().count("default_key") == 0
+
+    await age(service, 0, default_key_template("user:bob"))
+    for expected in (0, TEMPLATE):
+        service.wall_time += 12 * 3600
+        await service.minutes.wake()
+        await service.minutes.again()
+        row = await service.store.default_key("uid:1000/user:alice")
+        assert row is not None
+        assert row.template == expected
 
 
 @pytest.mark.parametrize("switch", ["intent", "commit", "outcome"])
@@ -148,13 +149,12 @@ async def test_a_kill_leaves_one_of_two_states(tmp_path: Path, switch: str) -> N
     assert "default_key_not_changed" in service.log.getvalue()
     rotated = switch == "outcome"
     service.store.faults.clear()
-    service.care._end()
     await service.close()
 
     service = await Embedded.open(tmp_path, initialize=False)
     await service.unsealing.unseal(CONFIGURED, lambda: None)
     await Settling(service.store, service.trail).settle()
-    await service.care_sleeps.again()
+    await service.minutes.again()
     assert bytes((await decrypt(service, blob)).plaintext) == b"secret"
     assert bytes((await decrypt(service, await encrypt(service))).plaintext) == b"secret"
     assert (await default_key(service)).current_material == (2 if rotated else 1)

@@ -160,14 +160,14 @@ async def test_a_flush_stores_what_was_counted(service: Embedded) -> None:
     await encrypt(service, arn)
     assert await stored(service, arn) is None
 
-    await service.keeping_sleeps.wake()
-    await service.keeping_sleeps.again()
+    await service.minutes.wake()
+    await service.minutes.again()
 
     row = await stored(service, arn)
     assert row is not None
     assert (row.counts, row.operation, row.request_id) == ({"Encrypt": 1}, "Encrypt", service.newest()["requestID"])
     assert (await housekeeping(service)).counted_sequence == service.trail.head[0] > before.counted_sequence
-    assert service.keeping_sleeps.seconds == [60.0, 60.0]
+    assert service.minutes.seconds == [60.0, 60.0]
 
 
 async def test_what_was_stored_takes_no_memory(service: Embedded) -> None:
@@ -502,11 +502,10 @@ async def test_a_clock_that_runs_ahead_makes_no_key_look_unused(service: Embedde
     arn = await service.make_key()
     await encrypt(service, arn)
     certain = service.wall_time
-    service.certain_time = lambda: certain
-    service.wall_time += 400 * 86_400
+    service.time.step(400 * 86_400)
     assert service.records.get(arn).use.days_unused() == 0
 
-    service.wall_time = certain - 400 * 86_400
+    service.time.step(-800 * 86_400)
     await encrypt(service, arn)
 
     assert service.records.get(arn).use.days_unused() == 0

@@ -60,16 +60,20 @@ from kmsd.service import (
     simulation,
     symmetric,
     tags,
+    timekeeping,
 )
 from kmsd.service.audit_accounts import AuditAccounts
 from kmsd.service.batch import Batch
+from kmsd.service.calendar import Calendar
 from kmsd.service.call import Session
 from kmsd.service.checkpoints import Checkpoints, log_anchor
 from kmsd.service.credential_delivery import CredentialDelivery
 from kmsd.service.default_key_care import DefaultKeyCare
 from kmsd.service.default_keys import DefaultKeys
+from kmsd.service.destruction import Destruction
 from kmsd.service.facts import Surroundings
 from kmsd.service.gate import Gate as KeyGate
+from kmsd.service.housekeeping import Housekeeping
 from kmsd.service.identifiers import Arns
 from kmsd.service.key_changes import KeyChanges
 from kmsd.service.key_cipher import KeyCipher
@@ -86,7 +90,6 @@ from kmsd.service.subjects import Subjects
 from kmsd.service.table import Handler, bind
 from kmsd.service.token_anchor import TokenAnchor
 from kmsd.service.unsealing import Unsealing
-from kmsd.service.use_keeping import UseKeeping
 from kmsd.service.uses import KeyUses
 from kmsd.store.base import Change, StateReport
 from kmsd.store.rows import CredentialRow, GrantRow, KeyRow, MaterialRow, SettingsRow
@@ -95,6 +98,7 @@ from kmsd.store.transfer import SNAPSHOT_NAME
 from kmsd.wire.codec import ParamsDecoder, ReplyDecoder, RequestDecoder, append_request
 from kmsd.wire.framing import LENGTH_BYTES
 from tests.support.at_once import AtOnce
+from tests.support.host_time import HostTime
 
 ACCOUNT = "123456789012"
 REGION = "local-host-1"
@@ -432,8 +436,14 @@ class Sleeps:
         await asyncio.wait_for(self._asleep.wait(), 10)
 
 
-async def _nothing() -> None:
-    return
+class Minutes(Sleeps):
+    """The sleeps of a loop that may be ended and begun anew: who was ended sleeps no longer."""
+
+    async def __call__(self, seconds: float) -> None:
+        try:
+            await super().__call__(seconds)
+        finally:
+            self._asleep.clear()
 
 
 class Embedded:
@@ -451,6 +461,7 @@ class Embedded:
         configured: bool,
         handlers: dict[Operation[Any, Any], Handler],
         limits: Limits,
+        host_time: HostTime,
     ) -> None:
         self.directory = directory
         self.store = store
@@ -458,8 +469,7 @@ class Embedded:
         self.names = HostNames()
         self.known = Directory(HostAnswers(self.names), lifetime_seconds=0)
         self.now = time.monotonic()
-        # What policies are told as the time.
-        self.wall_time = time.time()
+        self.time = host_time
         self.refusals = Refusals()
         self.log = io.StringIO()
         self.arena = Arena(arena_bytes)
@@ -467,14 +477,18 @@ class Embedded:
         self.root = MemoryRoot()
         self.hierarchy = Hierarchy(self.arena, self.root, os.urandom)
         self.versions = Versions(self.arena, self.hierarchy, store, capacity=keys_in_memory)
-        # What time is sure to have passed.
-        self.certain_time: Callable[[], float] = lambda: self.wall_time
+        self.calendar = Calendar(
+            clock=lambda: self.wall_time, uptime=lambda: self.time.uptime, boot_id=self.time.boot_id
+        )
+        self.timekeeping = timekeeping.Timekeeping(
+            self.calendar, store=store, trail=trail, logger=StructuredLogger(self.log)
+        )
         self.uses = KeyUses(
             store,
             trail,
             StructuredLogger(self.log),
             clock=lambda: self.wall_time,
-            certain_ms=lambda: int(self.certain_time() * 1000),
+            certain_ms=self.calendar.reckoned_ms,
         )
         self.records = KeyRecords(
             store, self.arns, self.known, self.uses, capacity=keys_in_memory, clock=lambda: self.now
@@ -486,16 +500,12 @@ class Embedded:
             versions=self.versions,
             records=self.records,
             arena=self.arena,
-            clock=time.time,
+            clock=lambda: self.wall_time,
         )
         self.gate = KeyGate()
         self.sleeps = Sleeps()
         self.summary_sleeps = Sleeps()
         self.anchor_sleeps = Sleeps()
-        self.keeping_sleeps = Sleeps()
-        self.use_keeping = UseKeeping(
-            uses=self.uses, gate=self.gate, logger=StructuredLogger(self.log), sleep=self.keeping_sleeps
-        )
         self.checkpoints = Checkpoints(
             trail=trail,
             store=store,
@@ -513,7 +523,7 @@ class Embedded:
             is_new=True,
             root=self.root,
             gate=self.gate,
-            settle=_nothing,
+            settle=self.timekeeping.begin,
             keep=self.uses.keep_if_possible,
             checkpoints=self.checkpoints,
             token_anchor=self.token_anchor,
@@ -535,7 +545,7 @@ class Embedded:
             trail=trail,
             logger=StructuredLogger(self.log),
             clock=lambda: self.now,
-            wall_clock=time.time,
+            wall_clock=lambda: self.wall_time,
             sleep=self.summary_sleeps,
         )
         self.backups = backups.Backups(
@@ -547,7 +557,7 @@ class Embedded:
             gate=self.gate,
             logger=StructuredLogger(self.log),
             snapshot_path=directory / SNAPSHOT_NAME,
-            clock=time.time,
+            clock=lambda: self.wall_time,
             settles=trail.mode is SyncMode.ALWAYS,
             peer_seconds=0.3,
             kept_seconds=0.3,
@@ -570,21 +580,40 @@ class Embedded:
             keys_per_uid=keys_per_uid,
             capacity=keys_in_memory,
         )
-        self.care_sleeps = Sleeps()
         self.rotation = Rotation(
             versions=self.versions,
             changes=self.own_changes,
             clock=lambda: self.wall_time,
-            certain_ms=self.wall_ms,
+            certain_ms=self.calendar.certain_ms,
         )
         self.care = DefaultKeyCare(
             store=store,
             rotation=self.rotation,
             changes=self.own_changes,
+            logger=StructuredLogger(self.log),
+            certain_ms=self.calendar.certain_ms,
+        )
+        self.destruction = Destruction(
+            store=store,
+            versions=self.versions,
+            uses=self.uses,
+            changes=self.own_changes,
+            logger=StructuredLogger(self.log),
+            certain_ms=self.calendar.certain_ms,
+        )
+        self.gate.on_open(self.uses.begin)
+        self.minutes = Minutes()
+        self.housekeeping = Housekeeping(
+            timekeeping=self.timekeeping,
+            calendar=self.calendar,
+            store=store,
+            rotation=self.rotation,
+            destruction=self.destruction,
+            minutely=[("uses", self.uses.keep)],
+            daily=[self.care.look],
             gate=self.gate,
             logger=StructuredLogger(self.log),
-            clock=lambda: self.wall_time,
-            sleep=self.care_sleeps,
+            sleep=self.minutes,
         )
         lookup = KeyLookup(self.records, self.default_keys)
         self.scratch = Scratch(self.arena)
@@ -606,12 +635,17 @@ class Embedded:
             versions=self.versions,
             arns=self.arns,
             directory=self.known,
-            clock=time.time,
+            clock=lambda: self.wall_time,
             changes=changes,
             keys_per_uid=keys_per_uid,
         )
         grants_service = grants.Grants(
-            store=store, records=self.records, arns=self.arns, directory=self.known, clock=time.time, random=os.urandom
+            store=store,
+            records=self.records,
+            arns=self.arns,
+            directory=self.known,
+            clock=lambda: self.wall_time,
+            random=os.urandom,
         )
         administration_service = administration.Administration(
             arns=self.arns,
@@ -627,6 +661,7 @@ class Embedded:
             streams=lambda: self.files.streams,
             store_sequence=lambda: store.sequence,
             last_backup=lambda: self.backups.last,
+            clock=lambda: self.timekeeping.state,
         )
         self.meter = Meter(Families(families.REQUESTS, families.REQUEST_SECONDS))
         metrics_service = metrics.Metrics(
@@ -667,12 +702,14 @@ class Embedded:
                 **bind(
                     key_rotation.HANDLERS,
                     key_rotation.KeyRotation(
-                        store=store, changes=changes, rotation=self.rotation, latest_ms=self.wall_ms
+                        store=store, changes=changes, rotation=self.rotation, latest_ms=self.calendar.latest_ms
                     ),
                 ),
                 **bind(
                     key_deletion.HANDLERS,
-                    key_deletion.KeyDeletion(changes=changes, versions=self.versions, latest_ms=self.wall_ms),
+                    key_deletion.KeyDeletion(
+                        changes=changes, versions=self.versions, latest_ms=self.calendar.latest_ms
+                    ),
                 ),
                 **bind(
                     aliases.HANDLERS,
@@ -681,7 +718,7 @@ class Embedded:
                         records=self.records,
                         default_keys=self.default_keys,
                         arns=self.arns,
-                        clock=time.time,
+                        clock=lambda: self.wall_time,
                     ),
                 ),
                 **bind(policies.HANDLERS, policies.Policies(changes=changes, arns=self.arns, directory=self.known)),
@@ -704,6 +741,7 @@ class Embedded:
                         clock=lambda: self.wall_time,
                     ),
                 ),
+                **bind(timekeeping.HANDLERS, self.timekeeping),
                 **bind(last_usage.HANDLERS, last_usage.LastUsage(uses=self.uses)),
                 **handlers,
             },
@@ -754,12 +792,14 @@ class Embedded:
         initialize: bool = True,
         limits: Limits | None = None,
         recovery_key: bytes | None = None,
+        host_time: HostTime | None = None,
     ) -> Embedded:
         """A new service under `directory`; `handlers` take the place of some of its own.
 
         Without `initialize` its store is empty; with a `recovery_key` it can be unsealed by that as well.
         """
-        trail = SwitchedTrail.open(directory / "audit.log", sync=sync, clock=time.time)
+        host_time = host_time or HostTime()
+        trail = SwitchedTrail.open(directory / "audit.log", sync=sync, clock=lambda: host_time.wall)
         store = cast("SwitchedStore", await SwitchedStore.open(directory / "store.sqlite"))
         service = cls(
             directory,
@@ -771,15 +811,17 @@ class Embedded:
             configured=configured,
             handlers=handlers or {},
             limits=limits or Limits(),
+            host_time=host_time,
         )
         if initialize:
             await service.seal.initialize(
                 SettingsRow(account=ACCOUNT, region=REGION, version=1),
                 recovery_key=None if recovery_key is None else memoryview(recovery_key),
             )
+            await service.timekeeping.begin()
             service.gate.open()
             # What begins with that has been done, so that commits from now on are those of the test.
-            await service.uses.keep()
+            await service.minutes.again()
         store.calls.clear()
         return service
 
@@ -789,8 +831,7 @@ class Embedded:
             if gate is not None:
                 gate.opened.set()
         self.trail.refuses, self.trail.unsyncable = None, False
-        await self.care.close()
-        await self.use_keeping.close()
+        await self.housekeeping.close()
         await self.seal_requests.close()
         await self.backups.close()
         await self.unsealing.close()
@@ -806,6 +847,16 @@ class Embedded:
     def wall_ms(self) -> int:
         """The time on the wall, in milliseconds."""
         return int(self.wall_time * 1000)
+
+    @property
+    def wall_time(self) -> float:
+        """What the wall clock says, in seconds."""
+        return self.time.wall
+
+    @wall_time.setter
+    def wall_time(self, seconds: float) -> None:
+        """Let time pass until the clock, which nobody sets, says so."""
+        self.time.let_pass(seconds - self.time.wall)
 
     async def _combine(self, shares: Page) -> Page:
         """What a recovery job does, without a process."""

@@ -7,6 +7,7 @@ operation that nobody declared, and the name of a member that nobody declared if
 
 from __future__ import annotations
 
+import datetime as dt
 import secrets
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -144,6 +145,8 @@ class MarkedRequests:
                 return False
             case inspect.EnumType(cls=members):
                 return next(iter(members)).value
+            case inspect.DateTimeType():
+                return dt.datetime.now(dt.UTC)
         raise NotImplementedError(f"{self._operation.name} has a member of a type without marks: {declared}")
 
     def _wrong_values(self, field: inspect.Field) -> Iterator[Any]:
