@@ -75,14 +75,18 @@ from kmsd.api.grants import (
 from kmsd.api.keys import (
     CREATE_ALIAS,
     CREATE_KEY,
+    DELETE_ALIAS,
     DESCRIBE_KEY,
     DISABLE_KEY,
     ENABLE_KEY,
     LIST_ALIASES,
     LIST_KEYS,
+    UPDATE_ALIAS,
+    UPDATE_KEY_DESCRIPTION,
     CreateAliasRequest,
     CreateKeyRequest,
     CreateKeyResponse,
+    DeleteAliasRequest,
     DescribeKeyRequest,
     DescribeKeyResponse,
     EnableKeyRequest,
@@ -90,6 +94,8 @@ from kmsd.api.keys import (
     ListAliasesResponse,
     ListKeysRequest,
     ListKeysResponse,
+    UpdateAliasRequest,
+    UpdateKeyDescriptionRequest,
 )
 from kmsd.api.metrics import (
     GET_METRICS,
@@ -273,6 +279,21 @@ class Operations(ABC):
             ),
         )
 
+    def update_key_description(
+        self,
+        *,
+        key_id: str,
+        description: str,
+    ) -> Empty:
+        """Change what is said of a key."""
+        return self.call(
+            UPDATE_KEY_DESCRIPTION,
+            UpdateKeyDescriptionRequest(
+                key_id=key_id,
+                description=description,
+            ),
+        )
+
     def create_alias(
         self,
         *,
@@ -285,6 +306,34 @@ class Operations(ABC):
             CreateAliasRequest(
                 alias_name=alias_name,
                 target_key_id=target_key_id,
+            ),
+        )
+
+    def update_alias(
+        self,
+        *,
+        alias_name: str,
+        target_key_id: str,
+    ) -> Empty:
+        """Let an alias name another key."""
+        return self.call(
+            UPDATE_ALIAS,
+            UpdateAliasRequest(
+                alias_name=alias_name,
+                target_key_id=target_key_id,
+            ),
+        )
+
+    def delete_alias(
+        self,
+        *,
+        alias_name: str,
+    ) -> Empty:
+        """Remove a name of a key."""
+        return self.call(
+            DELETE_ALIAS,
+            DeleteAliasRequest(
+                alias_name=alias_name,
             ),
         )
 
@@ -1046,6 +1095,21 @@ class AsyncOperations(ABC):
             ),
         )
 
+    async def update_key_description(
+        self,
+        *,
+        key_id: str,
+        description: str,
+    ) -> Empty:
+        """Change what is said of a key."""
+        return await self.call(
+            UPDATE_KEY_DESCRIPTION,
+            UpdateKeyDescriptionRequest(
+                key_id=key_id,
+                description=description,
+            ),
+        )
+
     async def create_alias(
         self,
         *,
@@ -1058,6 +1122,34 @@ class AsyncOperations(ABC):
             CreateAliasRequest(
                 alias_name=alias_name,
                 target_key_id=target_key_id,
+            ),
+        )
+
+    async def update_alias(
+        self,
+        *,
+        alias_name: str,
+        target_key_id: str,
+    ) -> Empty:
+        """Let an alias name another key."""
+        return await self.call(
+            UPDATE_ALIAS,
+            UpdateAliasRequest(
+                alias_name=alias_name,
+                target_key_id=target_key_id,
+            ),
+        )
+
+    async def delete_alias(
+        self,
+        *,
+        alias_name: str,
+    ) -> Empty:
+        """Remove a name of a key."""
+        return await self.call(
+            DELETE_ALIAS,
+            DeleteAliasRequest(
+                alias_name=alias_name,
             ),
         )
 
