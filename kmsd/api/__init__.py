@@ -13,6 +13,7 @@ from kmsd.api import (
     rotation,
     symmetric,
     tags,
+    unsupported,
 )
 from kmsd.api.operation import Operation
 
@@ -29,5 +30,6 @@ OPERATIONS: tuple[Operation, ...] = (  # type: ignore[type-arg] # of every reque
     *backups.OPERATIONS,
     *credentials.OPERATIONS,
     *metrics.OPERATIONS,
+    *unsupported.OPERATIONS,
 )
 BY_NAME = {operation.name: operation for operation in OPERATIONS}

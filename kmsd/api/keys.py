@@ -237,6 +237,7 @@ DELETE_ALIAS = Operation(
     cost=Cost.STORE,
     read_only=False,
     # The alias names the key, which is authorized in every state.
+    key_access=KeyAccess.ANY,
     resolves_keys=False,
     audit_fields=("alias_name",),
 )

@@ -119,6 +119,13 @@ REQUIRED: dict[str, dict[str, Any]] = {
     "DecryptFile": {"Header": b"x"},
     "CreateCredential": {"Unit": "a.service", "Name": "a", "Plaintext": b"x"},
     "DeleteCredential": {"Unit": "a.service", "Name": "a"},
+    "ReplicateKey": {"KeyId": ARN, "ReplicaRegion": "us-east-1"},
+    "UpdatePrimaryRegion": {"KeyId": ARN, "PrimaryRegion": "us-east-1"},
+    "ConnectCustomKeyStore": {"CustomKeyStoreId": "cks-1"},
+    "CreateCustomKeyStore": {"CustomKeyStoreName": "a"},
+    "DeleteCustomKeyStore": {"CustomKeyStoreId": "cks-1"},
+    "DisconnectCustomKeyStore": {"CustomKeyStoreId": "cks-1"},
+    "UpdateCustomKeyStore": {"CustomKeyStoreId": "cks-1"},
 }
 BINARY = {"Plaintext", "CiphertextBlob", "Header"}
 NUMBERS = {"Limit", "NumberOfBytes", "FrameLength", "RotationPeriodInDays", "PendingWindowInDays"}
