@@ -83,14 +83,18 @@ from kmsd.api.grants import (
 from kmsd.api.keys import (
     CREATE_ALIAS,
     CREATE_KEY,
+    DELETE_ALIAS,
     DESCRIBE_KEY,
     DISABLE_KEY,
     ENABLE_KEY,
     LIST_ALIASES,
     LIST_KEYS,
+    UPDATE_ALIAS,
+    UPDATE_KEY_DESCRIPTION,
     CreateAliasRequest,
     CreateKeyRequest,
     CreateKeyResponse,
+    DeleteAliasRequest,
     DescribeKeyRequest,
     DescribeKeyResponse,
     EnableKeyRequest,
@@ -98,6 +102,8 @@ from kmsd.api.keys import (
     ListAliasesResponse,
     ListKeysRequest,
     ListKeysResponse,
+    UpdateAliasRequest,
+    UpdateKeyDescriptionRequest,
 )
 from kmsd.api.metrics import (
     GET_METRICS,
@@ -180,6 +186,25 @@ from kmsd.api.tags import (
     ListResourceTagsResponse,
     TagResourceRequest,
     UntagResourceRequest,
+)
+from kmsd.api.unsupported import (
+    CONNECT_CUSTOM_KEY_STORE,
+    CREATE_CUSTOM_KEY_STORE,
+    DELETE_CUSTOM_KEY_STORE,
+    DESCRIBE_CUSTOM_KEY_STORES,
+    DISCONNECT_CUSTOM_KEY_STORE,
+    REPLICATE_KEY,
+    UPDATE_CUSTOM_KEY_STORE,
+    UPDATE_PRIMARY_REGION,
+    CreateCustomKeyStoreRequest,
+    CustomKeyStoreRequest,
+    CustomKeyStoreType,
+    DescribeCustomKeyStoresRequest,
+    ReplicateKeyRequest,
+    UpdateCustomKeyStoreRequest,
+    UpdatePrimaryRegionRequest,
+    XksProxyAuthenticationCredential,
+    XksProxyConnectivityType,
 )
 
 Buffer = bytes | bytearray | memoryview
@@ -281,6 +306,21 @@ class Operations(ABC):
             ),
         )
 
+    def update_key_description(
+        self,
+        *,
+        key_id: str,
+        description: str,
+    ) -> Empty:
+        """Change what is said of a key."""
+        return self.call(
+            UPDATE_KEY_DESCRIPTION,
+            UpdateKeyDescriptionRequest(
+                key_id=key_id,
+                description=description,
+            ),
+        )
+
     def create_alias(
         self,
         *,
@@ -293,6 +333,34 @@ class Operations(ABC):
             CreateAliasRequest(
                 alias_name=alias_name,
                 target_key_id=target_key_id,
+            ),
+        )
+
+    def update_alias(
+        self,
+        *,
+        alias_name: str,
+        target_key_id: str,
+    ) -> Empty:
+        """Let an alias name another key."""
+        return self.call(
+            UPDATE_ALIAS,
+            UpdateAliasRequest(
+                alias_name=alias_name,
+                target_key_id=target_key_id,
+            ),
+        )
+
+    def delete_alias(
+        self,
+        *,
+        alias_name: str,
+    ) -> Empty:
+        """Remove a name of a key."""
+        return self.call(
+            DELETE_ALIAS,
+            DeleteAliasRequest(
+                alias_name=alias_name,
             ),
         )
 
@@ -974,6 +1042,166 @@ class Operations(ABC):
         """Tell how the service does, in Prometheus' text format."""
         return self.call(GET_METRICS, GetMetricsRequest())
 
+    def replicate_key(
+        self,
+        *,
+        key_id: str,
+        replica_region: str,
+        policy: str | None = None,
+        bypass_policy_lockout_safety_check: bool = False,
+        description: str = "",
+        tags: list[Tag] | None = None,
+    ) -> Empty:
+        """Not offered: answers UnsupportedOperationException."""
+        return self.call(
+            REPLICATE_KEY,
+            ReplicateKeyRequest(
+                key_id=key_id,
+                replica_region=replica_region,
+                policy=policy,
+                bypass_policy_lockout_safety_check=bypass_policy_lockout_safety_check,
+                description=description,
+                tags=tags or [],
+            ),
+        )
+
+    def update_primary_region(
+        self,
+        *,
+        key_id: str,
+        primary_region: str,
+    ) -> Empty:
+        """Not offered: answers UnsupportedOperationException."""
+        return self.call(
+            UPDATE_PRIMARY_REGION,
+            UpdatePrimaryRegionRequest(
+                key_id=key_id,
+                primary_region=primary_region,
+            ),
+        )
+
+    def connect_custom_key_store(
+        self,
+        *,
+        custom_key_store_id: str,
+    ) -> Empty:
+        """Not offered: answers UnsupportedOperationException."""
+        return self.call(
+            CONNECT_CUSTOM_KEY_STORE,
+            CustomKeyStoreRequest(
+                custom_key_store_id=custom_key_store_id,
+            ),
+        )
+
+    def create_custom_key_store(
+        self,
+        *,
+        custom_key_store_name: str,
+        cloud_hsm_cluster_id: str | None = None,
+        trust_anchor_certificate: str | None = None,
+        key_store_password: Buffer | None = None,
+        custom_key_store_type: CustomKeyStoreType | None = None,
+        xks_proxy_uri_endpoint: str | None = None,
+        xks_proxy_uri_path: str | None = None,
+        xks_proxy_vpc_endpoint_service_name: str | None = None,
+        xks_proxy_vpc_endpoint_service_owner: str | None = None,
+        xks_proxy_authentication_credential: XksProxyAuthenticationCredential | None = None,
+        xks_proxy_connectivity: XksProxyConnectivityType | None = None,
+    ) -> Empty:
+        """Not offered: answers UnsupportedOperationException."""
+        return self.call(
+            CREATE_CUSTOM_KEY_STORE,
+            CreateCustomKeyStoreRequest(
+                custom_key_store_name=custom_key_store_name,
+                cloud_hsm_cluster_id=cloud_hsm_cluster_id,
+                trust_anchor_certificate=trust_anchor_certificate,
+                key_store_password=None if key_store_password is None else memoryview(key_store_password),
+                custom_key_store_type=custom_key_store_type,
+                xks_proxy_uri_endpoint=xks_proxy_uri_endpoint,
+                xks_proxy_uri_path=xks_proxy_uri_path,
+                xks_proxy_vpc_endpoint_service_name=xks_proxy_vpc_endpoint_service_name,
+                xks_proxy_vpc_endpoint_service_owner=xks_proxy_vpc_endpoint_service_owner,
+                xks_proxy_authentication_credential=xks_proxy_authentication_credential,
+                xks_proxy_connectivity=xks_proxy_connectivity,
+            ),
+        )
+
+    def delete_custom_key_store(
+        self,
+        *,
+        custom_key_store_id: str,
+    ) -> Empty:
+        """Not offered: answers UnsupportedOperationException."""
+        return self.call(
+            DELETE_CUSTOM_KEY_STORE,
+            CustomKeyStoreRequest(
+                custom_key_store_id=custom_key_store_id,
+            ),
+        )
+
+    def describe_custom_key_stores(
+        self,
+        *,
+        custom_key_store_id: str | None = None,
+        custom_key_store_name: str | None = None,
+        limit: int = 100,
+        marker: str | None = None,
+    ) -> Empty:
+        """Not offered: answers UnsupportedOperationException."""
+        return self.call(
+            DESCRIBE_CUSTOM_KEY_STORES,
+            DescribeCustomKeyStoresRequest(
+                custom_key_store_id=custom_key_store_id,
+                custom_key_store_name=custom_key_store_name,
+                limit=limit,
+                marker=marker,
+            ),
+        )
+
+    def disconnect_custom_key_store(
+        self,
+        *,
+        custom_key_store_id: str,
+    ) -> Empty:
+        """Not offered: answers UnsupportedOperationException."""
+        return self.call(
+            DISCONNECT_CUSTOM_KEY_STORE,
+            CustomKeyStoreRequest(
+                custom_key_store_id=custom_key_store_id,
+            ),
+        )
+
+    def update_custom_key_store(
+        self,
+        *,
+        custom_key_store_id: str,
+        new_custom_key_store_name: str | None = None,
+        key_store_password: Buffer | None = None,
+        cloud_hsm_cluster_id: str | None = None,
+        xks_proxy_uri_endpoint: str | None = None,
+        xks_proxy_uri_path: str | None = None,
+        xks_proxy_vpc_endpoint_service_name: str | None = None,
+        xks_proxy_vpc_endpoint_service_owner: str | None = None,
+        xks_proxy_authentication_credential: XksProxyAuthenticationCredential | None = None,
+        xks_proxy_connectivity: XksProxyConnectivityType | None = None,
+    ) -> Empty:
+        """Not offered: answers UnsupportedOperationException."""
+        return self.call(
+            UPDATE_CUSTOM_KEY_STORE,
+            UpdateCustomKeyStoreRequest(
+                custom_key_store_id=custom_key_store_id,
+                new_custom_key_store_name=new_custom_key_store_name,
+                key_store_password=None if key_store_password is None else memoryview(key_store_password),
+                cloud_hsm_cluster_id=cloud_hsm_cluster_id,
+                xks_proxy_uri_endpoint=xks_proxy_uri_endpoint,
+                xks_proxy_uri_path=xks_proxy_uri_path,
+                xks_proxy_vpc_endpoint_service_name=xks_proxy_vpc_endpoint_service_name,
+                xks_proxy_vpc_endpoint_service_owner=xks_proxy_vpc_endpoint_service_owner,
+                xks_proxy_authentication_credential=xks_proxy_authentication_credential,
+                xks_proxy_connectivity=xks_proxy_connectivity,
+            ),
+        )
+
 
 class AsyncOperations(ABC):
     """The operations of the asyncio client; members and limits are in the request shapes."""
@@ -1071,6 +1299,21 @@ class AsyncOperations(ABC):
             ),
         )
 
+    async def update_key_description(
+        self,
+        *,
+        key_id: str,
+        description: str,
+    ) -> Empty:
+        """Change what is said of a key."""
+        return await self.call(
+            UPDATE_KEY_DESCRIPTION,
+            UpdateKeyDescriptionRequest(
+                key_id=key_id,
+                description=description,
+            ),
+        )
+
     async def create_alias(
         self,
         *,
@@ -1083,6 +1326,34 @@ class AsyncOperations(ABC):
             CreateAliasRequest(
                 alias_name=alias_name,
                 target_key_id=target_key_id,
+            ),
+        )
+
+    async def update_alias(
+        self,
+        *,
+        alias_name: str,
+        target_key_id: str,
+    ) -> Empty:
+        """Let an alias name another key."""
+        return await self.call(
+            UPDATE_ALIAS,
+            UpdateAliasRequest(
+                alias_name=alias_name,
+                target_key_id=target_key_id,
+            ),
+        )
+
+    async def delete_alias(
+        self,
+        *,
+        alias_name: str,
+    ) -> Empty:
+        """Remove a name of a key."""
+        return await self.call(
+            DELETE_ALIAS,
+            DeleteAliasRequest(
+                alias_name=alias_name,
             ),
         )
 
@@ -1763,3 +2034,163 @@ class AsyncOperations(ABC):
     async def get_metrics(self) -> GetMetricsResponse:
         """Tell how the service does, in Prometheus' text format."""
         return await self.call(GET_METRICS, GetMetricsRequest())
+
+    async def replicate_key(
+        self,
+        *,
+        key_id: str,
+        replica_region: str,
+        policy: str | None = None,
+        bypass_policy_lockout_safety_check: bool = False,
+        description: str = "",
+        tags: list[Tag] | None = None,
+    ) -> Empty:
+        """Not offered: answers UnsupportedOperationException."""
+        return await self.call(
+            REPLICATE_KEY,
+            ReplicateKeyRequest(
+                key_id=key_id,
+                replica_region=replica_region,
+                policy=policy,
+                bypass_policy_lockout_safety_check=bypass_policy_lockout_safety_check,
+                description=description,
+                tags=tags or [],
+            ),
+        )
+
+    async def update_primary_region(
+        self,
+        *,
+        key_id: str,
+        primary_region: str,
+    ) -> Empty:
+        """Not offered: answers UnsupportedOperationException."""
+        return await self.call(
+            UPDATE_PRIMARY_REGION,
+            UpdatePrimaryRegionRequest(
+                key_id=key_id,
+                primary_region=primary_region,
+            ),
+        )
+
+    async def connect_custom_key_store(
+        self,
+        *,
+        custom_key_store_id: str,
+    ) -> Empty:
+        """Not offered: answers UnsupportedOperationException."""
+        return await self.call(
+            CONNECT_CUSTOM_KEY_STORE,
+            CustomKeyStoreRequest(
+                custom_key_store_id=custom_key_store_id,
+            ),
+        )
+
+    async def create_custom_key_store(
+        self,
+        *,
+        custom_key_store_name: str,
+        cloud_hsm_cluster_id: str | None = None,
+        trust_anchor_certificate: str | None = None,
+        key_store_password: Buffer | None = None,
+        custom_key_store_type: CustomKeyStoreType | None = None,
+        xks_proxy_uri_endpoint: str | None = None,
+        xks_proxy_uri_path: str | None = None,
+        xks_proxy_vpc_endpoint_service_name: str | None = None,
+        xks_proxy_vpc_endpoint_service_owner: str | None = None,
+        xks_proxy_authentication_credential: XksProxyAuthenticationCredential | None = None,
+        xks_proxy_connectivity: XksProxyConnectivityType | None = None,
+    ) -> Empty:
+        """Not offered: answers UnsupportedOperationException."""
+        return await self.call(
+            CREATE_CUSTOM_KEY_STORE,
+            CreateCustomKeyStoreRequest(
+                custom_key_store_name=custom_key_store_name,
+                cloud_hsm_cluster_id=cloud_hsm_cluster_id,
+                trust_anchor_certificate=trust_anchor_certificate,
+                key_store_password=None if key_store_password is None else memoryview(key_store_password),
+                custom_key_store_type=custom_key_store_type,
+                xks_proxy_uri_endpoint=xks_proxy_uri_endpoint,
+                xks_proxy_uri_path=xks_proxy_uri_path,
+                xks_proxy_vpc_endpoint_service_name=xks_proxy_vpc_endpoint_service_name,
+                xks_proxy_vpc_endpoint_service_owner=xks_proxy_vpc_endpoint_service_owner,
+                xks_proxy_authentication_credential=xks_proxy_authentication_credential,
+                xks_proxy_connectivity=xks_proxy_connectivity,
+            ),
+        )
+
+    async def delete_custom_key_store(
+        self,
+        *,
+        custom_key_store_id: str,
+    ) -> Empty:
+        """Not offered: answers UnsupportedOperationException."""
+        return await self.call(
+            DELETE_CUSTOM_KEY_STORE,
+            CustomKeyStoreRequest(
+                custom_key_store_id=custom_key_store_id,
+            ),
+        )
+
+    async def describe_custom_key_stores(
+        self,
+        *,
+        custom_key_store_id: str | None = None,
+        custom_key_store_name: str | None = None,
+        limit: int = 100,
+        marker: str | None = None,
+    ) -> Empty:
+        """Not offered: answers UnsupportedOperationException."""
+        return await self.call(
+            DESCRIBE_CUSTOM_KEY_STORES,
+            DescribeCustomKeyStoresRequest(
+                custom_key_store_id=custom_key_store_id,
+                custom_key_store_name=custom_key_store_name,
+                limit=limit,
+                marker=marker,
+            ),
+        )
+
+    async def disconnect_custom_key_store(
+        self,
+        *,
+        custom_key_store_id: str,
+    ) -> Empty:
+        """Not offered: answers UnsupportedOperationException."""
+        return await self.call(
+            DISCONNECT_CUSTOM_KEY_STORE,
+            CustomKeyStoreRequest(
+                custom_key_store_id=custom_key_store_id,
+            ),
+        )
+
+    async def update_custom_key_store(
+        self,
+        *,
+        custom_key_store_id: str,
+        new_custom_key_store_name: str | None = None,
+        key_store_password: Buffer | None = None,
+        cloud_hsm_cluster_id: str | None = None,
+        xks_proxy_uri_endpoint: str | None = None,
+        xks_proxy_uri_path: str | None = None,
+        xks_proxy_vpc_endpoint_service_name: str | None = None,
+        xks_proxy_vpc_endpoint_service_owner: str | None = None,
+        xks_proxy_authentication_credential: XksProxyAuthenticationCredential | None = None,
+        xks_proxy_connectivity: XksProxyConnectivityType | None = None,
+    ) -> Empty:
+        """Not offered: answers UnsupportedOperationException."""
+        return await self.call(
+            UPDATE_CUSTOM_KEY_STORE,
+            UpdateCustomKeyStoreRequest(
+                custom_key_store_id=custom_key_store_id,
+                new_custom_key_store_name=new_custom_key_store_name,
+                key_store_password=None if key_store_password is None else memoryview(key_store_password),
+                cloud_hsm_cluster_id=cloud_hsm_cluster_id,
+                xks_proxy_uri_endpoint=xks_proxy_uri_endpoint,
+                xks_proxy_uri_path=xks_proxy_uri_path,
+                xks_proxy_vpc_endpoint_service_name=xks_proxy_vpc_endpoint_service_name,
+                xks_proxy_vpc_endpoint_service_owner=xks_proxy_vpc_endpoint_service_owner,
+                xks_proxy_authentication_credential=xks_proxy_authentication_credential,
+                xks_proxy_connectivity=xks_proxy_connectivity,
+            ),
+        )

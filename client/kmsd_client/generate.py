@@ -108,6 +108,8 @@ def _method(operation: Operation[Any, Any], constant: str, imports: _Imports, *,
         argument, value = f"{field.name}: {_annotation(hint, imports)}", field.name
         if hint is memoryview:
             value = f"memoryview({field.name})"
+        elif memoryview in typing.get_args(hint):
+            value = f"None if {field.name} is None else memoryview({field.name})"
         if field.default_factory is not msgspec.NODEFAULT:
             argument += " | None = None"
             value = f"{field.name} or {field.default_factory()!r}"

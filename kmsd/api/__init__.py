@@ -14,6 +14,7 @@ from kmsd.api import (
     rotation,
     symmetric,
     tags,
+    unsupported,
 )
 from kmsd.api.operation import Operation
 
@@ -31,5 +32,6 @@ OPERATIONS: tuple[Operation, ...] = (  # type: ignore[type-arg] # of every reque
     *calendar.OPERATIONS,
     *credentials.OPERATIONS,
     *metrics.OPERATIONS,
+    *unsupported.OPERATIONS,
 )
 BY_NAME = {operation.name: operation for operation in OPERATIONS}

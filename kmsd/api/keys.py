@@ -237,6 +237,7 @@ DELETE_ALIAS = Operation(
     cost=Cost.STORE,
     read_only=False,
     # The alias names the key, which is authorized in every state.
+    key_access=KeyAccess.ANY,
     resolves_keys=False,
     audit_fields=("alias_name",),
 )
@@ -250,4 +251,15 @@ LIST_ALIASES = Operation(
     audit_fields=("key_id", "limit", "marker"),
 )
 
-OPERATIONS = (CREATE_KEY, DESCRIBE_KEY, LIST_KEYS, ENABLE_KEY, DISABLE_KEY, CREATE_ALIAS, LIST_ALIASES)
+OPERATIONS = (
+    CREATE_KEY,
+    DESCRIBE_KEY,
+    LIST_KEYS,
+    ENABLE_KEY,
+    DISABLE_KEY,
+    UPDATE_KEY_DESCRIPTION,
+    CREATE_ALIAS,
+    UPDATE_ALIAS,
+    DELETE_ALIAS,
+    LIST_ALIASES,
+)

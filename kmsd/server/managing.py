@@ -8,7 +8,7 @@ from typing import Any
 from kmsd.api.operation import Operation
 from kmsd.server.custody import Custody
 from kmsd.server.foundation import Foundation
-from kmsd.service import aliases, key_deletion, key_rotation, keys, policies, tags
+from kmsd.service import aliases, key_deletion, key_rotation, keys, policies, tags, unsupported
 from kmsd.service.default_keys import DefaultKeys
 from kmsd.service.identifiers import Arns
 from kmsd.service.key_changes import KeyChanges
@@ -54,4 +54,5 @@ class Managing:
             **bind(aliases.HANDLERS, self._aliases),
             **bind(policies.HANDLERS, self._policies),
             **bind(tags.HANDLERS, self._tags),
+            **unsupported.HANDLERS,
         }

@@ -53,7 +53,10 @@ ACTIONS = {
 _SWITCHED = {KeyState.ENABLED, KeyState.DISABLED, KeyState.UNAVAILABLE}
 _NOT_IN_DELETION = set(KeyState) - {KeyState.PENDING_DELETION}
 STATES = {
+    "UpdateKeyDescription": _NOT_IN_DELETION,
     "CreateAlias": _NOT_IN_DELETION,
+    # The key that is named from then on.
+    "UpdateAlias": _NOT_IN_DELETION,
     "CreateGrant": {KeyState.ENABLED, KeyState.UNAVAILABLE, KeyState.UPDATING},
     "DescribeKey": set(KeyState),
     "EnableKey": _SWITCHED,
@@ -77,7 +80,9 @@ USES_KEY_MATERIAL = {
 }
 # The key identifiers that AWS KMS accepts: an alias in cryptographic operations and DescribeKey, and nowhere else.
 NAMED_BY_ID_ONLY = {
+    "UpdateKeyDescription",
     "CreateAlias",
+    "UpdateAlias",
     "EnableKey",
     "DisableKey",
     "EnableKeyRotation",
@@ -100,6 +105,19 @@ NAMED_BY_ID_ONLY = {
 }
 # Its token names the grant, and that the key.
 BY_GRANT = "RetireGrant"
+# What AWS KMS has and kmsd tells everybody that it has not.
+NOT_OFFERED = {
+    "ReplicateKey",
+    "UpdatePrimaryRegion",
+    "ConnectCustomKeyStore",
+    "CreateCustomKeyStore",
+    "DeleteCustomKeyStore",
+    "DescribeCustomKeyStores",
+    "DisconnectCustomKeyStore",
+    "UpdateCustomKeyStore",
+}
+# The alias names the key.
+BY_ALIAS = "DeleteAlias"
 # What changes something, by the first word of its name.
 CHANGES = (
     "Confirm",
@@ -169,9 +187,9 @@ def test_key_states_and_usages_are_aws_s(operation: Operation[Any, Any]) -> None
 def test_keys_are_named_as_aws_says(operation: Operation[Any, Any]) -> None:
     """A declared key is a required member; an operation that finds its keys otherwise says so."""
     if operation.key is None:
-        finds_its_own = operation.name in {*USES_KEY_MATERIAL, BY_GRANT}
+        finds_its_own = operation.name in {*USES_KEY_MATERIAL, BY_GRANT, BY_ALIAS, *NOT_OFFERED}
         assert operation.resolves_keys is not finds_its_own
-        takes_a_key = finds_its_own or operation.name in LOOKS_AT_A_KEY
+        takes_a_key = operation.name in {*USES_KEY_MATERIAL, BY_GRANT, BY_ALIAS, *LOOKS_AT_A_KEY}
         assert (operation.key_access is KeyAccess.NONE) is not takes_a_key
         return
     fields = {field.name: field for field in msgspec.structs.fields(operation.request)}
@@ -207,7 +225,8 @@ def test_contexts_and_keys_are_always_recorded(operation: Operation[Any, Any]) -
 def test_changes_are_no_cryptography(operation: Operation[Any, Any]) -> None:
     """What is served at once cannot await the store, and what changes the store has an intent first."""
     assert operation.read_only or operation.cost in {Cost.STORE, Cost.TOKEN}
-    assert operation.read_only is not operation.name.startswith(CHANGES)
+    changes = operation.name.startswith(CHANGES) and operation.name not in NOT_OFFERED
+    assert operation.read_only is not changes
 
 
 @of_each
@@ -217,8 +236,8 @@ def test_descriptors_come_with_files_unsealing_and_backups_only(operation: Opera
 
 
 def test_what_works_sealed_needs_no_key() -> None:
-    """The status, the trail, and what decides whether there are keys."""
-    sealed = {operation.name for operation in OPERATIONS if operation.works_sealed}
+    """The status, the trail, and what decides whether there are keys; and to say what is not offered takes none."""
+    sealed = {operation.name for operation in OPERATIONS if operation.works_sealed} - NOT_OFFERED
     assert sealed == {
         "Status",
         "GetAuditAnchor",
@@ -301,7 +320,10 @@ def test_all_but_ours_are_aws_s() -> None:
         "ListRetirableGrants",
         "RetireGrant",
         "RevokeGrant",
+        "UpdateKeyDescription",
         "CreateAlias",
+        "UpdateAlias",
+        "DeleteAlias",
         "ListAliases",
         "Encrypt",
         "Decrypt",
@@ -309,4 +331,5 @@ def test_all_but_ours_are_aws_s() -> None:
         "GenerateDataKey",
         "GenerateDataKeyWithoutPlaintext",
         "GenerateRandom",
+        *NOT_OFFERED,
     }

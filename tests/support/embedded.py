@@ -61,6 +61,7 @@ from kmsd.service import (
     symmetric,
     tags,
     timekeeping,
+    unsupported,
 )
 from kmsd.service.audit_accounts import AuditAccounts
 from kmsd.service.batch import Batch
@@ -725,6 +726,7 @@ class Embedded:
                 **bind(simulation.HANDLERS, simulation_service),
                 **bind(host_policies.HANDLERS, self.host_policies),
                 **bind(tags.HANDLERS, tags.Tags(changes=changes)),
+                **unsupported.HANDLERS,
                 **bind(grants.HANDLERS, grants_service),
                 **bind(files.HANDLERS, self.files),
                 **bind(administration.HANDLERS, administration_service),
