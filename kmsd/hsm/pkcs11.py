@@ -53,8 +53,7 @@ from kmsd.hsm.root import (
 )
 from kmsd.hsm.wrapped import associated_data, split
 from kmsd.memory.page import Page
-from kmsd.metrics.families import TOKEN_JOB_SECONDS, TOKEN_JOBS
-from kmsd.metrics.meter import CANCELED, OK, Families, Meter
+from kmsd.metrics.meter import CANCELED, OF_TOKEN_JOBS, OK, Meter
 from kmsd.processes.zygote import Child, SpawnError, Zygote, ZygoteGoneError
 
 __all__ = ["JOB_ENTRY", "FilePin", "PinSource", "Pkcs11Root", "TokenConfig", "TokenJobs", "run_job"]
@@ -88,7 +87,7 @@ class TokenJobs:
         self._deadline_seconds = deadline_seconds
         self._unawaited_seconds = unawaited_seconds
         self._turn = asyncio.Lock()
-        self.meter = Meter(Families(TOKEN_JOBS, TOKEN_JOB_SECONDS))
+        self.meter = Meter(OF_TOKEN_JOBS)
 
     async def run(self, request: Request, pages: Sequence[Page], answer: type[_Answer]) -> _Answer:
         """Return the job's reply to `request`, which is an `answer`; raises the `RootError` it reports.

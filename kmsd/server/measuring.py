@@ -9,7 +9,7 @@ from kmsd.api.operation import Operation
 from kmsd.audit.writer import Trail
 from kmsd.envelope.pool import WorkerPool
 from kmsd.metrics import families
-from kmsd.metrics.meter import Families, Meter
+from kmsd.metrics.meter import OF_REQUESTS, Meter
 from kmsd.server.custody import Custody
 from kmsd.server.foundation import Foundation
 from kmsd.server.limits import Shares
@@ -39,7 +39,7 @@ class Measuring:
         self._clock = foundation.clock
         started = foundation.clock()
         arena = foundation.arena
-        self.requests = Meter(Families(families.REQUESTS, families.REQUEST_SECONDS))
+        self.requests = Meter(OF_REQUESTS)
         self._metrics = Metrics(
             meters=(self.requests, foundation.root.meter),
             values={

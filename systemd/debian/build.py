@@ -43,6 +43,13 @@ from {module} import main
 sys.exit(main())
 """
 SCRIPTS = {"kms": "kmsd_client.cli.main", "kmsd": "kmsd.commands.main"}
+SYSTEM_UNITS = (
+    "kmsd.service",
+    "kmsd.socket",
+    "kmsd-credential.socket",
+    "kmsd-metrics.service",
+    "kmsd-metrics.timer",
+)
 DESCRIPTION = """\
 key management service for one Linux host
  The operations, key policies and audit trail of AWS KMS behind a Unix socket.
@@ -151,9 +158,16 @@ def compressed(text: str) -> bytes:
 def install_files(root: Path, version: str) -> None:
     """Add units, users, directories, manual pages and documentation."""
     for place, sources in {
-        "lib/systemd/system": [UNITS / name for name in ("kmsd.service", "kmsd.socket", "kmsd-credential.socket")],
+        "lib/systemd/system": [UNITS / name for name in SYSTEM_UNITS],
         "usr/lib/systemd/user": [UNITS / "user/kmsd.service", UNITS / "user/kmsd.socket"],
-        "usr/share/doc/kmsd": [ROOT / "README.md", ROOT / "SECURITY.md", UNITS / "OPERATIONS.md", UNITS / "kmsd.toml"],
+        "usr/share/doc/kmsd": [
+            ROOT / "README.md",
+            ROOT / "SECURITY.md",
+            UNITS / "OPERATIONS.md",
+            UNITS / "kmsd.toml",
+            ROOT / "kmsd" / "metrics" / "METRICS.md",
+        ],
+        "usr/share/doc/kmsd/monitoring": sorted((UNITS / "monitoring").iterdir()),
         "usr/share/doc/kmsd/drop-ins": sorted((UNITS / "drop-ins").iterdir()),
     }.items():
         for source in sources:

@@ -12,8 +12,7 @@ from kmsd.hsm.root import PinSource, TokenInfo, WrappedDomainKey
 from kmsd.material.hierarchy import Hierarchy, Place, RecoveryWrapped
 from kmsd.material.versions import MaterialNotLoadedError, Versions, material_id_of
 from kmsd.memory.arena import Arena
-from kmsd.metrics.families import TOKEN_JOB_SECONDS, TOKEN_JOBS
-from kmsd.metrics.meter import Families, Meter
+from kmsd.metrics.meter import OF_TOKEN_JOBS, Meter
 from kmsd.store.rows import MaterialRow
 
 PLACE = Place("material", "a", 1, "SYMMETRIC_DEFAULT")
@@ -27,7 +26,7 @@ class PlainRoot:
     def __init__(self) -> None:
         self.pins: list[PinSource | None] = []
         self.anchors: dict[str, int] = {}
-        self.meter = Meter(Families(TOKEN_JOBS, TOKEN_JOB_SECONDS))
+        self.meter = Meter(OF_TOKEN_JOBS)
 
     async def look(self) -> TokenInfo:
         raise NotImplementedError

@@ -15,7 +15,7 @@ from kmsd.api.keys import DESCRIBE_KEY, DescribeKeyRequest
 from kmsd.api.metrics import GET_METRICS, GetMetricsRequest
 from kmsd.api.operation import KeyState
 from kmsd.api.symmetric import ENCRYPT, GENERATE_RANDOM, EncryptRequest, GenerateRandomRequest
-from kmsd.metrics.meter import BOUNDS
+from kmsd.metrics.meter import REQUEST_BOUNDS
 from kmsd.service.batch import Batch
 from kmsd.service.key_dates import DAY_MS, dated
 from kmsd.store.base import Replace, StoreUnavailableError
@@ -84,7 +84,7 @@ async def test_times_are_told_of_all_that_were_looked_at(service: Embedded) -> N
 
     assert told["kmsd_request_duration_seconds_count"] == {("Status",): 1, ("GenerateRandom",): 2}
     for operation in ("Status", "GenerateRandom"):
-        counts = [told["kmsd_request_duration_seconds_bucket"][str(bound), operation] for bound in BOUNDS]
+        counts = [told["kmsd_request_duration_seconds_bucket"][str(bound), operation] for bound in REQUEST_BOUNDS]
         assert counts == sorted(counts)
         assert told["kmsd_request_duration_seconds_sum"][(operation,)] > 0
 

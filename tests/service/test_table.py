@@ -12,14 +12,13 @@ from kmsd.api.keys import CREATE_KEY, LIST_KEYS, CreateKeyRequest, ListKeysReque
 from kmsd.api.operation import Cost, Operation
 from kmsd.api.shapes import Tag
 from kmsd.api.symmetric import DECRYPT, ENCRYPT, GENERATE_RANDOM, DecryptRequest, EncryptRequest
-from kmsd.metrics.families import REQUEST_SECONDS, REQUESTS
-from kmsd.metrics.meter import Families, Meter, Tally
+from kmsd.metrics.meter import OF_REQUESTS, REQUEST_BOUNDS, Meter, Tally
 from kmsd.service.table import Entry, bind, make_table
 
 ARN = "arn:aws:kms:local-host-1:123456789012:key/x"
 
 
-METER = Meter(Families(REQUESTS, REQUEST_SECONDS))
+METER = Meter(OF_REQUESTS)
 
 
 def handler(*arguments: Any) -> tuple[Any, ...]:
@@ -47,19 +46,19 @@ def test_handlers_are_bound_to_what_serves_them() -> None:
 @pytest.mark.parametrize("operation", OPERATIONS, ids=lambda operation: operation.name)
 def test_only_cryptography_is_served_at_once(operation: Operation[Any, Any]) -> None:
     """Everything else awaits something."""
-    assert Entry(operation, handler, Tally()).synchronous == (operation.cost is Cost.CRYPTOGRAPHY)
+    assert Entry(operation, handler, Tally(REQUEST_BOUNDS)).synchronous == (operation.cost is Cost.CRYPTOGRAPHY)
 
 
 def test_a_record_has_declared_members_only() -> None:
     """Plaintext and ciphertext are no declared members; absent members are left out."""
     request = EncryptRequest(key_id=ARN, plaintext=memoryview(b"secret"), encryption_context={"a": "b"})
-    assert Entry(ENCRYPT, handler, Tally()).parameters(request) == {
+    assert Entry(ENCRYPT, handler, Tally(REQUEST_BOUNDS)).parameters(request) == {
         "keyId": ARN,
         "encryptionContext": {"a": "b"},
         "encryptionAlgorithm": "SYMMETRIC_DEFAULT",
         "dryRun": False,
     }
-    parameters = Entry(DECRYPT, handler, Tally()).parameters(
+    parameters = Entry(DECRYPT, handler, Tally(REQUEST_BOUNDS)).parameters(
         DecryptRequest(ciphertext_blob=b"x", grant_tokens=["token"])
     )
     assert parameters is not None
@@ -68,15 +67,15 @@ def test_a_record_has_declared_members_only() -> None:
 
 def test_nothing_is_recorded_of_what_could_not_be_read() -> None:
     """A request that was not decoded has no members."""
-    assert Entry(LIST_KEYS, handler, Tally()).parameters(None) is None
-    assert Entry(LIST_KEYS, handler, Tally()).parameters(ListKeysRequest()) == {"limit": 100}
+    assert Entry(LIST_KEYS, handler, Tally(REQUEST_BOUNDS)).parameters(None) is None
+    assert Entry(LIST_KEYS, handler, Tally(REQUEST_BOUNDS)).parameters(ListKeysRequest()) == {"limit": 100}
 
 
 def test_structures_are_recorded_in_the_trail_s_form() -> None:
     """As JSON, with names in lowerCamel on every level; text and maps of the caller's are left as they are."""
     request = CreateKeyRequest(description="", tags=[Tag(tag_key="Team Blue", tag_value="")])
 
-    parameters = Entry(CREATE_KEY, handler, Tally()).parameters(request)
+    parameters = Entry(CREATE_KEY, handler, Tally(REQUEST_BOUNDS)).parameters(request)
 
     assert parameters is not None
     assert parameters["tags"] == [{"tagKey": "Team Blue", "tagValue": ""}]

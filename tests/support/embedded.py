@@ -39,7 +39,7 @@ from kmsd.material.versions import Versions
 from kmsd.memory.arena import Arena
 from kmsd.memory.page import Page
 from kmsd.metrics import families
-from kmsd.metrics.meter import Families, Meter
+from kmsd.metrics.meter import OF_REQUESTS, OF_TOKEN_JOBS, Meter
 from kmsd.recovery.job import LENGTH_BYTES as LENGTH
 from kmsd.recovery.shares import SharesError, read_shares
 from kmsd.service import (
@@ -115,7 +115,7 @@ class MemoryRoot:
         self.fault: Exception | None = None
         self.gate: Gate | None = None
         self.seen: TokenInfo | None = None
-        self.meter = Meter(Families(families.TOKEN_JOBS, families.TOKEN_JOB_SECONDS))
+        self.meter = Meter(OF_TOKEN_JOBS)
         # What it holds for each store.
         self.anchors: dict[str, int] = {}
         self.can_anchor = True
@@ -664,7 +664,7 @@ class Embedded:
             last_backup=lambda: self.backups.last,
             clock=lambda: self.timekeeping.state,
         )
-        self.meter = Meter(Families(families.REQUESTS, families.REQUEST_SECONDS))
+        self.meter = Meter(OF_REQUESTS)
         metrics_service = metrics.Metrics(
             meters=(self.meter, self.root.meter),
             values={families.STORE_SEQUENCE: lambda: store.sequence},

@@ -48,6 +48,8 @@ def test_the_package_has_what_a_host_needs(unpacked: Path) -> None:
         "lib/systemd/system/kmsd.service",
         "lib/systemd/system/kmsd.socket",
         "lib/systemd/system/kmsd-credential.socket",
+        "lib/systemd/system/kmsd-metrics.service",
+        "lib/systemd/system/kmsd-metrics.timer",
         "usr/lib/sysusers.d/kmsd.conf",
         "usr/lib/tmpfiles.d/kmsd.conf",
         "usr/share/man/man1/kms.1.gz",
@@ -55,6 +57,9 @@ def test_the_package_has_what_a_host_needs(unpacked: Path) -> None:
         "usr/share/man/man5/kmsd.toml.5.gz",
         "usr/share/doc/kmsd/kmsd.toml",
         "usr/share/doc/kmsd/OPERATIONS.md",
+        "usr/share/doc/kmsd/METRICS.md",
+        "usr/share/doc/kmsd/monitoring/alerts.yml",
+        "usr/share/doc/kmsd/monitoring/grafana-dashboard.json",
     ):
         assert (unpacked / name).exists(), name
     assert not [path for path in unpacked.rglob("*") if not path.is_symlink() and path.stat().st_mode & 0o022]

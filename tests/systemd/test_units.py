@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import subprocess
@@ -12,7 +13,9 @@ import pytest
 
 UNITS = Path(__file__).parent.parent.parent / "systemd"
 SERVICE = UNITS / "kmsd.service"
-ALL = sorted([*UNITS.glob("*.service"), *UNITS.glob("*.socket"), *UNITS.glob("drop-ins/*"), *UNITS.glob("user/*")])
+METRICS = UNITS / "kmsd-metrics.service"
+SYSTEM = sorted(path for kind in ("service", "socket", "timer") for path in UNITS.glob(f"*.{kind}"))
+ALL = sorted([*SYSTEM, *UNITS.glob("drop-ins/*"), *UNITS.glob("user/*")])
 # systemd-analyze counts exposure from 0 to 100 here and prints a tenth of it.
 MAX_EXPOSURE = 5
 
@@ -37,18 +40,19 @@ def directives(path: Path) -> Iterator[tuple[str, str, str]]:
 @pytest.fixture
 def installed(tmp_path: Path) -> Path:
     """The system's units with a program that exists: systemd asks whether it can be executed."""
-    program = tmp_path / "kmsd"
-    program.write_text("#!/bin/sh\n")
-    program.chmod(0o755)
-    for unit in ("kmsd.service", "kmsd.socket", "kmsd-credential.socket"):
-        (tmp_path / unit).write_text((UNITS / unit).read_text().replace("/usr/bin/kmsd", str(program)))
+    for name in ("kms", "kmsd"):
+        (tmp_path / name).write_text("#!/bin/sh\n")
+        (tmp_path / name).chmod(0o755)
+    for unit in SYSTEM:
+        (tmp_path / unit.name).write_text(unit.read_text().replace("/usr/bin/kms", f"{tmp_path}/kms"))
     return tmp_path
 
 
 @needs_analyze
-def test_exposure_of_the_service_is_at_most_half_a_point() -> None:
+@pytest.mark.parametrize("service", sorted(UNITS.glob("*.service")), ids=lambda path: path.stem)
+def test_exposure_of_a_service_is_at_most_half_a_point(service: Path) -> None:
     """As `systemd-analyze security` counts it; 10 is a service without any protection."""
-    told = analyze("security", "--offline=true", f"--threshold={MAX_EXPOSURE}", SERVICE)
+    told = analyze("security", "--offline=true", f"--threshold={MAX_EXPOSURE}", service)
 
     assert told.returncode == 0, told.stdout + told.stderr
 
@@ -56,7 +60,7 @@ def test_exposure_of_the_service_is_at_most_half_a_point() -> None:
 @needs_analyze
 def test_systemd_has_nothing_to_say_about_the_units(installed: Path) -> None:
     """No unknown names, no values it would ignore."""
-    units = (installed / name for name in ("kmsd.service", "kmsd.socket", "kmsd-credential.socket"))
+    units = (installed / unit.name for unit in SYSTEM)
 
     told = analyze("verify", "--man=no", *units)
 
@@ -101,3 +105,20 @@ def test_no_unit_lets_processes_read_each_other() -> None:
         kept = {call for value in filters if not value.startswith("~") for call in value.split()}
         assert {"ptrace", "process_vm_readv", "process_vm_writev", "pidfd_getfd", "userfaultfd"} <= removed
         assert {"memfd_secret", "landlock_restrict_self", "seccomp"} <= kept
+
+
+def test_metrics_go_where_only_their_unit_writes() -> None:
+    """Under the name that the collector looks for, in a directory that outlives each run."""
+    found = {name: value for name, value, _ in directives(METRICS)}
+
+    assert found["ExecStart"] == "/usr/bin/kms metrics --textfile /run/kmsd-metrics/kmsd.prom"
+    assert (found["RuntimeDirectory"], found["RuntimeDirectoryPreserve"]) == ("kmsd-metrics", "yes")
+    assert (found["DynamicUser"], found["RuntimeDirectoryMode"]) == ("yes", "0755")
+
+
+def test_the_shipped_host_policy_knows_the_unit_of_the_metrics() -> None:
+    """It runs as nobody who would be an administrator."""
+    statements = json.loads((UNITS.parent / "kmsd" / "access" / "host_policy.json").read_text())["Statement"]
+
+    [principals] = [one["Principal"]["Unix"] for one in statements if one["Action"] == "kms:GetMetrics"]
+    assert f"unit:{METRICS.name}" in principals
