@@ -48,6 +48,11 @@ from kmsd.api.deletion import (
     ScheduleKeyDeletionRequest,
     ScheduleKeyDeletionResponse,
 )
+from kmsd.api.events import (
+    SUBSCRIBE_EVENTS,
+    SubscribeEventsRequest,
+    SubscribeEventsResponse,
+)
 from kmsd.api.files import (
     DECRYPT_FILE,
     ENCRYPT_FILE,
@@ -949,6 +954,26 @@ class Operations(ABC):
         """Tell how the service does, in Prometheus' text format."""
         return self.call(GET_METRICS, GetMetricsRequest())
 
+    def subscribe_events(
+        self,
+        *,
+        after_sequence: int | None = None,
+        since: datetime | None = None,
+        follow: bool = False,
+    ) -> tuple[SubscribeEventsResponse, list[int]]:
+        """Get events over a descriptor, a line of JSON each, in the order in which they happened.
+
+        The descriptors that come with the response are the caller's to close.
+        """
+        return self.call_with_descriptors(
+            SUBSCRIBE_EVENTS,
+            SubscribeEventsRequest(
+                after_sequence=after_sequence,
+                since=since,
+                follow=follow,
+            ),
+        )
+
 
 class AsyncOperations(ABC):
     """The operations of the asyncio client; members and limits are in the request shapes."""
@@ -1721,3 +1746,23 @@ class AsyncOperations(ABC):
     async def get_metrics(self) -> GetMetricsResponse:
         """Tell how the service does, in Prometheus' text format."""
         return await self.call(GET_METRICS, GetMetricsRequest())
+
+    async def subscribe_events(
+        self,
+        *,
+        after_sequence: int | None = None,
+        since: datetime | None = None,
+        follow: bool = False,
+    ) -> tuple[SubscribeEventsResponse, list[int]]:
+        """Get events over a descriptor, a line of JSON each, in the order in which they happened.
+
+        The descriptors that come with the response are the caller's to close.
+        """
+        return await self.call_with_descriptors(
+            SUBSCRIBE_EVENTS,
+            SubscribeEventsRequest(
+                after_sequence=after_sequence,
+                since=since,
+                follow=follow,
+            ),
+        )

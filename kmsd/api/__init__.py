@@ -5,6 +5,7 @@ from kmsd.api import (
     backups,
     credentials,
     deletion,
+    events,
     files,
     grants,
     keys,
@@ -29,5 +30,6 @@ OPERATIONS: tuple[Operation, ...] = (  # type: ignore[type-arg] # of every reque
     *backups.OPERATIONS,
     *credentials.OPERATIONS,
     *metrics.OPERATIONS,
+    *events.OPERATIONS,
 )
 BY_NAME = {operation.name: operation for operation in OPERATIONS}
