@@ -43,6 +43,7 @@ LEVELS = {
     "kmsd.store": 1.0,
     "kmsd.audit": 1.0,
     "kmsd.envelope": 1.0,
+    "kmsd.events": 1.0,
     "kmsd.backup": 1.0,
     "kmsd.service": 2.0,
     "kmsd.server": 3.0,

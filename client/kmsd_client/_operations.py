@@ -56,6 +56,11 @@ from kmsd.api.deletion import (
     ScheduleKeyDeletionRequest,
     ScheduleKeyDeletionResponse,
 )
+from kmsd.api.events import (
+    SUBSCRIBE_EVENTS,
+    SubscribeEventsRequest,
+    SubscribeEventsResponse,
+)
 from kmsd.api.files import (
     DECRYPT_FILE,
     ENCRYPT_FILE,
@@ -1202,6 +1207,26 @@ class Operations(ABC):
             ),
         )
 
+    def subscribe_events(
+        self,
+        *,
+        after_sequence: int | None = None,
+        since: datetime | None = None,
+        follow: bool = False,
+    ) -> tuple[SubscribeEventsResponse, list[int]]:
+        """Get events over a descriptor, a line of JSON each, in the order in which they happened.
+
+        The descriptors that come with the response are the caller's to close.
+        """
+        return self.call_with_descriptors(
+            SUBSCRIBE_EVENTS,
+            SubscribeEventsRequest(
+                after_sequence=after_sequence,
+                since=since,
+                follow=follow,
+            ),
+        )
+
 
 class AsyncOperations(ABC):
     """The operations of the asyncio client; members and limits are in the request shapes."""
@@ -2192,5 +2217,25 @@ class AsyncOperations(ABC):
                 xks_proxy_vpc_endpoint_service_owner=xks_proxy_vpc_endpoint_service_owner,
                 xks_proxy_authentication_credential=xks_proxy_authentication_credential,
                 xks_proxy_connectivity=xks_proxy_connectivity,
+            ),
+        )
+
+    async def subscribe_events(
+        self,
+        *,
+        after_sequence: int | None = None,
+        since: datetime | None = None,
+        follow: bool = False,
+    ) -> tuple[SubscribeEventsResponse, list[int]]:
+        """Get events over a descriptor, a line of JSON each, in the order in which they happened.
+
+        The descriptors that come with the response are the caller's to close.
+        """
+        return await self.call_with_descriptors(
+            SUBSCRIBE_EVENTS,
+            SubscribeEventsRequest(
+                after_sequence=after_sequence,
+                since=since,
+                follow=follow,
             ),
         )

@@ -6,6 +6,7 @@ from kmsd.api import (
     calendar,
     credentials,
     deletion,
+    events,
     files,
     grants,
     keys,
@@ -33,5 +34,6 @@ OPERATIONS: tuple[Operation, ...] = (  # type: ignore[type-arg] # of every reque
     *credentials.OPERATIONS,
     *metrics.OPERATIONS,
     *unsupported.OPERATIONS,
+    *events.OPERATIONS,
 )
 BY_NAME = {operation.name: operation for operation in OPERATIONS}

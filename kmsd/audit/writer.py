@@ -65,7 +65,8 @@ class Trail:
     """The audit trail of one daemon: the only writer of its files. Made by `open`.
 
     All methods are for one thread (that of the event loop). `mode` tells what ordinary requests have to wait for.
-    `on_checkpoint` is called with each checkpoint after it was written, and must not raise.
+    `on_checkpoint` is called with each checkpoint after it was written, `on_record` with each record but those of
+    ordinary requests and with its line, and `on_refusal` with the reason when `append` refuses. None of them may raise.
     """
 
     def __init__(
@@ -81,6 +82,8 @@ class Trail:
     ) -> None:
         self.mode = mode
         self.on_checkpoint: Callable[[Checkpoint], None] = _keep_nowhere
+        self.on_record: Callable[[Record, bytes], None] = _tell_nobody
+        self.on_refusal: Callable[[str], None] = _tell_nobody
         self._path = path
         self._clock = clock
         self._rotation = rotation
@@ -163,16 +166,22 @@ class Trail:
         """
         if not records:
             return 0
-        file = self._ready()
-        end = file.end
-        if end.size > self._mark_behind:
-            records = [*self._mark(end), *records]
-        data, head = self._link(end.head, records)
-        file.append(data, head)
+        try:
+            file = self._ready()
+            end = file.end
+            if end.size > self._mark_behind:
+                records = [*self._mark(end), *records]
+            lines, head = self._link(end.head, records)
+            data = b"".join(lines)
+            file.append(data, head)
+        except AuditUnavailableError as error:
+            self.on_refusal(error.message)
+            raise
         self.written_bytes += len(data)
-        for seq, record in enumerate(records, end.head.seq + 1):
+        for place, record in enumerate(records):
             if record.kind is not _REQUEST:
-                self._note(seq, record, end.size)
+                self._note(end.head.seq + 1 + place, record, end.size)
+                self.on_record(record, lines[place])
         if self.mode is SyncMode.INTERVAL:
             self._syncer.schedule()
         if head.seq >= self._sign_at:
@@ -193,8 +202,8 @@ class Trail:
         # The line has to have the number, the hash and the time that are signed, so it is a batch of its own.
         checkpoint = sign(self._signer, head.seq + 1, head.digest, time)
         details = {"keyId": checkpoint.key_id, "signature": checkpoint.signature}
-        line, signed = self._link(head, [system_record(CHECKPOINT, details)], time)
-        file.append(line, signed)
+        [line], head = self._link(head, [system_record(CHECKPOINT, details)], time)
+        file.append(line, head)
         self.written_bytes += len(line)
         self._signed_seq = checkpoint.seq
         self._sign_at = checkpoint.seq + self._checkpoint_records
@@ -296,7 +305,7 @@ class Trail:
         mark = self._standing.mark(previousFile=name_of(self._path, old).name)
         if mark is None:  # too many open intents for a line: later
             return
-        line, head = self._link(old.end.head, [mark])
+        [line], head = self._link(old.end.head, [mark])
         self._file = rotate(self._path, old, line, head, now, self._system)
         self._syncer.switch(self._file)
         self._mark_behind = MARK_EVERY_BYTES
@@ -330,13 +339,12 @@ class Trail:
         except _ENCODE_ERRORS as exc:
             raise unavailable(self._path, f"the time cannot be written ({type(exc).__name__})") from None
 
-    def _link(self, head: Head, records: Sequence[Record], event_time: str | None = None) -> tuple[bytes, Head]:
+    def _link(self, head: Head, records: Sequence[Record], event_time: str | None = None) -> tuple[list[bytes], Head]:
         try:
-            lines, head = link(head, records, event_time or format_time(self._clock()))
+            return link(head, records, event_time or format_time(self._clock()))
         except _ENCODE_ERRORS as exc:
             # The text may quote the record.
             raise unavailable(self._path, f"a record cannot be written ({type(exc).__name__})") from None
-        return b"".join(lines), head
 
     def _refuse_if(self, trouble: str | None) -> None:
         if trouble is not None:
@@ -345,6 +353,10 @@ class Trail:
 
 def _keep_nowhere(checkpoint: Checkpoint) -> None:
     """Leave a checkpoint where it is: in the trail only."""
+
+
+def _tell_nobody(*_: object) -> None:
+    """Leave it at that: nobody wants to know."""
 
 
 def _recovery(torn: Torn) -> Record:

@@ -24,6 +24,7 @@ from kmsd.identity.process import process_of
 from kmsd.material.ciphertext import BlobCipher
 from kmsd.processes.confinement import missing
 from kmsd.server.activation import Sockets
+from kmsd.server.announcing import Announcing
 from kmsd.server.credential_socket import CredentialListener
 from kmsd.server.custody import Custody
 from kmsd.server.deciding import Deciding
@@ -103,6 +104,7 @@ class Service:
         )
         lookup = KeyLookup(records, default_keys)
         self._deciding = Deciding(foundation, trail, settings, lookup, host_policy)
+        self._announcing = Announcing(foundation, trail, settings)
         self._digests = {"configuration": digest(config), "hostPolicy": self._deciding.digest}
         cipher = KeyCipher(self._custody.versions, BlobCipher(arena, os.urandom))
         scratch = Scratch(arena)
@@ -175,6 +177,7 @@ class Service:
                 **bind(symmetric.HANDLERS, symmetric_service),
                 **managing.handlers,
                 **self._deciding.handlers,
+                **self._announcing.handlers,
                 **bind(grants.HANDLERS, grants_service),
                 **bind(files.HANDLERS, self._files),
                 **bind(administration.HANDLERS, administration_service),
@@ -192,6 +195,7 @@ class Service:
             surroundings=self._deciding.surroundings,
             request_ids=request_ids,
             refusals=self._deciding.refusals,
+            pending_uses=self._announcing.pending_uses,
             scratch=scratch,
             gate=self._custody.gate,
             mutations=store,
@@ -213,6 +217,7 @@ class Service:
             request_ids=request_ids,
             surroundings=self._deciding.surroundings,
             refusals=self._deciding.refusals,
+            pending_uses=self._announcing.pending_uses,
             seconds=_CREDENTIAL_SECONDS,
             settles=trail.mode is SyncMode.ALWAYS,
         )
@@ -314,6 +319,7 @@ class Service:
             )
             self._credential_listener.start()
         self._custody.watch()
+        self._announcing.start()
         self._accounts.start()
         self._deciding.host_policies.start()
 
@@ -350,6 +356,7 @@ class Service:
         finally:
             # Whatever becomes of the record, no key outlives the service.
             self._custody.seal()
+            await self._announcing.close()
             await self._store.close()
             self._trail.close()
 

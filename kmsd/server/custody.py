@@ -153,6 +153,7 @@ class Custody:
         self._watch = TokenWatch(
             root=foundation.root,
             unsealing=self.unsealing,
+            trail=trail,
             logger=logger,
             check_seconds=config.hsm.check_seconds,
             seals=config.hsm.when_lost == "seal",

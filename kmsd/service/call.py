@@ -30,6 +30,14 @@ _STATE_WORDS = {
 }
 
 
+class UsedWhilePendingDeletionError(KMSInvalidStateError):
+    """Somebody who may use a key wants to, and it is to be destroyed."""
+
+    def __init__(self, arn: str, message: str) -> None:
+        super().__init__(message)
+        self.arn = arn
+
+
 # Uids that passwd does not know (subordinate, dynamic, container) share one place: who can make uids at will must not
 # get a fresh allowance with each.
 UNKNOWN_UIDS = -1
@@ -120,6 +128,7 @@ class Call:
     def permit(self, action: str | None = None, *, resource: str = "*") -> None:
         """Let the host policy decide about something that is no key; raises AccessDeniedError."""
         self._authorize(action or self.operation.action, resource, None, None)
+        self._check_budget()
 
     def use(self, key: KeyRecord, action: str | None = None, *, grants: Granting | None = None) -> None:
         """Make sure that the caller may act on `key` and that the key can be used this way.
@@ -130,11 +139,12 @@ class Call:
         """
         self.permit_key(key, action, grants=grants)
         if key.state not in self.operation.usable_in:
-            raise _state_error(key, self.operation)
+            raise self._state_error(key)
         if self.operation.usage is not None and key.usage is not self.operation.usage:
             raise InvalidKeyUsageError(
                 f"{key.arn} key usage is {key.usage} which is not valid for {self.operation.name}."
             )
+        self._check_budget()
 
     def permit_key(self, key: KeyRecord, action: str | None = None, *, grants: Granting | None = None) -> None:
         """Make sure that the caller may act on `key`, whatever its state is.
@@ -194,10 +204,23 @@ class Call:
                 )
                 self.refusal = Refusal(self.request_id, self.operation.name, self.caller, action, resource, why)
             raise
+
+    def _check_budget(self) -> None:
         # Only now: what would be refused anyway is refused, and counted, for what it is. Whatever administrators have
         # done, they can look, seal and unseal.
         if self.budget.exceeded and not (self.operation.works_sealed and self.caller.administrator):
             raise self.budget.refusal()
+
+    def _state_error(self, key: KeyRecord) -> KmsError:
+        if self.operation.usable_in == (KeyState.PENDING_DELETION,):
+            return KMSInvalidStateError(f"{key.arn} is not pending deletion.")
+        if key.state is KeyState.DISABLED:
+            return DisabledError(f"{key.arn} is disabled.")
+        message = f"{key.arn} {_STATE_WORDS.get(key.state, 'is not in a state for this operation.')}"
+        is_use = self.operation.usage is not None and not getattr(self.request, "dry_run", False)
+        if key.state is KeyState.PENDING_DELETION and is_use:
+            return UsedWhilePendingDeletionError(key.arn, message)
+        return KMSInvalidStateError(message)
 
     def end_dry_run(self, *, dry_run: bool) -> None:
         """Stop here if only a dry run was asked for; raises DryRunOperationError."""
@@ -228,12 +251,3 @@ class Call:
             decision=self.decision,
             details=details,
         )
-
-
-def _state_error(key: KeyRecord, operation: Operation[Any, Any]) -> KmsError:
-    if operation.usable_in == (KeyState.PENDING_DELETION,):
-        return KMSInvalidStateError(f"{key.arn} is not pending deletion.")
-    if key.state is KeyState.DISABLED:
-        return DisabledError(f"{key.arn} is disabled.")
-    words = _STATE_WORDS.get(key.state, "is not in a state for this operation.")
-    return KMSInvalidStateError(f"{key.arn} {words}")

@@ -38,7 +38,7 @@ from kmsd.identity.principals import Caller
 from kmsd.logs import Logger
 from kmsd.memory.arena import Arena
 from kmsd.service.audit_accounts import AuditAccounts
-from kmsd.service.call import Call, Session
+from kmsd.service.call import Call, Session, UsedWhilePendingDeletionError
 from kmsd.service.changing import Trail
 from kmsd.service.credentials import not_found
 from kmsd.service.facts import Surroundings
@@ -46,6 +46,7 @@ from kmsd.service.foreseen import Foreseen
 from kmsd.service.gate import Gate
 from kmsd.service.key_cipher import KeyCipher
 from kmsd.service.loading import loaded
+from kmsd.service.pending_uses import PendingUses
 from kmsd.service.records import KeyRecords
 from kmsd.service.refusals import Refusals
 from kmsd.service.request_ids import RequestIds
@@ -77,6 +78,7 @@ class CredentialDelivery:
         request_ids: RequestIds,
         surroundings: Surroundings,
         refusals: Refusals,
+        pending_uses: PendingUses,
         seconds: float,
         settles: bool,
     ) -> None:
@@ -92,6 +94,7 @@ class CredentialDelivery:
         self._request_ids = request_ids
         self._surroundings = surroundings
         self._refusals = refusals
+        self._pending_uses = pending_uses
         self._seconds = seconds
         self._settles = settles
 
@@ -165,6 +168,8 @@ class CredentialDelivery:
             call.decision = error.rule
         if call.refusal is not None:
             self._refusals.add(call.refusal, call.session.place)
+        if isinstance(error, UsedWhilePendingDeletionError):
+            self._pending_uses.note(error.arn, call)
         if call.budget.exceeded:
             call.budget.count(call.session.actor, call.operation.name, error.code)
             return

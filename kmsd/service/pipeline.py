@@ -41,7 +41,7 @@ from kmsd.material.versions import NotLoadedError
 from kmsd.metrics.meter import CANCELED, OK, Meter
 from kmsd.service.audit_accounts import AuditAccounts
 from kmsd.service.batch import Batch
-from kmsd.service.call import Call, Session
+from kmsd.service.call import Call, Session, UsedWhilePendingDeletionError
 from kmsd.service.changing import Changing, Mutations, Trail
 from kmsd.service.facts import Surroundings
 from kmsd.service.foreseen import Foreseen
@@ -49,6 +49,7 @@ from kmsd.service.gate import Gate
 from kmsd.service.grant_tokens import check_tokens
 from kmsd.service.key_lookup import KeyLookup
 from kmsd.service.loading import loaded
+from kmsd.service.pending_uses import PendingUses
 from kmsd.service.refusals import Refusals
 from kmsd.service.request_ids import RequestIds
 from kmsd.service.scratch import Scratch
@@ -89,6 +90,7 @@ class Pipeline:
         surroundings: Surroundings,
         request_ids: RequestIds,
         refusals: Refusals,
+        pending_uses: PendingUses,
         scratch: Scratch,
         gate: Gate,
         mutations: Mutations,
@@ -106,6 +108,7 @@ class Pipeline:
         self._accounts = accounts
         self._surroundings = surroundings
         self._refusals = refusals
+        self._pending_uses = pending_uses
         self._scratch = scratch
         self._gate = gate
         self._logger = logger
@@ -355,6 +358,8 @@ class Pipeline:
             call.decision = error.rule
             if call.refusal is not None:
                 self._refusals.add(call.refusal, call.session.place)
+        elif isinstance(error, UsedWhilePendingDeletionError):
+            self._pending_uses.note(error.arn, call)
         if call.began:
             return
         if call.budget.exceeded:

@@ -110,8 +110,8 @@ class SealRequests:
         return api.SealState.SEALED if self._unsealing.sealed else api.SealState.UNSEALED
 
     async def _converse(self, call: Call, request: api.UnsealRequest, channel: socket.socket) -> None:
-        def record(error: KmsError | None = None) -> None:
-            outcome = call.record(Kind.OUTCOME, parameters=_parameters(request), error=error)
+        def record(error: KmsError | None = None, details: dict[str, Any] | None = None) -> None:
+            outcome = call.record(Kind.OUTCOME, parameters=_parameters(request), error=error, details=details)
             call.budget.charge(self._trail.append([outcome]))
 
         with channel:
@@ -128,7 +128,7 @@ class SealRequests:
                 raise
             _tell(channel, outcome)
 
-    async def _unseal(self, request: api.UnsealRequest, channel: socket.socket, record: Callable[[], None]) -> bool:
+    async def _unseal(self, request: api.UnsealRequest, channel: socket.socket, record: Callable[..., None]) -> bool:
         with told(), Page.create() as page:
             # An open descriptor of secret memory could be taken and mapped; the mapping alone cannot.
             page.close_descriptor()
@@ -140,7 +140,7 @@ class SealRequests:
                 means = Means(pin=pin, accepts_changes=request.accept_changes)
                 unsealed = await self._unsealing.unseal(means, record)
             if not unsealed:
-                record()
+                record(details={"already": True})
             return unsealed
 
     async def _unseal_by_shares(

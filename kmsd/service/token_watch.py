@@ -10,9 +10,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 
+from kmsd.api.errors import AuditUnavailableError, TokenError
+from kmsd.audit.record import Record
 from kmsd.hsm.root import Root, RootError, TokenMissingError
 from kmsd.logs import Logger
-from kmsd.service.unsealing import Unsealing
+from kmsd.service.changing import Trail
+from kmsd.service.unsealing import Unsealing, system_record
 
 
 class TokenWatch:
@@ -23,6 +26,7 @@ class TokenWatch:
         *,
         root: Root,
         unsealing: Unsealing,
+        trail: Trail,
         logger: Logger,
         check_seconds: float,
         seals: bool,
@@ -30,6 +34,7 @@ class TokenWatch:
     ) -> None:
         self._root = root
         self._unsealing = unsealing
+        self._trail = trail
         self._logger = logger
         self._check_seconds = check_seconds
         self._seals = seals
@@ -75,11 +80,20 @@ class TokenWatch:
         self._logger.warning("token_lost", reason=str(error), seals=seals)
         if seals:
             await self._unsealing.lose(str(error))
+        self._record(system_record("TokenLost", TokenError(str(error)), sealed=seals))
 
     async def _regain(self) -> None:
         self._logger.info("token_back")
+        self._record(system_record("TokenBack"))
         if self._unsealing.lost and self._unsealing.configured:
             await self._unsealing.recover()
+
+    def _record(self, record: Record) -> None:
+        """Record what happened anyway: a trail that cannot be written does not undo it, and the log has it."""
+        try:
+            self._trail.append([record])
+        except AuditUnavailableError as error:
+            self._logger.warning("event_not_recorded", recorded=record.event_name, reason=error.message)
 
     def _tell_fault(self, task: asyncio.Task[None]) -> None:
         if not task.cancelled() and (fault := task.exception()) is not None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -191,10 +192,9 @@ class Unsealing:
         self.failure, self.lost = None, False
 
     async def lose(self, reason: str) -> None:
-        """Wipe the keys because the token is gone."""
+        """Wipe the keys because the token is gone, which whoever found that out records."""
         await self._take_keys()
         self.failure, self.lost = reason, True
-        self._record(system_record("TokenLost", TokenError(reason)))
 
     async def close(self) -> None:
         """Try nothing more; what is under way ends."""
@@ -244,7 +244,7 @@ class Unsealing:
             finally:
                 self._seal.seal()
 
-    async def _try(self) -> bool:
+    async def _try(self, attempt: int = 1) -> bool:
         """Try the configured PIN once; return whether what prevented it may pass."""
         try:
             await self.unseal(CONFIGURED, self._record_success)
@@ -253,15 +253,15 @@ class Unsealing:
         except KmsError as error:
             again = isinstance(error, _PASSING)
             self._logger.warning("unseal_failed", code=error.code, reason=error.message, tried_again=again)
-            self._record(system_record("UnsealFailed", error))
+            self._record(system_record("UnsealFailed", error, attempt=attempt, triedAgain=again))
             return again
         return False
 
     async def _retry(self) -> None:
         delay_seconds = FIRST_RETRY_SECONDS
-        while True:
+        for attempt in itertools.count(2):
             await self._sleep(delay_seconds)
-            if not await self._try():
+            if not await self._try(attempt):
                 return
             delay_seconds = min(2 * delay_seconds, LONGEST_RETRY_SECONDS)
 

@@ -33,6 +33,7 @@ OURS = {
     "Seal",
     "Unseal",
     "CreateBackup",
+    "SubscribeEvents",
     "SimulatePolicy",
     "ExplainRefusal",
     "ReloadHostPolicy",
@@ -230,19 +231,24 @@ def test_changes_are_no_cryptography(operation: Operation[Any, Any]) -> None:
 
 
 @of_each
-def test_descriptors_come_with_files_unsealing_and_backups_only(operation: Operation[Any, Any]) -> None:
+def test_descriptors_come_with_what_goes_on_behind_the_reply(operation: Operation[Any, Any]) -> None:
     """One, to the worker, for the PIN, or for the backup."""
-    assert operation.descriptors == (operation.cost is Cost.FILE or operation.name in {"Unseal", "CreateBackup"})
+    assert operation.descriptors == (
+        operation.cost is Cost.FILE or operation.name in {"Unseal", "CreateBackup", "SubscribeEvents"}
+    )
 
 
 def test_what_works_sealed_needs_no_key() -> None:
     """The status, the trail, and what decides whether there are keys; and to say what is not offered takes none."""
     sealed = {operation.name for operation in OPERATIONS if operation.works_sealed} - NOT_OFFERED
+    """The status, the trail and its events, and what decides whether there are keys."""
+    sealed = {operation.name for operation in OPERATIONS if operation.works_sealed}
     assert sealed == {
         "Status",
         "GetAuditAnchor",
         "GetAuditRecords",
         "GetMetrics",
+        "SubscribeEvents",
         "ReloadHostPolicy",
         "Seal",
         "Unseal",

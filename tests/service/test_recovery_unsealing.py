@@ -163,6 +163,7 @@ async def test_a_daemon_that_shares_unsealed_needs_no_token(sealed: Embedded) ->
     watch = TokenWatch(
         root=sealed.root,
         unsealing=sealed.unsealing,
+        trail=sealed.trail,
         logger=StructuredLogger(sealed.log),
         check_seconds=7,
         seals=True,

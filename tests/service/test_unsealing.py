@@ -329,6 +329,7 @@ async def watch_of() -> AsyncIterator[Callable[..., TokenWatch]]:
         watch = TokenWatch(
             root=service.root,
             unsealing=service.unsealing,
+            trail=service.trail,
             logger=StructuredLogger(service.log),
             check_seconds=7,
             seals=seals,
@@ -367,7 +368,7 @@ async def test_a_lost_token_seals(service: Embedded, watch_of: Callable[..., Tok
     service.root.fault = None
     await looked(service)
     assert is_serving(service)
-    assert events(service)[1:] == [("Unseal", None)]
+    assert events(service)[1:] == [("TokenBack", None), ("Unseal", None)]
     assert set(service.sleeps.seconds) == {7}
 
 
@@ -420,7 +421,7 @@ async def test_a_slow_or_crashing_token_is_not_lost(
 async def test_losing_the_token_need_not_stop_the_service(
     service: Embedded, watch_of: Callable[..., TokenWatch]
 ) -> None:
-    """It is logged once, and its return once."""
+    """It is logged and on record once, and its return once."""
     watch_of(service, seals=False)
     service.root.fault = hsm.TokenMissingError("it went away")
     await looked(service)
@@ -432,7 +433,7 @@ async def test_losing_the_token_need_not_stop_the_service(
 
     log = service.log.getvalue()
     assert (log.count("token_lost"), log.count("token_back")) == (1, 1)
-    assert events(service) == []
+    assert events(service) == [("TokenLost", "TokenException"), ("TokenBack", None)]
 
 
 async def test_a_wrong_pin_of_one_does_not_keep_another_from_unsealing(sealed: Embedded) -> None:

@@ -28,6 +28,8 @@ from kmsd.audit.record import Actor, Kind, Record
 from kmsd.audit.writer import SyncMode, Trail
 from kmsd.config import Limits
 from kmsd.envelope.pool import FileJob, FileOutcome, FileStream, WorkerPool
+from kmsd.events.log import NAME as EVENTS_NAME
+from kmsd.events.projection import Projection
 from kmsd.hsm.root import PinSource, TokenInfo, WrappedDomainKey
 from kmsd.identity import answering
 from kmsd.identity.directory import Directory
@@ -47,6 +49,7 @@ from kmsd.service import (
     aliases,
     backups,
     credentials,
+    events,
     files,
     grants,
     host_policies,
@@ -72,6 +75,7 @@ from kmsd.service.credential_delivery import CredentialDelivery
 from kmsd.service.default_key_care import DefaultKeyCare
 from kmsd.service.default_keys import DefaultKeys
 from kmsd.service.destruction import Destruction
+from kmsd.service.event_feed import EventFeed
 from kmsd.service.facts import Surroundings
 from kmsd.service.gate import Gate as KeyGate
 from kmsd.service.housekeeping import Housekeeping
@@ -80,6 +84,7 @@ from kmsd.service.key_changes import KeyChanges
 from kmsd.service.key_cipher import KeyCipher
 from kmsd.service.key_lookup import KeyLookup
 from kmsd.service.own_changes import OwnChanges
+from kmsd.service.pending_uses import PendingUses
 from kmsd.service.pipeline import Pipeline
 from kmsd.service.records import KeyRecords
 from kmsd.service.refusals import Refusals
@@ -673,6 +678,14 @@ class Embedded:
             now_ms=lambda: int(self.wall_time * 1000),
             store_seconds=0.3,
         )
+        self.feed = EventFeed(
+            trail=trail,
+            path=directory / EVENTS_NAME,
+            projection=Projection(ACCOUNT, REGION),
+            logger=StructuredLogger(self.log),
+        )
+        self.events = events.Events(trail=trail, feed=self.feed, logger=StructuredLogger(self.log))
+        self.pending_uses = PendingUses(trail, lambda: self.now)
         request_ids = RequestIds(os.urandom)
         policies_path = self.directory / "policy.d"
         host_policy = HostPolicy.load(policies_path, account=ACCOUNT, names=self.names)
@@ -733,6 +746,7 @@ class Embedded:
                 **bind(metrics.HANDLERS, metrics_service),
                 **bind(seal_requests.HANDLERS, self.seal_requests),
                 **bind(backups.HANDLERS, self.backups),
+                **bind(events.HANDLERS, self.events),
                 **bind(
                     credentials.HANDLERS,
                     credentials.Credentials(
@@ -754,6 +768,7 @@ class Embedded:
             surroundings=surroundings,
             request_ids=request_ids,
             refusals=self.refusals,
+            pending_uses=self.pending_uses,
             scratch=self.scratch,
             gate=self.gate,
             mutations=store,
@@ -775,6 +790,7 @@ class Embedded:
             request_ids=request_ids,
             surroundings=surroundings,
             refusals=self.refusals,
+            pending_uses=self.pending_uses,
             seconds=0.3,
             settles=trail.mode is SyncMode.ALWAYS,
         )
@@ -824,6 +840,8 @@ class Embedded:
             service.gate.open()
             # What begins with that has been done, so that commits from now on are those of the test.
             await service.minutes.again()
+            await service.uses.keep()
+        service.feed.start()
         store.calls.clear()
         return service
 
@@ -843,6 +861,8 @@ class Embedded:
         await self.own_changes.drain()
         self.pool.close()
         self.seal.seal()
+        await self.feed.close(1.0)
+        await self.events.close(1.0)
         self.trail.close()
         await self.store.close()
 
