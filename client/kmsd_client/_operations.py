@@ -83,14 +83,18 @@ from kmsd.api.grants import (
 from kmsd.api.keys import (
     CREATE_ALIAS,
     CREATE_KEY,
+    DELETE_ALIAS,
     DESCRIBE_KEY,
     DISABLE_KEY,
     ENABLE_KEY,
     LIST_ALIASES,
     LIST_KEYS,
+    UPDATE_ALIAS,
+    UPDATE_KEY_DESCRIPTION,
     CreateAliasRequest,
     CreateKeyRequest,
     CreateKeyResponse,
+    DeleteAliasRequest,
     DescribeKeyRequest,
     DescribeKeyResponse,
     EnableKeyRequest,
@@ -98,6 +102,8 @@ from kmsd.api.keys import (
     ListAliasesResponse,
     ListKeysRequest,
     ListKeysResponse,
+    UpdateAliasRequest,
+    UpdateKeyDescriptionRequest,
 )
 from kmsd.api.metrics import (
     GET_METRICS,
@@ -281,6 +287,21 @@ class Operations(ABC):
             ),
         )
 
+    def update_key_description(
+        self,
+        *,
+        key_id: str,
+        description: str,
+    ) -> Empty:
+        """Change what is said of a key."""
+        return self.call(
+            UPDATE_KEY_DESCRIPTION,
+            UpdateKeyDescriptionRequest(
+                key_id=key_id,
+                description=description,
+            ),
+        )
+
     def create_alias(
         self,
         *,
@@ -293,6 +314,34 @@ class Operations(ABC):
             CreateAliasRequest(
                 alias_name=alias_name,
                 target_key_id=target_key_id,
+            ),
+        )
+
+    def update_alias(
+        self,
+        *,
+        alias_name: str,
+        target_key_id: str,
+    ) -> Empty:
+        """Let an alias name another key."""
+        return self.call(
+            UPDATE_ALIAS,
+            UpdateAliasRequest(
+                alias_name=alias_name,
+                target_key_id=target_key_id,
+            ),
+        )
+
+    def delete_alias(
+        self,
+        *,
+        alias_name: str,
+    ) -> Empty:
+        """Remove a name of a key."""
+        return self.call(
+            DELETE_ALIAS,
+            DeleteAliasRequest(
+                alias_name=alias_name,
             ),
         )
 
@@ -1071,6 +1120,21 @@ class AsyncOperations(ABC):
             ),
         )
 
+    async def update_key_description(
+        self,
+        *,
+        key_id: str,
+        description: str,
+    ) -> Empty:
+        """Change what is said of a key."""
+        return await self.call(
+            UPDATE_KEY_DESCRIPTION,
+            UpdateKeyDescriptionRequest(
+                key_id=key_id,
+                description=description,
+            ),
+        )
+
     async def create_alias(
         self,
         *,
@@ -1083,6 +1147,34 @@ class AsyncOperations(ABC):
             CreateAliasRequest(
                 alias_name=alias_name,
                 target_key_id=target_key_id,
+            ),
+        )
+
+    async def update_alias(
+        self,
+        *,
+        alias_name: str,
+        target_key_id: str,
+    ) -> Empty:
+        """Let an alias name another key."""
+        return await self.call(
+            UPDATE_ALIAS,
+            UpdateAliasRequest(
+                alias_name=alias_name,
+                target_key_id=target_key_id,
+            ),
+        )
+
+    async def delete_alias(
+        self,
+        *,
+        alias_name: str,
+    ) -> Empty:
+        """Remove a name of a key."""
+        return await self.call(
+            DELETE_ALIAS,
+            DeleteAliasRequest(
+                alias_name=alias_name,
             ),
         )
 

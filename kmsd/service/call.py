@@ -128,15 +128,23 @@ class Call:
         unless all of the key's do. Raises AccessDeniedError, DisabledError, KMSInvalidStateError or
         InvalidKeyUsageError, and NotLoadedError when the caller's grants have to be read first.
         """
-        if key.arn not in self.resources:
-            self.resources.append(key.arn)
-        self._authorize(action or self.operation.action, key.arn, key, key.grants if grants is None else grants)
+        self.permit_key(key, action, grants=grants)
         if key.state not in self.operation.usable_in:
             raise _state_error(key, self.operation)
         if self.operation.usage is not None and key.usage is not self.operation.usage:
             raise InvalidKeyUsageError(
                 f"{key.arn} key usage is {key.usage} which is not valid for {self.operation.name}."
             )
+
+    def permit_key(self, key: KeyRecord, action: str | None = None, *, grants: Granting | None = None) -> None:
+        """Make sure that the caller may act on `key`, whatever its state is.
+
+        `grants` are those that count, unless all of the key's do. Raises AccessDeniedError, and NotLoadedError when the
+        caller's grants have to be read first.
+        """
+        if key.arn not in self.resources:
+            self.resources.append(key.arn)
+        self._authorize(action or self.operation.action, key.arn, key, key.grants if grants is None else grants)
 
     def values(self, key: str) -> Values:
         """Return the values of a condition key."""

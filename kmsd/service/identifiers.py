@@ -82,8 +82,8 @@ def alias_in(identifier: str) -> str | None:
     return resource if resource.startswith("alias/") else None
 
 
-def check_new_alias(name: str) -> None:
-    """Raise InvalidAliasNameError unless people may make an alias with this name."""
+def check_alias(name: str) -> None:
+    """Raise InvalidAliasNameError unless this is a name that people may give to keys, and take from them."""
     if not _ALIAS.fullmatch(name):
         raise InvalidAliasNameError(
             f"'{name}' is no alias name: it begins with alias/ and has letters, digits, '/', '_' and '-' after it"

@@ -124,6 +124,11 @@ class Keys:
         await self._changes.make(call, key, key_state=KeyState.DISABLED)
         return Empty()
 
+    async def describe_anew(self, call: Call, request: api.UpdateKeyDescriptionRequest, key: KeyRecord) -> Empty:
+        """Change what is said of a key."""
+        await self._changes.make(call, key, description=request.description)
+        return Empty()
+
     async def list(self, call: Call, request: api.ListKeysRequest) -> api.ListKeysResponse:  # noqa: ARG002 - handlers share one form
         """List all keys; whoever may list sees ids, and nothing else, of keys that others use."""
         rows = await self._store.keys(after=after(request.marker), limit=request.limit + 1)
@@ -159,4 +164,5 @@ HANDLERS: dict[Operation[Any, Any], Callable[..., Any]] = {
     api.LIST_KEYS: Keys.list,
     api.ENABLE_KEY: Keys.enable,
     api.DISABLE_KEY: Keys.disable,
+    api.UPDATE_KEY_DESCRIPTION: Keys.describe_anew,
 }

@@ -53,7 +53,10 @@ ACTIONS = {
 _SWITCHED = {KeyState.ENABLED, KeyState.DISABLED, KeyState.UNAVAILABLE}
 _NOT_IN_DELETION = set(KeyState) - {KeyState.PENDING_DELETION}
 STATES = {
+    "UpdateKeyDescription": _NOT_IN_DELETION,
     "CreateAlias": _NOT_IN_DELETION,
+    # The key that is named from then on.
+    "UpdateAlias": _NOT_IN_DELETION,
     "CreateGrant": {KeyState.ENABLED, KeyState.UNAVAILABLE, KeyState.UPDATING},
     "DescribeKey": set(KeyState),
     "EnableKey": _SWITCHED,
@@ -77,7 +80,9 @@ USES_KEY_MATERIAL = {
 }
 # The key identifiers that AWS KMS accepts: an alias in cryptographic operations and DescribeKey, and nowhere else.
 NAMED_BY_ID_ONLY = {
+    "UpdateKeyDescription",
     "CreateAlias",
+    "UpdateAlias",
     "EnableKey",
     "DisableKey",
     "EnableKeyRotation",
@@ -100,6 +105,8 @@ NAMED_BY_ID_ONLY = {
 }
 # Its token names the grant, and that the key.
 BY_GRANT = "RetireGrant"
+# The alias names the key.
+BY_ALIAS = "DeleteAlias"
 # What changes something, by the first word of its name.
 CHANGES = (
     "Confirm",
@@ -169,9 +176,9 @@ def test_key_states_and_usages_are_aws_s(operation: Operation[Any, Any]) -> None
 def test_keys_are_named_as_aws_says(operation: Operation[Any, Any]) -> None:
     """A declared key is a required member; an operation that finds its keys otherwise says so."""
     if operation.key is None:
-        finds_its_own = operation.name in {*USES_KEY_MATERIAL, BY_GRANT}
+        finds_its_own = operation.name in {*USES_KEY_MATERIAL, BY_GRANT, BY_ALIAS}
         assert operation.resolves_keys is not finds_its_own
-        takes_a_key = finds_its_own or operation.name in LOOKS_AT_A_KEY
+        takes_a_key = operation.name in {*USES_KEY_MATERIAL, BY_GRANT, *LOOKS_AT_A_KEY}
         assert (operation.key_access is KeyAccess.NONE) is not takes_a_key
         return
     fields = {field.name: field for field in msgspec.structs.fields(operation.request)}
@@ -301,7 +308,10 @@ def test_all_but_ours_are_aws_s() -> None:
         "ListRetirableGrants",
         "RetireGrant",
         "RevokeGrant",
+        "UpdateKeyDescription",
         "CreateAlias",
+        "UpdateAlias",
+        "DeleteAlias",
         "ListAliases",
         "Encrypt",
         "Decrypt",

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kmsd.api.errors import InvalidAliasNameError, InvalidArnError, KmsError, NotFoundError
-from kmsd.service.identifiers import AliasName, Arns, KeyName, check_new_alias
+from kmsd.service.identifiers import AliasName, Arns, KeyName, check_alias
 
 ARNS = Arns("123456789012", "local-host-1")
 KEY_ID = "1234abcd-12ab-34cd-56ef-1234567890ab"
@@ -93,7 +93,7 @@ def test_any_text_is_a_name_or_an_error_of_the_caller_s(text: str) -> None:
 def test_letters_digits_and_a_few_signs_make_an_alias(name: str) -> None:
     """As with AWS."""
     if not name.startswith(("alias/aws/", "alias/kmsd/")):
-        check_new_alias(name)
+        check_alias(name)
 
 
 @pytest.mark.parametrize(
@@ -102,4 +102,4 @@ def test_letters_digits_and_a_few_signs_make_an_alias(name: str) -> None:
 def test_other_alias_names_are_refused(name: str) -> None:
     """Wrong signs, and names that are the service's own."""
     with pytest.raises(InvalidAliasNameError):
-        check_new_alias(name)
+        check_alias(name)

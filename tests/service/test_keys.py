@@ -27,14 +27,17 @@ from kmsd.api.keys import (
     DISABLE_KEY,
     ENABLE_KEY,
     LIST_KEYS,
+    UPDATE_KEY_DESCRIPTION,
     CreateAliasRequest,
     DescribeKeyRequest,
     EnableKeyRequest,
     ListKeysRequest,
+    UpdateKeyDescriptionRequest,
 )
 from kmsd.api.operation import KeyState, KeyUsage
 from kmsd.api.shapes import KeyManager, KeyOrigin, KeySpec, Tag
 from kmsd.api.symmetric import ENCRYPT, EncryptRequest
+from kmsd.service.call import Session
 from tests.support.embedded import ACCOUNT, ALICE, BOB, ROOT, Embedded
 
 OpenService = Callable[..., Awaitable[Embedded]]
@@ -198,3 +201,32 @@ async def test_who_may_use_a_key_may_not_disable_it(service: Embedded) -> None:
     await service.ask(ALICE, ENABLE_KEY, EnableKeyRequest(key_id=arn))
     with pytest.raises(AccessDeniedError, match="kms:DisableKey"):
         await service.ask(ALICE, DISABLE_KEY, EnableKeyRequest(key_id=arn))
+
+
+async def describe_anew(service: Embedded, arn: str, description: str, session: Session = ALICE) -> None:
+    request = UpdateKeyDescriptionRequest(key_id=arn, description=description)
+    await service.ask(session, UPDATE_KEY_DESCRIPTION, request)
+
+
+async def test_a_key_is_described_anew(service: Embedded) -> None:
+    """Also while it is disabled; nothing may be said as well."""
+    arn = await service.make_key(description="before")
+    await service.ask(ALICE, DISABLE_KEY, EnableKeyRequest(key_id=arn))
+
+    for description in ("behind", "", "ä" * 8192):
+        await describe_anew(service, arn, description)
+
+        described = (await service.ask(ALICE, DESCRIBE_KEY, DescribeKeyRequest(key_id=arn))).key_metadata
+        assert described.description == description
+
+
+async def test_who_may_use_a_key_may_not_describe_it_anew(service: Embedded) -> None:
+    """Nor does anybody a default key."""
+    arn = await service.make_key()
+    default = await service.ask(ALICE, DESCRIBE_KEY, DescribeKeyRequest(key_id="alias/kmsd/default"))
+
+    with pytest.raises(AccessDeniedError, match="kms:UpdateKeyDescription"):
+        await describe_anew(service, arn, "mine", BOB)
+    for session in (ALICE, ROOT):
+        with pytest.raises(AccessDeniedError, match="kms:UpdateKeyDescription"):
+            await describe_anew(service, default.key_metadata.key_id, "mine", session)
