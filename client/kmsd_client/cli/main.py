@@ -32,7 +32,7 @@ class Verb(NamedTuple):
 VERBS = {
     "encrypt": Verb("encrypt", "encrypt a file"),
     "decrypt": Verb("decrypt", "decrypt a file"),
-    "key": Verb("keys", "make, list, show, share and disable keys"),
+    "key": Verb("keys", "make, list, share and rotate keys, and take them out of use"),
     "alias": Verb("aliases", "name keys"),
     "tag": Verb("tags", "tag keys"),
     "policy": Verb("policies", "show, check and change key policies"),
