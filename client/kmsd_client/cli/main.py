@@ -42,6 +42,7 @@ VERBS = {
     "random": Verb("randomness", "print random bytes"),
     "status": Verb("status", "tell how the daemon is"),
     "metrics": Verb("metrics", "tell how the daemon does in numbers, for Prometheus"),
+    "clock": Verb("clock", "tell whether the clock is believed, and confirm it"),
     "seal": Verb("seal", "wipe all keys from the daemon's memory"),
     "unseal": Verb("unseal", "give the daemon the token's PIN, and so its keys"),
     "doctor": Verb("doctor", "check the installation and say what to do"),
