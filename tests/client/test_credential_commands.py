@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,16 +11,10 @@ import pytest
 from kmsd.api.credentials import DeleteCredentialRequest
 from kmsd.api.shapes import Empty
 from kmsd_client.cli.main import main
+from tests.client.keyboard import types
 from tests.client.scripted import ScriptedDaemon
 
 DELETE = ("credential", "delete", "--unit", "app.service", "token")
-
-
-class Terminal(io.StringIO):
-    """A person who types."""
-
-    def isatty(self) -> bool:
-        return True
 
 
 @pytest.fixture
@@ -38,10 +31,6 @@ def asked(short_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[An
     monkeypatch.setenv("KMSD_SOCKET", str(daemon.path))
     yield requests
     daemon.close()
-
-
-def types(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
-    monkeypatch.setattr("sys.stdin", Terminal(text))
 
 
 def test_a_secret_is_not_typed(

@@ -23,6 +23,7 @@ from kmsd.api.administration import (
     StatusResponse,
     TokenStatus,
 )
+from kmsd.api.calendar import ClockState
 from kmsd.api.errors import AccessDeniedError, KmsError
 from kmsd_client.cli.main import main
 from tests.client.scripted import ScriptedDaemon
@@ -147,6 +148,9 @@ def test_the_host_s_socket_for_credentials_is_looked_at(
             "UTC, 1000 changes ago$",
             "kmsd backup FILE",
         ),
+        ({"clock": ClockState.TRUSTED}, "clock", "ok", "kmsd believes it", ""),
+        ({"clock": ClockState.AHEAD}, "clock", "warn", "in doubt: it is ahead of", "kms clock"),
+        ({"clock": ClockState.BEHIND}, "clock", "warn", "in doubt: it is behind", "kms clock"),
     ],
 )
 def test_what_is_not_well_is_told(

@@ -79,7 +79,7 @@ def test_a_lost_host_comes_back_on_another(module_path: Path) -> None:
 
     with served(second):
         told = in_shell(
-            second, f"cd {shared}", "kms decrypt kept.kms > /dev/null", "cat kept", f"kms key show {arn.strip()}"
+            second, f"cd {shared}", "kms decrypt kept.kms > /dev/null", "cat kept", f"kms key describe {arn.strip()}"
         )
         assert told.startswith("kept\n")
         assert arn.strip() in told

@@ -18,6 +18,7 @@ from kmsd.api.credentials import (
     ListCredentialsRequest,
 )
 from kmsd_client import Client, _transport
+from kmsd_client.cli.consent import add_yes_option, ask
 from kmsd_client.cli.terminal import EXIT_USAGE, CommandError, add_json_option, print_json, print_table, printable
 
 # Beside the socket for clients, in every way that kmsd is started without settings of its own.
@@ -42,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     delete = verbs.add_parser("delete", help="delete what is kept")
     delete.add_argument("--unit", required=True, help=_UNIT_HELP)
     delete.add_argument("name", help="the credential's name")
-    delete.add_argument("--yes", action="store_true", help="do not ask")
+    add_yes_option(delete)
     delete.set_defaults(run=run_delete)
 
 
@@ -79,7 +80,8 @@ def run_delete(options: argparse.Namespace) -> None:
     """Delete a credential, if that is wanted."""
     unit = _service(options.unit)
     if not options.yes:
-        _confirm(f"{unit} will not start while it loads {options.name}. Delete it? [y/n]: ")
+        question = f"{unit} will not start while it loads {options.name}. Delete it? [y/n]: "
+        ask(question, {"y", "yes"}, "nothing was deleted")
     with Client(options.socket) as client:
         client.call(DELETE_CREDENTIAL, DeleteCredentialRequest(unit=unit, name=options.name))
 
@@ -121,12 +123,3 @@ def _secret(file: Path | None) -> bytes:
             "encrypt it as a file (kms encrypt), and keep a key or a password for the unit",
         )
     return secret
-
-
-def _confirm(question: str) -> None:
-    if not sys.stdin.isatty():
-        raise CommandError("nobody is there to be asked", "say --yes", code=EXIT_USAGE)
-    sys.stderr.write(printable(question))
-    sys.stderr.flush()
-    if sys.stdin.readline().strip().lower() not in {"y", "yes"}:
-        raise CommandError("nothing was deleted")

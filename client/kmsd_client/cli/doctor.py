@@ -22,8 +22,10 @@ from kmsd.api.administration import (
     StatusRequest,
     StatusResponse,
 )
+from kmsd.api.calendar import ClockState
 from kmsd.api.errors import ConnectionLostError, KmsError, UntrustedServerError
 from kmsd_client import Client, _transport
+from kmsd_client.cli.clock import CLOCK_STATES
 from kmsd_client.cli.terminal import EXIT_ERROR, add_json_option, print_json, printable
 
 # The groups that the shipped host policy names (DESIGN 6).
@@ -161,6 +163,14 @@ def _clock() -> Finding:
     )
 
 
+def _belief(state: ClockState | None) -> Iterator[Finding]:
+    if state is ClockState.TRUSTED:
+        yield Finding("clock", Grade.OK, "kmsd believes it")
+    elif state is not None:
+        hint = "as an administrator: kms clock; what the clock makes due waits until it is set right, or confirmed"
+        yield Finding("clock", Grade.WARN, f"kmsd has it {CLOCK_STATES[state]}", hint)
+
+
 def _status(status: StatusResponse) -> Iterator[Finding]:
     yield _versions(status)
     yield _seal(status)
@@ -170,6 +180,7 @@ def _status(status: StatusResponse) -> Iterator[Finding]:
     yield _memory(status)
     yield from _hardening(status.hardening)
     yield _backup(status, dt.datetime.now(dt.UTC))
+    yield from _belief(status.clock)
     yield Finding(
         "audit", Grade.OK, f"the trail takes records ({status.audit_sequence} so far, sync {status.audit_sync})"
     )

@@ -1,35 +1,45 @@
-"""Make, list and show keys."""
+"""Make, list, share and rotate keys, and take them out of use."""
 
 from __future__ import annotations
 
 import argparse
+import importlib
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from kmsd.api.deletion import DEFAULT_WINDOW_DAYS
 from kmsd.api.keys import (
     CREATE_ALIAS,
     CREATE_KEY,
     DESCRIBE_KEY,
-    DISABLE_KEY,
     ENABLE_KEY,
     LIST_ALIASES,
     LIST_KEYS,
+    UPDATE_KEY_DESCRIPTION,
     CreateAliasRequest,
     CreateKeyRequest,
     DescribeKeyRequest,
     EnableKeyRequest,
     ListAliasesRequest,
     ListKeysRequest,
+    UpdateKeyDescriptionRequest,
 )
 from kmsd.api.shapes import AliasListEntry, KeyListEntry, KeyMetadata, Tag
 from kmsd_client import Client
+from kmsd_client.cli.consent import add_yes_option
+from kmsd_client.cli.moments import second
 from kmsd_client.cli.terminal import (
     add_context_option,
     add_json_option,
     context_of,
     print_facts,
     print_json,
-    print_table,
 )
+
+if TYPE_CHECKING:
+    _Verbs = argparse._SubParsersAction[argparse.ArgumentParser]  # noqa: SLF001 - argparse has no other name for it
+    _Run = Callable[[argparse.Namespace], None]
 
 # How commands say what they take for a key.
 KEY_HELP = "key id, key ARN, alias or alias ARN"
@@ -37,7 +47,7 @@ KEY_HELP = "key id, key ARN, alias or alias ARN"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command line."""
-    verbs = parser.add_subparsers(required=True, metavar="create|list|show|share|unshare|disable|enable")
+    verbs = parser.add_subparsers(required=True, metavar="VERB", title="verbs")
     create = verbs.add_parser("create", help="make a key")
     create.add_argument("--alias", help="also name it, alias/NAME")
     create.add_argument("--description", default="", help="what the key is for")
@@ -45,25 +55,87 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     create.add_argument("--tag", action="append", default=[], metavar="NAME=VALUE", help="a tag")
     add_json_option(create)
     create.set_defaults(run=run_create)
-    listing = verbs.add_parser("list", help="list all keys with their aliases")
+    listing = verbs.add_parser("list", help="list all keys: state, age, next rotation, last use, aliases")
     add_json_option(listing)
-    listing.set_defaults(run=run_list)
-    show = verbs.add_parser("show", help="show one key")
-    show.add_argument("key", help=KEY_HELP)
-    add_json_option(show)
-    show.set_defaults(run=run_show)
+    listing.set_defaults(run=_in("key_list", "run_list"))
+    describe = _verb(verbs, "describe", "tell what a key is", run_describe)
+    add_json_option(describe)
+    description = _verb(verbs, "set-description", "change what is said of a key", run_set_description)
+    description.add_argument("text", help="what the key is for; everybody who may describe the key reads it")
     _add_share(verbs.add_parser("share", help="let somebody else use a key"))
-    unshare = verbs.add_parser("unshare", help="take back what kms key share gave; what the policy allows stays")
-    unshare.add_argument("key", help=KEY_HELP)
+    unshare = _verb(
+        verbs,
+        "unshare",
+        "take back what kms key share gave; what the policy allows stays",
+        _in("sharing", "run_unshare"),
+    )
     unshare.add_argument("--with", required=True, metavar="PRINCIPAL", dest="principal", help="with whom")
-    unshare.set_defaults(run=_run_unshare)
-    for verb, operation, told in (
-        ("disable", DISABLE_KEY, "let a key not be used until it is enabled again"),
-        ("enable", ENABLE_KEY, "let a key be used again"),
-    ):
-        switch = verbs.add_parser(verb, help=told)
-        switch.add_argument("key", help=KEY_HELP)
-        switch.set_defaults(run=run_switch, operation=operation)
+    disable = _verb(
+        verbs, "disable", "let a key not be used until it is enabled again", _in("key_deletion", "run_disable")
+    )
+    add_yes_option(disable)
+    _verb(verbs, "enable", "let a key be used again", run_enable)
+    _add_rotation(verbs)
+    _add_deletion(verbs)
+
+
+def _add_rotation(verbs: _Verbs) -> None:
+    rotate = _verb(
+        verbs,
+        "rotate",
+        "give a key new material; what was encrypted before still decrypts",
+        _in("key_rotation", "run_rotate"),
+    )
+    when = rotate.add_mutually_exclusive_group(required=True)
+    when.add_argument("--now", action="store_true", help="now; the plan stays as it is")
+    when.add_argument("--every", type=int, metavar="DAYS", help="by itself, every 90 to 2560 days")
+    when.add_argument("--off", action="store_true", help="no longer by itself")
+    rotations = _verb(verbs, "rotations", "list the material of a key", _in("key_rotation", "run_rotations"))
+    add_json_option(rotations)
+
+
+def _add_deletion(verbs: _Verbs) -> None:
+    last_use = _verb(
+        verbs, "last-use", "tell when a key was used last, and how often", _in("key_deletion", "run_last_use")
+    )
+    add_json_option(last_use)
+    delete = _verb(
+        verbs,
+        "delete",
+        "let a key not be used any more, and destroy it after some days",
+        _in("key_deletion", "run_delete"),
+    )
+    delete.add_argument(
+        "--days",
+        type=int,
+        default=DEFAULT_WINDOW_DAYS,
+        help=f"after how many, 7 to 30; otherwise {DEFAULT_WINDOW_DAYS}",
+    )
+    add_yes_option(delete)
+    _verb(
+        verbs,
+        "cancel-deletion",
+        "keep a key that was to be destroyed; it is disabled then",
+        _in("key_deletion", "run_cancel"),
+    )
+
+
+def _verb(verbs: _Verbs, name: str, told: str, run: _Run) -> argparse.ArgumentParser:
+    """Add a verb that takes one key."""
+    verb = verbs.add_parser(name, help=told)
+    verb.add_argument("key", help=KEY_HELP)
+    verb.set_defaults(run=run)
+    return verb
+
+
+def _in(module: str, function: str) -> _Run:
+    """Return what runs a verb of a module that is imported only then: each verb loads what it needs."""
+
+    def run(options: argparse.Namespace) -> None:
+        found: _Run = getattr(importlib.import_module(f"kmsd_client.cli.{module}"), function)
+        found(options)
+
+    return run
 
 
 def _add_share(parser: argparse.ArgumentParser) -> None:
@@ -79,7 +151,7 @@ def _add_share(parser: argparse.ArgumentParser) -> None:
     which.add_argument("--encrypt-only", action="store_true", help="it may encrypt, and not decrypt")
     which.add_argument("--decrypt-only", action="store_true", help="it may decrypt, and not encrypt")
     add_context_option(parser)
-    parser.set_defaults(run=_run_share)
+    parser.set_defaults(run=_in("sharing", "run_share"))
 
 
 def run_create(options: argparse.Namespace) -> None:
@@ -101,21 +173,8 @@ def run_create(options: argparse.Namespace) -> None:
         print_json(made)
 
 
-def run_list(options: argparse.Namespace) -> None:
-    """List all keys."""
-    with Client(options.socket) as client:
-        keys = all_keys(client)
-        names: dict[str, list[str]] = {}
-        for alias in all_aliases(client, None):
-            names.setdefault(alias.target_key_id, []).append(alias.alias_name)
-    if options.json:
-        print_json(keys)
-    else:
-        print_table(("KEY ID", "ALIASES"), [(key.key_id, ", ".join(names.get(key.key_id, []))) for key in keys])
-
-
-def run_show(options: argparse.Namespace) -> None:
-    """Show one key."""
+def run_describe(options: argparse.Namespace) -> None:
+    """Tell what a key is."""
     with Client(options.socket) as client:
         key = client.call(DESCRIBE_KEY, DescribeKeyRequest(key_id=options.key)).key_metadata
         names = [alias.alias_name for alias in all_aliases(client, key.key_id)]
@@ -125,22 +184,17 @@ def run_show(options: argparse.Namespace) -> None:
         print_facts(_facts(key, names))
 
 
-def run_switch(options: argparse.Namespace) -> None:
-    """Disable or enable a key."""
+def run_set_description(options: argparse.Namespace) -> None:
+    """Change what is said of a key."""
     with Client(options.socket) as client:
-        client.call(options.operation, EnableKeyRequest(key_id=key_id_of(client, options.key)))
+        key_id = key_id_of(client, options.key)
+        client.call(UPDATE_KEY_DESCRIPTION, UpdateKeyDescriptionRequest(key_id=key_id, description=options.text))
 
 
-def _run_share(options: argparse.Namespace) -> None:
-    from kmsd_client.cli.sharing import run_share  # noqa: PLC0415 - each verb loads what it needs
-
-    run_share(options)
-
-
-def _run_unshare(options: argparse.Namespace) -> None:
-    from kmsd_client.cli.sharing import run_unshare  # noqa: PLC0415 - each verb loads what it needs
-
-    run_unshare(options)
+def run_enable(options: argparse.Namespace) -> None:
+    """Enable a key."""
+    with Client(options.socket) as client:
+        client.call(ENABLE_KEY, EnableKeyRequest(key_id=key_id_of(client, options.key)))
 
 
 def _facts(key: KeyMetadata, names: list[str]) -> list[tuple[str, str]]:
@@ -151,7 +205,8 @@ def _facts(key: KeyMetadata, names: list[str]) -> list[tuple[str, str]]:
         ("description", key.description or "none"),
         ("state", key.key_state),
         ("usage", f"{key.key_usage}, {key.key_spec}"),
-        ("created", f"{key.creation_date:%Y-%m-%d %H:%M:%S} UTC"),
+        ("created", second(key.creation_date)),
+        *([("destroyed", f"on {second(key.deletion_date)}")] if key.deletion_date else []),
         ("key material", key.current_key_material_id),
     ]
 

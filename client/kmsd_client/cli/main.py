@@ -32,7 +32,7 @@ class Verb(NamedTuple):
 VERBS = {
     "encrypt": Verb("encrypt", "encrypt a file"),
     "decrypt": Verb("decrypt", "decrypt a file"),
-    "key": Verb("keys", "make, list, show, share and disable keys"),
+    "key": Verb("keys", "make, list, share and rotate keys, and take them out of use"),
     "alias": Verb("aliases", "name keys"),
     "tag": Verb("tags", "tag keys"),
     "policy": Verb("policies", "show, check and change key policies"),
@@ -42,6 +42,7 @@ VERBS = {
     "random": Verb("randomness", "print random bytes"),
     "status": Verb("status", "tell how the daemon is"),
     "metrics": Verb("metrics", "tell how the daemon does in numbers, for Prometheus"),
+    "clock": Verb("clock", "tell whether the clock is believed, and confirm it"),
     "seal": Verb("seal", "wipe all keys from the daemon's memory"),
     "unseal": Verb("unseal", "give the daemon the token's PIN, and so its keys"),
     "doctor": Verb("doctor", "check the installation and say what to do"),

@@ -14,7 +14,9 @@ from kmsd.api.administration import (
     StatusRequest,
     StatusResponse,
 )
+from kmsd.api.calendar import ClockState
 from kmsd_client import Client
+from kmsd_client.cli.clock import CLOCK_STATES
 from kmsd_client.cli.terminal import EXIT_ERROR, add_json_option, print_facts, print_json
 
 _RECOVERY = {
@@ -47,6 +49,7 @@ def run(options: argparse.Namespace) -> int:
                 ("secret memory", f"{status.secret_memory}, {used} of {limit} KiB used"),
                 ("audit trail", f"{status.audit_sequence} records, sync {status.audit_sync}"),
                 ("last backup", _backup(status)),
+                ("clock", _clock(status.clock)),
                 ("in use", f"{status.connections} connections, {status.file_streams} file streams"),
                 ("hardening", _hardening(status.hardening)),
                 ("token", f"{token.label} ({token.manufacturer} {token.model})" if token else "not seen"),
@@ -56,6 +59,10 @@ def run(options: argparse.Namespace) -> int:
             ]
         )
     return 0 if status.state is SealState.UNSEALED else EXIT_ERROR
+
+
+def _clock(state: ClockState | None) -> str:
+    return "unknown before the first unsealing" if state is None else CLOCK_STATES[state]
 
 
 def _backup(status: StatusResponse) -> str:

@@ -95,10 +95,15 @@ def print_table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
 
 def print_facts(facts: Iterable[tuple[str, str]]) -> None:
     """Print names and values, one pair a line."""
+    for line in fact_lines(facts):
+        print(line)
+
+
+def fact_lines(facts: Iterable[tuple[str, str]]) -> list[str]:
+    """Return names and values, one pair a line."""
     pairs = list(facts)
     width = max(len(name) for name, _ in pairs) + 2
-    for name, value in pairs:
-        print(f"{name + ':':<{width}}{printable(value)}")
+    return [f"{name + ':':<{width}}{printable(value)}" for name, value in pairs]
 
 
 def add_json_option(parser: argparse.ArgumentParser) -> None:
