@@ -206,8 +206,14 @@ class Call:
             raise
 
     def _check_budget(self) -> None:
-        # Only now: what would be refused anyway is refused, and counted, for what it is. Whatever administrators have
-        # done, they can look, seal and unseal.
+        # Only now: what would be refused anyway is refused, and counted, for what it is.
+        self.check_budget()
+
+    def check_budget(self) -> None:
+        """Raise ThrottlingError if the caller has used up his audit budget.
+
+        Whatever administrators have done, they can look, seal and unseal.
+        """
         if self.budget.exceeded and not (self.operation.works_sealed and self.caller.administrator):
             raise self.budget.refusal()
 

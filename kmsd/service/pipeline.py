@@ -319,6 +319,9 @@ class Pipeline:
             arguments = (call, request, key)
         elif operation.resolves_keys:
             call.permit()
+        elif not operation.read_only:
+            # Its handler decides, behind the intent.
+            call.check_budget()
         if operation.read_only or operation.descriptors:
             # What hands out a descriptor has only begun then, and its handler records how it goes on.
             return await entry.handler(*arguments)

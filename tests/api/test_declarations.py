@@ -239,10 +239,8 @@ def test_descriptors_come_with_what_goes_on_behind_the_reply(operation: Operatio
 
 
 def test_what_works_sealed_needs_no_key() -> None:
-    """The status, the trail, and what decides whether there are keys; and to say what is not offered takes none."""
+    """The status, the trail and its events, what decides whether there are keys, and to say what is not offered."""
     sealed = {operation.name for operation in OPERATIONS if operation.works_sealed} - NOT_OFFERED
-    """The status, the trail and its events, and what decides whether there are keys."""
-    sealed = {operation.name for operation in OPERATIONS if operation.works_sealed}
     assert sealed == {
         "Status",
         "GetAuditAnchor",

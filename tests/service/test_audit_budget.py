@@ -20,13 +20,25 @@ from kmsd.api.administration import (
     StatusRequest,
 )
 from kmsd.api.errors import AccessDeniedError, AuditUnavailableError, KmsError, ThrottlingError
-from kmsd.api.keys import CREATE_KEY, DESCRIBE_KEY, LIST_KEYS, CreateKeyRequest, DescribeKeyRequest, ListKeysRequest
+from kmsd.api.grants import RETIRE_GRANT, RetireGrantRequest
+from kmsd.api.keys import (
+    CREATE_KEY,
+    DELETE_ALIAS,
+    DESCRIBE_KEY,
+    LIST_KEYS,
+    CreateKeyRequest,
+    DeleteAliasRequest,
+    DescribeKeyRequest,
+    ListKeysRequest,
+)
+from kmsd.api.operation import Operation
 from kmsd.api.symmetric import DECRYPT, ENCRYPT, DecryptRequest, EncryptRequest
 from kmsd.audit.writer import SyncMode
 from kmsd.config import Limits
 from kmsd.service.audit_budget import AuditBudget
 from kmsd.service.batch import Batch
 from kmsd.service.call import Session
+from kmsd.service.grant_tokens import NONCE_BYTES, make_token
 from kmsd.wire.codec import RequestDecoder
 from kmsd.wire.framing import LENGTH_BYTES
 from tests.support.embedded import ALICE, BOB, ROOT, Embedded, answers_in, person, request_frame
@@ -98,6 +110,31 @@ async def test_a_flood_of_refusals_takes_bounded_room_and_is_counted(service: Em
     written = len(lines_of(service, BOB.caller.uid))
     assert BURST // LONGEST_RECORD < written < 100
     assert counted(service) == {"AccessDeniedException": 500 - written}
+
+
+@pytest.mark.parametrize(
+    ("operation", "request_"),
+    [
+        (DELETE_ALIAS, DeleteAliasRequest(alias_name="alias/a")),
+        (RETIRE_GRANT, RetireGrantRequest(grant_token=make_token("ab" * 32, bytes(NONCE_BYTES)))),
+    ],
+    ids=["DeleteAlias", "RetireGrant"],
+)
+async def test_what_is_decided_behind_an_intent_takes_bounded_room(
+    service: Embedded, operation: Operation[Any, Any], request_: msgspec.Struct
+) -> None:
+    """It is known then that the caller has used up his budget, and not whether he may do it: he gets no intent."""
+    before = size(service)
+    answered: Counter[str] = Counter()
+    for _ in range(100):
+        with pytest.raises(KmsError) as refused:
+            await service.ask(BOB, operation, request_)
+        answered[refused.value.code] += 1
+
+    assert size(service) - before < BURST + 2 * LONGEST_RECORD
+    assert answered["ThrottlingException"] > 50
+    service.accounts.close()
+    assert counted(service) == {"ThrottlingException": answered["ThrottlingException"]}
 
 
 async def test_a_summary_tells_who_what_how_often_and_when(service: Embedded) -> None:
