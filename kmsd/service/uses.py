@@ -227,13 +227,8 @@ class KeyUses:
             if sequence is not None:
                 changes.append(await self._counted_until(sequence))
             await self._store.commit(None, changes)
-        except (RowChangedError, RowExistsError):
-            for use in batch:
-                use.give_back()
-                use.doubt()
-            raise
         except BaseException:
-            # They may be stored all the same.
+            # They may be stored all the same, or others may have changed them: the next flush looks.
             for use in batch:
                 use.doubt()
             raise

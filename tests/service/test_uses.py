@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import itertools
 import weakref
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -23,6 +24,7 @@ from kmsd.api.errors import (
 )
 from kmsd.api.keys import DISABLE_KEY, EnableKeyRequest
 from kmsd.envelope.pool import FileOutcome
+from kmsd.service.key_use import Counted, KeyUse, Tracking
 from kmsd.service.seal import CONFIGURED
 from kmsd.service.unsealing import system_record
 from kmsd.service.uses import BATCH_ROWS, IDLE_RECORDS
@@ -397,17 +399,28 @@ async def test_a_kill_is_made_good_once(service: Embedded) -> None:
         await service.close()
 
 
-async def test_a_seal_while_the_trail_is_counted_loses_nothing(service: Embedded) -> None:
-    """What was counted so far is not counted again, and nothing is stored before all is."""
+async def test_a_seal_while_the_trail_is_counted_loses_nothing(
+    service: Embedded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was counted so far is not counted again, nor what is used meanwhile; nothing is stored before all is."""
     arn = await service.make_key()
     for _ in range(3):
         await encrypt(service, arn)
-    service.trail.append([system_record("Start")] * 2000)
-    service = await open_again(service)
-    await asyncio.sleep(0)
-    await asyncio.sleep(0)
-    await encrypt(service, arn)
-    await service.unsealing.seal()
+    read, reads = type(service.trail).read, itertools.count()
+
+    def fails_later(trail: Any, *, after_seq: int, limit: int, max_bytes: int) -> list[str]:
+        if next(reads) >= 5:
+            raise AuditUnavailableError("audit trail: Input/output error")
+        # Lines at a time, so that it has counted some when it fails.
+        return read(trail, after_seq=after_seq, limit=min(limit, 2), max_bytes=max_bytes)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(type(service.trail), "read", fails_later)
+        service = await open_again(service)
+        with pytest.raises(AuditUnavailableError):
+            await service.uses.recount()
+        await encrypt(service, arn)
+        await service.unsealing.seal()
 
     await service.unsealing.unseal(CONFIGURED, lambda: None)
 
@@ -418,6 +431,22 @@ async def test_a_seal_while_the_trail_is_counted_loses_nothing(service: Embedded
         assert await uses(service, arn) == {"Encrypt": 4}
     finally:
         await service.close()
+
+
+def test_what_the_trail_tells_again_is_not_the_last_use() -> None:
+    """A kill in the middle of a flush has some uses both stored and counted again."""
+    use = KeyUse("key", Tracking(lambda: 9.0, lambda: 9000))
+    members = {"last_ms": 5000, "operation": "Decrypt", "request_id": "new", "counts": {"Decrypt": 1}}
+    use.learn(0, msgspec.convert({"key_id": "key", "tracking_ms": 0, "version": 1, **members}, UsageRow))
+    earlier = Counted()
+    earlier.count("Encrypt", "old", 3.0, 1)
+
+    use.recount(earlier)
+
+    total = use.total()
+    assert total is not None
+    assert (total.last_ms, total.operation, total.request_id) == (5000, "Decrypt", "new")
+    assert total.counts == {"Decrypt": 1, "Encrypt": 1}
 
 
 async def test_a_trail_that_cannot_be_read_is_counted_later(service: Embedded, monkeypatch: pytest.MonkeyPatch) -> None:
