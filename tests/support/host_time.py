@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 import uuid
 
+BOOT_SECONDS = 10.0
+
 
 class HostTime:
     """A wall clock that may be set, and the uptime of a boot, which may not; both in seconds."""
@@ -25,6 +27,6 @@ class HostTime:
 
     def boot(self, off_seconds: float) -> None:
         """Switch the host off, and on again later."""
-        self.wall += off_seconds
-        self.uptime = 10.0
+        self.wall += off_seconds + BOOT_SECONDS
+        self.uptime = BOOT_SECONDS
         self.boot_id = str(uuid.uuid4())

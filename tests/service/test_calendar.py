@@ -1,0 +1,254 @@
+"""The time by which things fall due: a clock that is wrong makes nothing early, and one that is right nothing late."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kmsd.api.calendar import ClockState
+from kmsd.service.calendar import EARLIEST_MS, MAX_OFF_MS, TOLERANCE_MS, UNLIMITED_MS, Calendar, Reckoning
+from tests.support.host_time import HostTime
+
+HOUR = 3600.0
+DAY = 24 * HOUR
+YEAR = 365 * DAY
+# 2027, so that a clock may be set back by a year and still be one that was set.
+NOW = EARLIEST_MS / 1000 + YEAR
+WINDOW_MS = 7 * 86_400_000
+
+
+def calendar_of(host: HostTime, kept: Reckoning | None = None) -> Calendar:
+    """The calendar of a daemon that starts now."""
+    calendar = Calendar(clock=lambda: host.wall, uptime=lambda: host.uptime, boot_id=host.boot_id)
+    calendar.begin(kept)
+    return calendar
+
+
+def restarted(host: HostTime, calendar: Calendar) -> Calendar:
+    return calendar_of(host, calendar.reckoning())
+
+
+def booted(host: HostTime, calendar: Calendar, off_seconds: float) -> Calendar:
+    kept = calendar.reckoning()
+    host.boot(off_seconds)
+    return calendar_of(host, kept)
+
+
+def test_before_it_has_begun_nothing_has_passed() -> None:
+    """Nothing is due then, and dates are counted from what the clock says."""
+    host = HostTime(NOW)
+    calendar = Calendar(clock=lambda: host.wall, uptime=lambda: host.uptime, boot_id=host.boot_id)
+
+    assert not calendar.begun
+    assert (calendar.certain_ms(), calendar.latest_ms()) == (0, int(NOW * 1000))
+
+
+def test_the_first_clock_is_believed() -> None:
+    """There is nothing to compare it with."""
+    calendar = calendar_of(HostTime(NOW))
+
+    assert calendar.look() is ClockState.TRUSTED
+    assert calendar.certain_ms() == calendar.latest_ms() == int(NOW * 1000)
+
+
+def test_a_clock_that_was_never_set_is_believed_once_it_is() -> None:
+    """Until then nothing is due; whatever it is set to first counts, and only that, also over restarts and reboots."""
+    host = HostTime(0.0)
+    calendar = booted(host, restarted(host, calendar_of(host)), 0.0)
+    assert calendar.look() is ClockState.BEHIND
+    assert calendar.certain_ms() == int(host.wall * 1000)
+    assert calendar.latest_ms() >= EARLIEST_MS
+
+    host.step(NOW)
+
+    assert calendar.look() is ClockState.TRUSTED
+    assert calendar.certain_ms() == int(host.wall * 1000)
+    host.step(YEAR)
+    assert calendar.look() is ClockState.AHEAD
+
+
+def test_a_clock_that_was_set_by_little_is_believed_only_once_as_well() -> None:
+    """From the first time on that can be right."""
+    host = HostTime(0.0)
+    calendar = calendar_of(host)
+    host.step(EARLIEST_MS / 1000 + 60)
+    assert calendar.look() is ClockState.TRUSTED
+
+    host.step(YEAR)
+
+    assert calendar.look() is ClockState.AHEAD
+
+
+@pytest.mark.parametrize(
+    ("seconds", "state"),
+    [
+        (HOUR + 1, ClockState.AHEAD),
+        (10 * YEAR, ClockState.AHEAD),
+        (HOUR, ClockState.TRUSTED),
+        (-HOUR, ClockState.TRUSTED),
+        (-HOUR - 1, ClockState.BEHIND),
+        (-60 * YEAR, ClockState.BEHIND),
+    ],
+)
+def test_a_clock_that_jumps_is_in_doubt(seconds: float, state: ClockState) -> None:
+    """By more than an hour, be it forward or back; doubt is over when it is set right."""
+    host = HostTime(NOW)
+    calendar = calendar_of(host)
+
+    host.step(seconds)
+
+    assert calendar.look() is state
+    host.step(-seconds)
+    assert calendar.look() is ClockState.TRUSTED
+
+
+def test_time_goes_on_in_doubt() -> None:
+    """By how long the host is up, whether it works or sleeps."""
+    host = HostTime(NOW)
+    calendar = calendar_of(host)
+    host.step(10 * YEAR)
+
+    host.let_pass(3 * DAY)
+
+    assert calendar.certain_ms() == int((NOW + 3 * DAY) * 1000)
+    assert calendar.latest_ms() == int((NOW + 10 * YEAR + 3 * DAY) * 1000)
+
+
+def test_what_is_due_by_certain_time_is_not_by_a_clock_that_is_behind() -> None:
+    """It waits for the earlier of both, but time that has passed is not forgotten."""
+    host = HostTime(NOW)
+    calendar = calendar_of(host)
+
+    host.step(-30 * DAY)
+
+    assert calendar.certain_ms() == int((NOW - 30 * DAY) * 1000)
+    assert calendar.reckoned_ms() == calendar.latest_ms() == int(NOW * 1000)
+
+
+def test_drift_never_adds_up_to_doubt() -> None:
+    """A clock that gains two minutes a day, or that a time service sets now and then, is followed for years."""
+    host = HostTime(NOW)
+    calendar = calendar_of(host)
+    for _ in range(1000):
+        host.let_pass(DAY)
+        host.step(120)
+        assert calendar.look() is ClockState.TRUSTED
+
+    assert calendar.certain_ms() == int(host.wall * 1000)
+
+
+@pytest.mark.parametrize(("off", "state"), [(31 * DAY, ClockState.TRUSTED), (32 * DAY, ClockState.AHEAD)])
+def test_after_a_reboot_the_clock_may_be_a_month_ahead(off: float, state: ClockState) -> None:
+    """So long the host may have been off; more is somebody to say."""
+    host = HostTime(NOW)
+    calendar = booted(host, calendar_of(host), off)
+
+    assert calendar.look() is state
+
+
+def test_a_host_without_a_battery_learns_the_time_later() -> None:
+    """It begins with the time of its last stop, and its clock jumps when the network is there; also over a restart."""
+    host = HostTime(NOW)
+    calendar = booted(host, calendar_of(host), 0.0)
+    host.let_pass(DAY)
+    calendar = restarted(host, calendar)
+    host.step(20 * DAY)
+    assert calendar.look() is ClockState.TRUSTED
+
+    host.step(20 * DAY)
+
+    assert calendar.look() is ClockState.AHEAD, "of 31 days 11 are left"
+
+
+def test_a_backup_of_last_year_is_in_doubt_until_somebody_confirms() -> None:
+    """Nobody can tell a host that was put away from a clock that is wrong."""
+    host = HostTime(NOW)
+    calendar = booted(host, calendar_of(host), YEAR)
+    host.let_pass(DAY)
+    assert calendar.look() is ClockState.AHEAD
+
+    calendar.begin(calendar.confirmed())
+
+    assert calendar.look() is ClockState.TRUSTED
+    assert calendar.certain_ms() == int(host.wall * 1000)
+
+
+def test_confirming_takes_back_a_time_that_was_too_late() -> None:
+    """A clock that was wrong when it was first believed is mended, and confirmed."""
+    host = HostTime(NOW + 10 * YEAR)
+    calendar = calendar_of(host)
+    host.step(-10 * YEAR)
+    assert calendar.look() is ClockState.BEHIND
+
+    calendar.begin(calendar.confirmed())
+
+    assert calendar.certain_ms() == calendar.latest_ms() == int(NOW * 1000)
+
+
+# What may happen to a host, with the names of the methods of HostTime that it is; restarts are the daemon's.
+_passing = st.tuples(st.just("let_pass"), st.floats(0, 20 * DAY))
+_jumps = st.floats(HOUR + 1, 50 * YEAR) | st.floats(-50 * YEAR, -HOUR - 1)
+_steps = st.tuples(st.just("step"), _jumps)
+_restarts = st.tuples(st.just("restart"), st.just(0.0))
+_boots = st.tuples(st.just("boot"), st.floats(0, MAX_OFF_MS / 1000))
+
+
+def live(host: HostTime, calendar: Calendar, event: tuple[str, float]) -> Calendar:
+    """What is left of a calendar when something has happened."""
+    what, seconds = event
+    if what == "restart":
+        return restarted(host, calendar)
+    if what == "boot":
+        return booted(host, calendar, seconds)
+    getattr(host, what)(seconds)
+    calendar.look()
+    return calendar
+
+
+@given(st.lists(_passing | _steps | _restarts, max_size=30), st.data())
+def test_nothing_falls_due_early_however_the_clock_is_set(events: list[tuple[str, float]], data: Any) -> None:
+    """What was to wait for seven days waits that long, whatever the clock said when it was scheduled, and since.
+
+    Less the hour that each of its jumps may have left it ahead.
+    """
+    host = HostTime(NOW)
+    calendar = calendar_of(host)
+    before = data.draw(st.integers(0, len(events)))
+    for event in events[:before]:
+        calendar = live(host, calendar, event)
+    due_ms, begun = calendar.latest_ms() + WINDOW_MS, host.uptime
+
+    for jumps, event in enumerate(events[before:], 1):
+        calendar = live(host, calendar, event)
+        if calendar.certain_ms() >= due_ms:
+            assert (host.uptime - begun) * 1000 >= WINDOW_MS - jumps * TOLERANCE_MS - 1
+
+
+@given(st.lists(_passing | _restarts | _boots, max_size=30))
+def test_a_clock_that_is_right_is_always_believed(events: list[tuple[str, float]]) -> None:
+    """Whether the host works, sleeps or is off for a month, and whatever the daemon does."""
+    host = HostTime(NOW)
+    calendar = calendar_of(host)
+    for event in events:
+        calendar = live(host, calendar, event)
+        assert calendar.look() is ClockState.TRUSTED
+        assert calendar.certain_ms() == int(host.wall * 1000) == pytest.approx(calendar.latest_ms(), abs=len(events))
+
+
+@given(st.lists(_passing | _steps | _restarts | _boots, max_size=30))
+def test_certain_time_never_goes_back(events: list[tuple[str, float]]) -> None:
+    """And in a boot its clock moves it ahead of uptime by no more than a month, be it restarted as often as it will."""
+    host = HostTime(NOW)
+    calendar = calendar_of(host)
+    for event in events:
+        before, slack_ms = calendar.reckoned_ms(), MAX_OFF_MS if event[0] == "boot" else calendar.reckoning().slack_ms
+        uptime = 0.0 if event[0] == "boot" else host.uptime
+        calendar = live(host, calendar, event)
+        gone_ms = calendar.reckoned_ms() - before
+        up_ms = (host.uptime - uptime) * 1000
+        assert up_ms - 2 <= gone_ms <= up_ms + max(slack_ms, TOLERANCE_MS) + 2
+        assert calendar.certain_ms() <= calendar.reckoned_ms() <= calendar.latest_ms()
+        assert calendar.reckoning().slack_ms < UNLIMITED_MS
