@@ -303,13 +303,13 @@ def _token_back(record: TrailRecord) -> Told:  # noqa: ARG001 - all rows of the 
 
 
 def _clock_in_doubt(record: TrailRecord) -> Told:
-    clock, certain = record.said("clock"), record.said("certain")
+    state, clock, certain = (record.said(name) for name in ("state", "clock", "certain"))
     return Told(
         "Clock In Doubt",
         Severity.ERROR,
-        f"the host's clock says {clock}, but only {certain} is certain: no key is destroyed and nothing expires by it. "
-        "If the clock is right: kms clock confirm",
-        {"clock": clock, "certain": certain},
+        f"the host's clock says {clock}, and kmsd reckons {certain}: until they agree, what falls due does so by the "
+        "earlier of the two. If the clock is right: kms clock confirm",
+        {"state": state, "clock": clock, "certain": certain},
     )
 
 

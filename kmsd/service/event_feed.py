@@ -131,7 +131,7 @@ class EventFeed:
             except (OSError, KmsError) as error:
                 self._live = False
                 self._complain(error)
-            await self._sleep(_AGAIN_SECONDS)
+                await self._sleep(_AGAIN_SECONDS)
 
     def _open(self) -> None:
         """Open the log, drop of it what the trail does not hold, and find out behind which record to go on."""

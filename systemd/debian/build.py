@@ -47,6 +47,7 @@ SYSTEM_UNITS = (
     "kmsd.service",
     "kmsd.socket",
     "kmsd-credential.socket",
+    "kmsd-events.service",
     "kmsd-metrics.service",
     "kmsd-metrics.timer",
 )
@@ -165,6 +166,7 @@ def install_files(root: Path, version: str) -> None:
             ROOT / "SECURITY.md",
             UNITS / "OPERATIONS.md",
             UNITS / "kmsd.toml",
+            ROOT / "kmsd" / "events" / "EVENTS.md",
             ROOT / "kmsd" / "metrics" / "METRICS.md",
         ],
         "usr/share/doc/kmsd/monitoring": sorted((UNITS / "monitoring").iterdir()),

@@ -116,7 +116,12 @@ EVENTS: list[tuple[Record, str, Severity, dict[str, Any]]] = [
     ),
     (system("TokenLost", error="TokenException", sealed=True), "Token Lost", Severity.ERROR, {"sealed": True}),
     (system("TokenBack"), "Token Back", Severity.NOTICE, {}),
-    (system("ClockInDoubt", clock="a", certain="b"), "Clock In Doubt", Severity.ERROR, {"clock": "a", "certain": "b"}),
+    (
+        system("ClockInDoubt", state="ahead", clock="a", certain="b"),
+        "Clock In Doubt",
+        Severity.ERROR,
+        {"state": "ahead", "clock": "a", "certain": "b"},
+    ),
     (system("ClockBelieved"), "Clock Believed", Severity.NOTICE, {}),
     (
         Record(Kind.OUTCOME, "ConfirmClock", ALICE, "", read_only=False, response_elements={"before": "a"}),

@@ -391,6 +391,33 @@ def test_a_unit_starts_once_kmsd_is_unsealed(installed: Host) -> None:
     assert state(installed) == "unsealed"
 
 
+def test_events_are_in_the_journal_once_whatever_is_restarted(installed: Host) -> None:
+    """By a unit that is nobody: it goes on where it was, across a crash of kmsd and a restart of both."""
+    installed.run("systemctl", "enable", "--now", "kmsd-events.service")
+    position = installed.root / "var/lib/private/kmsd-events/position"
+    wait_until(position.exists)
+    begun = position.read_text().strip()
+    key = key_for(installed, "kmsd-events.service")
+    installed.run("kms", "key", "rotate", key, "--now")
+    wait_until(lambda: any("KMS CMK Rotation" in line for line in told_of_events(installed)))
+    installed.run("kill", "-KILL", installed.property(SERVICE, "MainPID"))
+    wait_until(lambda: len([line for line in told_of_events(installed) if line.startswith("Started")]) == 1)
+
+    installed.run("systemctl", "restart", SERVICE)
+
+    wait_until(lambda: len([line for line in told_of_events(installed) if line.startswith("Started")]) == 2)
+    events = map(json.loads, installed.run("kms", "events", "--json", "--since", begun).stdout.splitlines())
+    told = [f"{one['detail-type']} {one['detail']['sequence']}" for one in events]
+    assert [re.sub(r":.* \[record (\d+)\]", r" \1", line) for line in told_of_events(installed)] == told
+    assert installed.property("kmsd-events.service", "NRestarts") == "0"
+    installed.run("systemctl", "disable", "--now", "kmsd-events.service")
+
+
+def told_of_events(host: Host) -> list[str]:
+    said = host.run("journalctl", "-q", "-o", "cat", "-u", "kmsd-events.service", "--grep", "\\[record", check=False)
+    return said.stdout.splitlines()
+
+
 def test_an_upgrade_keeps_everything(installed: Host, build: Callable[[int], Path]) -> None:
     """The new version takes the place of the old at the same socket."""
     before = installed.property(SERVICE, "MainPID")

@@ -13,6 +13,7 @@ import pytest
 
 UNITS = Path(__file__).parent.parent.parent / "systemd"
 SERVICE = UNITS / "kmsd.service"
+EVENTS = UNITS / "kmsd-events.service"
 METRICS = UNITS / "kmsd-metrics.service"
 SYSTEM = sorted(path for kind in ("service", "socket", "timer") for path in UNITS.glob(f"*.{kind}"))
 ALL = sorted([*SYSTEM, *UNITS.glob("drop-ins/*"), *UNITS.glob("user/*")])
@@ -73,13 +74,14 @@ def test_systemd_has_nothing_to_say_about_the_units(installed: Path) -> None:
 @pytest.mark.parametrize("drop_in", sorted(UNITS.glob("drop-ins/*.conf")), ids=lambda path: path.stem)
 def test_systemd_has_nothing_to_say_about_a_drop_in(installed: Path, drop_in: Path) -> None:
     """Each of them, where it is to be installed."""
-    place = installed / "kmsd.service.d"
+    service = EVENTS.name if drop_in.stem.startswith("events-") else SERVICE.name
+    place = installed / f"{service}.d"
     place.mkdir()
-    shutil.copy(drop_in, place)
+    (place / drop_in.name).write_text(drop_in.read_text().replace("/usr/bin/kms", f"{installed}/kms"))
 
-    told = analyze("verify", "--man=no", installed / "kmsd.service")
+    told = analyze("verify", "--man=no", installed / service)
 
-    assert [line for line in told.stderr.splitlines() if "kmsd." in line or drop_in.name in line] == []
+    assert [line for line in told.stderr.splitlines() if service in line or drop_in.name in line] == []
 
 
 @pytest.mark.parametrize("unit", ALL, ids=lambda path: str(path.relative_to(UNITS)))
@@ -116,9 +118,21 @@ def test_metrics_go_where_only_their_unit_writes() -> None:
     assert (found["DynamicUser"], found["RuntimeDirectoryMode"]) == ("yes", "0755")
 
 
-def test_the_shipped_host_policy_knows_the_unit_of_the_metrics() -> None:
+def test_events_go_on_where_they_were() -> None:
+    """In the journal or by mail, from a position that outlives each run; and the unit stops with kmsd, behind it."""
+    found = {name: value for name, value, _ in directives(EVENTS)}
+    mailing = [value for name, value, _ in directives(UNITS / "drop-ins/events-by-mail.conf") if name == "ExecStart"]
+
+    assert found["ExecStart"] == "/usr/bin/kms events --follow --log --position %S/kmsd-events/position"
+    assert mailing == ["", f"{found['ExecStart']} --mail root"]
+    assert (found["DynamicUser"], found["StateDirectory"]) == ("yes", "kmsd-events")
+    assert (found["PartOf"], found["Before"], found["WantedBy"]) == (SERVICE.name, SERVICE.name, SERVICE.name)
+
+
+@pytest.mark.parametrize(("unit", "action"), [(METRICS, "kms:GetMetrics"), (EVENTS, "kms:SubscribeEvents")])
+def test_the_shipped_host_policy_knows_the_unit(unit: Path, action: str) -> None:
     """It runs as nobody who would be an administrator."""
     statements = json.loads((UNITS.parent / "kmsd" / "access" / "host_policy.json").read_text())["Statement"]
 
-    [principals] = [one["Principal"]["Unix"] for one in statements if one["Action"] == "kms:GetMetrics"]
-    assert f"unit:{METRICS.name}" in principals
+    [principals] = [one["Principal"]["Unix"] for one in statements if one["Action"] == action]
+    assert f"unit:{unit.name}" in principals

@@ -46,6 +46,7 @@ VERBS = {
     "seal": Verb("seal", "wipe all keys from the daemon's memory"),
     "unseal": Verb("unseal", "give the daemon the token's PIN, and so its keys"),
     "doctor": Verb("doctor", "check the installation and say what to do"),
+    "events": Verb("events", "tell what happened that somebody should know, and follow it"),
     "audit": Verb("audit", "read, search and verify the audit trail"),
     "api": Verb("api", "call any operation by its name"),
 }
