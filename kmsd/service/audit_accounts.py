@@ -62,7 +62,7 @@ class AuditAccounts:
 
     def count_exceeded(self) -> int:
         """Return how many budgets are used up."""
-        return sum(budget.exceeded and not budget.resume() for budget in self._budgets.values())
+        return sum(budget.is_refusing() for budget in self._budgets.values())
 
     def _open(self, place: int) -> AuditBudget:
         budget = self._budgets[place] = AuditBudget(

@@ -93,6 +93,10 @@ class AuditBudget:
         self._explanations.charge(1)
         return True
 
+    def is_refusing(self) -> bool:
+        """Return whether a request that came now would be refused."""
+        return self.exceeded and self._clock() < self._resume_at
+
     def resume(self) -> bool:
         """Return whether there is budget again, after it was exceeded."""
         if self._clock() < self._resume_at:

@@ -228,3 +228,64 @@ def test_closing_syncs_what_is_left(open_trail: OpenTrail, make_record: MakeReco
         trail.close()
     system.faults.clear()
     open_trail(system=system)
+
+
+def comes_to(trail: Trail, *, lag: bool) -> bool:
+    """Tell whether something waits to be on the disk, or nothing does, as soon as it is so."""
+    until = time.monotonic() + 10
+    while bool(trail.lag_seconds) is not lag and time.monotonic() < until:
+        time.sleep(0.001)
+    return bool(trail.lag_seconds) is lag
+
+
+def test_the_lag_is_that_of_the_oldest_line_that_waits(
+    open_trail: OpenTrail, make_record: MakeRecord, system: FaultySystem, hang: threading.Event
+) -> None:
+    """It grows while a disk hangs, whatever comes behind it, and is nothing when all lines are on the disk."""
+    trail = open_trail(sync=SyncMode.INTERVAL, system=system)
+    assert comes_to(trail, lag=False)
+    system.hang = hang
+    trail.append([make_record()])
+    system.late += REFUSE_AFTER_SECONDS / 2
+    trail.append([make_record()])
+    system.late += 5
+
+    assert trail.lag_seconds is not None
+    assert trail.lag_seconds >= REFUSE_AFTER_SECONDS / 2 + 5
+
+    hang.set()
+    assert comes_to(trail, lag=False)
+
+
+def test_the_lag_goes_on_while_syncs_fail(open_trail: OpenTrail, make_record: MakeRecord, system: FaultySystem) -> None:
+    """A sync that failed took nothing to the disk."""
+    trail = open_trail(sync=SyncMode.INTERVAL, system=system)
+    assert comes_to(trail, lag=False)
+    system.faults["fdatasync"] = EIO
+    trail.append([make_record()])
+    system.wait_for_syncs(system.counts["fdatasync"] + 2)
+    system.late += 5
+
+    assert trail.lag_seconds is not None
+    assert trail.lag_seconds >= 5
+
+    del system.faults["fdatasync"]
+    assert comes_to(trail, lag=False)
+
+
+def test_without_syncs_there_is_no_lag(open_trail: OpenTrail, make_record: MakeRecord) -> None:
+    """The kernel writes when it likes."""
+    trail = open_trail(sync=SyncMode.OS)
+    trail.append([make_record()])
+
+    assert trail.lag_seconds is None
+
+
+def test_what_is_written_is_counted(open_trail: OpenTrail, make_record: MakeRecord, path: Path) -> None:
+    """In bytes, since the trail was opened."""
+    trail = open_trail()
+    before = path.stat().st_size
+    trail.append([make_record(), make_record()])
+    trail.append([make_record()])
+
+    assert trail.written_bytes == path.stat().st_size - before

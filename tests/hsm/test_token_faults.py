@@ -19,6 +19,7 @@ from kmsd.hsm.root import (
     TokenTimeoutError,
     WrappedDomainKey,
 )
+from kmsd.metrics.families import TOKEN_JOBS
 from kmsd.processes.zygote import Zygote
 from tests.support.faulty_token import FaultyToken, build
 
@@ -101,6 +102,9 @@ async def test_a_fault_has_its_outcome(
     await faulty.unwrap([record], [memoryview(key)])
     assert key != bytes(32)
     assert token.logins == 2 + logins
+
+    outcomes = {one.labels: one.value for one in faulty.meter.readings() if one.family is TOKEN_JOBS}
+    assert outcomes == {("MakeDomainKey", "ok"): 1, ("Unwrap", error.__name__): 1, ("Unwrap", "ok"): 1}
 
 
 @pytest.mark.parametrize("length", [2**63 - 1, 2**32 - 1, 2**16])

@@ -222,6 +222,7 @@ async def test_above_its_rate_a_peer_waits_and_is_served(service: Embedded) -> N
 
     assert [answer.id for answer in answers] == list(range(1, 142))
     assert 0.2 < waited < 2
+    assert peer.connection.share.pauses >= 1
     peer.hang_up()
     await peer.closed()
 

@@ -189,7 +189,9 @@ async def test_after_a_pause_it_works_again(service: Embedded) -> None:
     """The summary stands before the first request that is served then."""
     arn = await service.make_key(ALICE)
     first = await flood(service, ALICE, arn, 100)
+    assert service.accounts.count_exceeded() == 1
     service.now += 30.0
+    assert service.accounts.count_exceeded() == 0
 
     again = await flood(service, ALICE, arn, 100)
 

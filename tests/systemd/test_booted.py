@@ -246,6 +246,25 @@ def test_the_unit_lets_every_protection_work(installed: Host) -> None:
     assert installed.run("journalctl", "-q", "-u", SERVICE, "--grep", "Traceback", check=False).stdout == ""
 
 
+def test_metrics_come_where_they_are_collected(installed: Host) -> None:
+    """By a unit that kmsd knows by its name, for everybody to read; also that there are none."""
+    unit, place = "kmsd-metrics.service", "/run/kmsd-metrics/kmsd.prom"
+    installed.run("systemctl", "start", unit)
+    assert "\nkmsd_up 1.0\n" in installed.as_service(ONE, "cat", place).stdout
+    assert trail(installed)[-1]["userIdentity"]["unit"] == unit
+
+    installed.run("systemctl", "stop", "kmsd.socket", SERVICE)
+    assert installed.run("systemctl", "start", unit, check=False).returncode != 0
+    assert installed.as_service(ONE, "cat", place).stdout.endswith("kmsd_up 0\n")
+
+    installed.run("systemctl", "start", "kmsd.socket", SERVICE)
+    installed.run("systemctl", "start", unit)
+    assert "\nkmsd_up 1.0\n" in installed.as_service(ONE, "cat", place).stdout
+    installed.run("systemctl", "enable", "--now", "kmsd-metrics.timer")
+    assert installed.property("kmsd-metrics.timer", "ActiveState") == "active"
+    installed.run("systemctl", "disable", "--now", "kmsd-metrics.timer")
+
+
 def test_a_reboot_comes_back_unsealed(installed: Host) -> None:
     """Without anybody's help."""
     installed.shut_down()
