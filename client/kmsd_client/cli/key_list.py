@@ -10,7 +10,7 @@ from kmsd.api.deletion import GET_KEY_LAST_USAGE, GetKeyLastUsageRequest, GetKey
 from kmsd.api.errors import AccessDeniedError, NotFoundError
 from kmsd.api.keys import DESCRIBE_KEY, DescribeKeyRequest
 from kmsd.api.rotation import GET_KEY_ROTATION_STATUS, GetKeyRotationStatusRequest, GetKeyRotationStatusResponse
-from kmsd.api.shapes import KeyListEntry, KeyMetadata, Structure
+from kmsd.api.shapes import KeyListEntry, KeyManager, KeyMetadata, Structure
 from kmsd_client import Client
 from kmsd_client.cli.keys import all_aliases, all_keys
 from kmsd_client.cli.moments import ago, day, now, span
@@ -58,7 +58,9 @@ def _looked_at(client: Client, key: KeyListEntry, aliases: list[str]) -> ListedK
     metadata = rotation = usage = None
     with contextlib.suppress(AccessDeniedError, NotFoundError):  # it may have been destroyed a moment ago
         metadata = client.call(DESCRIBE_KEY, DescribeKeyRequest(key_id=key.key_id)).key_metadata
-        rotation = client.call(GET_KEY_ROTATION_STATUS, GetKeyRotationStatusRequest(key_id=key.key_id))
+        # Of a key that kmsd looks after it is known, and administrators may not ask.
+        if metadata.key_manager is not KeyManager.AWS:
+            rotation = client.call(GET_KEY_ROTATION_STATUS, GetKeyRotationStatusRequest(key_id=key.key_id))
         usage = client.call(GET_KEY_LAST_USAGE, GetKeyLastUsageRequest(key_id=key.key_id))
     return ListedKey(
         key_id=key.key_id,
@@ -82,7 +84,7 @@ def _row(key: ListedKey, until: dt.datetime) -> tuple[str, ...]:
         key.key_id,
         _state(metadata) if metadata else _UNKNOWN,
         span(until - metadata.creation_date) if metadata else _UNKNOWN,
-        _next_rotation(key.rotation) if key.rotation else _UNKNOWN,
+        _next_rotation(metadata, key.rotation),
         _EXPIRES if metadata else _UNKNOWN,
         _last_use(key.last_usage, until) if key.last_usage else _UNKNOWN,
         ", ".join(key.aliases),
@@ -95,7 +97,11 @@ def _state(metadata: KeyMetadata) -> str:
     return f"{metadata.key_state} {day(metadata.deletion_date)}"
 
 
-def _next_rotation(rotation: GetKeyRotationStatusResponse) -> str:
+def _next_rotation(metadata: KeyMetadata | None, rotation: GetKeyRotationStatusResponse | None) -> str:
+    if metadata is not None and metadata.key_manager is KeyManager.AWS:
+        return "yearly"
+    if rotation is None:
+        return _UNKNOWN
     return day(rotation.next_rotation_date) if rotation.next_rotation_date else "off"
 
 
