@@ -1,10 +1,11 @@
-"""The blocking client: one connection, one request at a time."""
+"""The blocking client: one connection, one call at a time."""
 
 from __future__ import annotations
 
 import os
 import socket
 import time
+from collections.abc import Sequence
 from threading import Lock
 from types import TracebackType
 from typing import Any, Self, cast
@@ -15,6 +16,10 @@ from kmsd.wire.connection import ClientConnection, Completed
 from kmsd.wire.retry import delay_before_retry
 from kmsd_client import _transport
 from kmsd_client._operations import Operations
+
+# Requests that are on their way together take a third of the time of one by one, and more of them no less. A daemon by
+# default takes 16 times as many of one user.
+_AT_ONCE = 16
 
 
 class Client(Operations):
@@ -63,6 +68,27 @@ class Client(Operations):
                     raise done.outcome
                 time.sleep(delay_seconds)
 
+    def call_many(
+        self, operation: Operation[RequestT, ResponseT], requests: Sequence[RequestT]
+    ) -> list[ResponseT | KmsError]:
+        """Ask for a read-only `operation` of many things, and return for each the response or what it was refused with.
+
+        Many requests are on their way at a time. Raises the KmsError that would meet all of them: kmsd is sealed, or
+        does not answer.
+        """
+        if not operation.read_only or operation.descriptors:
+            raise ValueError(f"{operation.name} is to be called one by one")
+        outcomes: list[ResponseT | KmsError] = []
+        for start in range(0, len(requests), _AT_ONCE):
+            batch = requests[start : start + _AT_ONCE]
+            with self._lock:
+                answered = self._exchange_many(operation, batch)
+            outcomes += [
+                self._again(operation, request) if isinstance(outcome, KmsError) and outcome.retryable else outcome
+                for request, outcome in zip(batch, answered, strict=True)
+            ]
+        return outcomes
+
     def close(self) -> None:
         """End the connection; another call opens a new one."""
         _transport.close_all(self._connection.abandon())
@@ -77,6 +103,36 @@ class Client(Operations):
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
+
+    def _again(self, operation: Operation[RequestT, ResponseT], request: RequestT) -> ResponseT | KmsError:
+        """Ask once more for what failed for a reason that may pass; raise that reason if it does not pass."""
+        try:
+            return self.call(operation, request)
+        except KmsError as error:
+            if error.retryable:
+                raise
+            return error
+
+    def _exchange_many(self, operation: Operation[Any, Any], requests: Sequence[Any]) -> list[Any]:
+        """Return what requests ended with that are on their way together, in their order."""
+        outcomes: dict[int, Any] = {}
+        sock = self._connected()
+        connection = self._connection
+        try:
+            identifiers = [connection.request(operation, request) for request in requests]
+            _send(sock, connection)
+            while len(outcomes) < len(requests):
+                outcomes.update((done.id, done.outcome) for done in _receive(sock, connection))
+                if connection.lost is not None and len(outcomes) < len(requests):
+                    raise connection.lost
+        except BlockingIOError:
+            raise _transport.timed_out(self._timeout_seconds) from None
+        except OSError as error:
+            raise _transport.lost_to(error) from None
+        finally:
+            if len(outcomes) < len(requests):  # also after Ctrl-C
+                self.close()
+        return [outcomes[identifier] for identifier in identifiers]
 
     def _exchange(self, operation: Operation[Any, Any], request: Any) -> Completed:
         try:
@@ -103,17 +159,11 @@ class Client(Operations):
         return connection.given_up(identifier, failure)
 
     def _converse(self, sock: socket.socket, connection: ClientConnection, identifier: int) -> Completed:
-        try:
-            while output := connection.output():
-                connection.sent(sock.send(output))
-        except (BrokenPipeError, ConnectionResetError):
-            pass  # the daemon may have said why before it closed the connection: read that first
+        _send(sock, connection)
         while True:
-            _transport.receive(sock, connection)
-            for done in connection.completed():
+            for done in _receive(sock, connection):
                 if done.id == identifier:
                     return done
-            _transport.close_all(connection.unclaimed())
             if connection.lost is not None:
                 raise connection.lost
 
@@ -124,3 +174,19 @@ class Client(Operations):
             self._connection = ClientConnection()
             self._pid = os.getpid()
         return self._socket
+
+
+def _send(sock: socket.socket, connection: ClientConnection) -> None:
+    try:
+        while output := connection.output():
+            connection.sent(sock.send(output))
+    except (BrokenPipeError, ConnectionResetError):
+        pass  # the daemon may have said why before it closed the connection: read that first
+
+
+def _receive(sock: socket.socket, connection: ClientConnection) -> list[Completed]:
+    """Read once, and return what was answered; then look at the connection's `lost`."""
+    _transport.receive(sock, connection)
+    completed = connection.completed()
+    _transport.close_all(connection.unclaimed())
+    return completed

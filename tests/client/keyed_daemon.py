@@ -168,7 +168,7 @@ class KeyedDaemon:
 
     def _last_usage(self, _request: Any, found: str) -> GetKeyLastUsageResponse:
         return GetKeyLastUsageResponse(
-            key_id=found,
+            key_id=f"{_PREFIX}key/{found}",
             tracking_start_date=MADE,
             key_creation_date=MADE,
             key_last_usage=self.last_use,

@@ -8,6 +8,7 @@ import json
 import pytest
 
 from kmsd.api.operation import KeyState
+from kmsd.api.shapes import KeyManager
 from tests.client.keyed_daemon import DUE, KeyedDaemon, key_id, used
 from tests.client.scripted import ScriptedDaemon
 
@@ -56,6 +57,18 @@ def test_who_may_not_ask_about_a_key_asks_once(daemon: ScriptedDaemon, capsys: C
     assert lines[0][-3:] == ["never", "-", "alias/b"]
     assert lines[2] == [key_id(1), "-", "-", "-", "-", "-", "alias/a"]
     assert (keys.count("DescribeKey"), keys.count("GetKeyRotationStatus"), keys.count("GetKeyLastUsage")) == (3, 2, 1)
+
+
+def test_keys_that_kmsd_looks_after_are_rotated_yearly(daemon: ScriptedDaemon, capsys: Captured) -> None:
+    """Administrators may see those of others, but not ask for their dates; what they may know is not lost by that."""
+    keys = KeyedDaemon(daemon, ["alias/kmsd/default"])
+    keys.change(1, key_manager=KeyManager.AWS)
+    keys.refused = {("GetKeyRotationStatus", "*")}
+
+    assert keys.kms("key", "list") == 0
+
+    assert capsys.readouterr().out.split()[-4:] == ["yearly", "never", "none", "alias/kmsd/default"]
+    assert keys.count("GetKeyRotationStatus") == 0
 
 
 def test_a_key_that_is_destroyed_meanwhile_does_not_end_the_list(daemon: ScriptedDaemon, capsys: Captured) -> None:

@@ -9,9 +9,11 @@ from typing import Any
 
 import pytest
 
+from kmsd.api.errors import ConnectionLostError, KmsError, NotFoundError, SealedError, ThrottlingError
+from kmsd.api.keys import DISABLE_KEY, EnableKeyRequest
 from kmsd.api.symmetric import GENERATE_RANDOM, GenerateRandomRequest, GenerateRandomResponse
 from kmsd_client import Client
-from tests.client.scripted import Answer, ScriptedDaemon
+from tests.client.scripted import Answer, HangUpError, ScriptedDaemon
 
 RANDOM = GenerateRandomRequest(number_of_bytes=8)
 
@@ -92,3 +94,83 @@ def test_the_answer_to_an_interrupted_call_is_not_taken_for_another(daemon: Scri
 
         assert ask(client, 2) == 2
     assert daemon.accepted == 2
+
+
+def numbers(*wanted: int) -> list[GenerateRandomRequest]:
+    return [GenerateRandomRequest(number_of_bytes=number) for number in wanted]
+
+
+def test_many_are_asked_for_together(daemon: ScriptedDaemon) -> None:
+    """The answers come in the order of the requests, whatever order the daemon answers in."""
+    daemon.answer = echo_number
+    with Client(daemon.path) as client:
+        outcomes = client.call_many(GENERATE_RANDOM, numbers(*range(1, 1000)))
+
+    assert [int.from_bytes(one.plaintext, "big") for one in outcomes if not isinstance(one, KmsError)] == [
+        *range(1, 1000)
+    ]
+    assert daemon.accepted == 1
+
+
+def test_what_one_of_many_is_refused_with_stands_in_its_place(daemon: ScriptedDaemon) -> None:
+    """The others are answered; what may pass is asked again."""
+    failures: dict[int, list[KmsError]] = {2: [NotFoundError("gone")] * 2, 3: [ThrottlingError("slower")]}
+
+    def answer(name: str, request: Any) -> Answer:
+        if failures.get(request.number_of_bytes):
+            raise failures[request.number_of_bytes].pop()
+        return echo_number(name, request)
+
+    daemon.answer = answer
+    with Client(daemon.path) as client:
+        first, second, third = client.call_many(GENERATE_RANDOM, numbers(1, 2, 3))
+
+    assert isinstance(second, NotFoundError)
+    assert not isinstance(first, KmsError)
+    assert not isinstance(third, KmsError)
+    assert len(daemon.asked) == 4
+
+
+def test_what_meets_all_of_many_is_raised(daemon: ScriptedDaemon) -> None:
+    """Before it was waited for with each of them."""
+
+    def sealed(_name: str, _request: Any) -> Answer:
+        raise SealedError("kmsd is sealed")
+
+    daemon.answer = sealed
+    with Client(daemon.path) as client, pytest.raises(SealedError):
+        client.call_many(GENERATE_RANDOM, numbers(*range(1, 65)))
+
+    assert len(daemon.asked) < 70
+
+
+def test_a_connection_that_is_lost_under_many_is_not_used_again(daemon: ScriptedDaemon) -> None:
+    """Late answers must not be taken for those of later requests."""
+
+    def answer(name: str, request: Any) -> Answer:
+        if request.number_of_bytes == 3:
+            raise HangUpError
+        return echo_number(name, request)
+
+    daemon.answer = answer
+    with Client(daemon.path) as client:
+        with pytest.raises(ConnectionLostError):
+            client.call_many(GENERATE_RANDOM, numbers(1, 2, 3, 4))
+
+        assert ask(client, 7) == 7
+
+
+def test_what_changes_something_is_not_asked_for_together(daemon: ScriptedDaemon) -> None:
+    """Some of it might happen twice."""
+    with Client(daemon.path) as client, pytest.raises(ValueError, match="DisableKey is to be called one by one"):
+        client.call_many(DISABLE_KEY, [EnableKeyRequest(key_id="a")])
+
+    assert daemon.asked == []
+
+
+def test_many_may_be_none(daemon: ScriptedDaemon) -> None:
+    """Then nobody is asked."""
+    with Client(daemon.path) as client:
+        assert client.call_many(GENERATE_RANDOM, []) == []
+
+    assert daemon.accepted == 0

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import datetime as dt
+from collections.abc import Sequence
 
-from kmsd.api.deletion import GET_KEY_LAST_USAGE, GetKeyLastUsageRequest, GetKeyLastUsageResponse
-from kmsd.api.errors import AccessDeniedError, NotFoundError
-from kmsd.api.keys import DESCRIBE_KEY, DescribeKeyRequest
-from kmsd.api.rotation import GET_KEY_ROTATION_STATUS, GetKeyRotationStatusRequest, GetKeyRotationStatusResponse
-from kmsd.api.shapes import KeyListEntry, KeyMetadata, Structure
+from kmsd.api.deletion import GET_KEY_LAST_USAGE, GetKeyLastUsageResponse
+from kmsd.api.errors import AccessDeniedError, KmsError, NotFoundError
+from kmsd.api.keys import DESCRIBE_KEY
+from kmsd.api.operation import Operation, RequestT, ResponseT
+from kmsd.api.rotation import GET_KEY_ROTATION_STATUS, GetKeyRotationStatusResponse
+from kmsd.api.shapes import KeyManager, KeyMetadata, Structure
 from kmsd_client import Client
 from kmsd_client.cli.keys import all_aliases, all_keys
 from kmsd_client.cli.moments import ago, day, now, span
@@ -36,10 +37,7 @@ class ListedKey(Structure, frozen=True, kw_only=True):
 def run_list(options: argparse.Namespace) -> None:
     """List all keys."""
     with Client(options.socket) as client:
-        names: dict[str, list[str]] = {}
-        for alias in all_aliases(client, None):
-            names.setdefault(alias.target_key_id, []).append(alias.alias_name)
-        keys = sorted((_looked_at(client, key, names.get(key.key_id, [])) for key in all_keys(client)), key=_place)
+        keys = sorted(_all_known(client), key=_place)
     if options.json:
         print_json(keys)
         return
@@ -50,24 +48,45 @@ def run_list(options: argparse.Namespace) -> None:
     )
 
 
-def _looked_at(client: Client, key: KeyListEntry, aliases: list[str]) -> ListedKey:
-    """Return what the caller may know of a key.
+def _all_known(client: Client) -> list[ListedKey]:
+    """Return what the caller may know of each key.
 
-    Each question that is refused becomes a record of the audit trail, so after the first nothing more is asked.
+    Each question that is refused becomes a record of the audit trail, so after the first nothing more is asked about
+    that key.
     """
-    metadata = rotation = usage = None
-    with contextlib.suppress(AccessDeniedError, NotFoundError):  # it may have been destroyed a moment ago
-        metadata = client.call(DESCRIBE_KEY, DescribeKeyRequest(key_id=key.key_id)).key_metadata
-        rotation = client.call(GET_KEY_ROTATION_STATUS, GetKeyRotationStatusRequest(key_id=key.key_id))
-        usage = client.call(GET_KEY_LAST_USAGE, GetKeyLastUsageRequest(key_id=key.key_id))
-    return ListedKey(
-        key_id=key.key_id,
-        key_arn=key.key_arn,
-        aliases=aliases,
-        key_metadata=metadata,
-        rotation=rotation,
-        last_usage=usage,
-    )
+    keys = all_keys(client)
+    described = _answers(client, DESCRIBE_KEY, [key.key_id for key in keys])
+    metadata = {key_id: answer.key_metadata for key_id, answer in described.items()}
+    # Of keys that kmsd looks after it is known when they are rotated, and administrators may not ask.
+    managed = {key_id for key_id, one in metadata.items() if one.key_manager is KeyManager.AWS}
+    rotations = _answers(client, GET_KEY_ROTATION_STATUS, [key_id for key_id in metadata if key_id not in managed])
+    usages = _answers(client, GET_KEY_LAST_USAGE, [*managed, *rotations])
+    names: dict[str, list[str]] = {}
+    for alias in all_aliases(client, None):
+        names.setdefault(alias.target_key_id, []).append(alias.alias_name)
+    return [
+        ListedKey(
+            key_id=key.key_id,
+            key_arn=key.key_arn,
+            aliases=names.get(key.key_id, []),
+            key_metadata=metadata.get(key.key_id),
+            rotation=rotations.get(key.key_id),
+            last_usage=usages.get(key.key_id),
+        )
+        for key in keys
+    ]
+
+
+def _answers(client: Client, operation: Operation[RequestT, ResponseT], key_ids: Sequence[str]) -> dict[str, ResponseT]:
+    """Return what is answered about keys, but for those that the caller may not ask about or that are gone by now."""
+    answers: dict[str, ResponseT] = {}
+    outcomes = client.call_many(operation, [operation.request(key_id=key_id) for key_id in key_ids])
+    for key_id, outcome in zip(key_ids, outcomes, strict=True):
+        if not isinstance(outcome, KmsError):
+            answers[key_id] = outcome
+        elif not isinstance(outcome, AccessDeniedError | NotFoundError):
+            raise outcome
+    return answers
 
 
 def _place(key: ListedKey) -> tuple[bool, bool, str, str]:
@@ -82,7 +101,7 @@ def _row(key: ListedKey, until: dt.datetime) -> tuple[str, ...]:
         key.key_id,
         _state(metadata) if metadata else _UNKNOWN,
         span(until - metadata.creation_date) if metadata else _UNKNOWN,
-        _next_rotation(key.rotation) if key.rotation else _UNKNOWN,
+        _next_rotation(metadata, key.rotation),
         _EXPIRES if metadata else _UNKNOWN,
         _last_use(key.last_usage, until) if key.last_usage else _UNKNOWN,
         ", ".join(key.aliases),
@@ -95,7 +114,11 @@ def _state(metadata: KeyMetadata) -> str:
     return f"{metadata.key_state} {day(metadata.deletion_date)}"
 
 
-def _next_rotation(rotation: GetKeyRotationStatusResponse) -> str:
+def _next_rotation(metadata: KeyMetadata | None, rotation: GetKeyRotationStatusResponse | None) -> str:
+    if metadata is not None and metadata.key_manager is KeyManager.AWS:
+        return "yearly"
+    if rotation is None:
+        return _UNKNOWN
     return day(rotation.next_rotation_date) if rotation.next_rotation_date else "off"
 
 

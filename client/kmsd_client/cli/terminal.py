@@ -23,6 +23,7 @@ EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells say it
 
 # What to do about an error, by its code; said where the code alone does not tell it.
 _HINTS = {
+    "DisabledException": "whoever manages the key can let it be used again: kms key enable",
     "SealedException": "an administrator has to unseal kmsd: kms unseal",
     "TokenException": "kms status and kmsd's log tell how the token is",
     "TokenPinIncorrectException": "try again with care: a token locks itself after a few wrong PINs",
@@ -34,7 +35,10 @@ _HINTS = {
     "ConnectionLostException": "is kmsd running? name its socket with --socket or KMSD_SOCKET",
     "MessageFormatException": "is this the right file, and all of it?",
 }
-
+# The same for codes that mean several things, by what the message ends with.
+_HINTS_BY_END = {
+    " is pending deletion.": "whoever manages the key can keep it: kms key cancel-deletion",
+}
 
 # What an error means that comes without a message, because AWS KMS sends none either.
 _WORDS = {
@@ -67,7 +71,8 @@ def complain(message: str, hint: str | None = None) -> None:
 def complain_of(error: KmsError) -> None:
     """Print an error that the daemon or the library reported."""
     message = error.message or _WORDS.get(error.code, "no reason is given")
-    complain(f"{error.code}: {message}".removesuffix("."), _HINTS.get(error.code))
+    hint = next((hint for end, hint in _HINTS_BY_END.items() if message.endswith(end)), _HINTS.get(error.code))
+    complain(f"{error.code}: {message}".removesuffix("."), hint)
 
 
 def note(text: str) -> None:
