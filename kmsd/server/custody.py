@@ -72,7 +72,7 @@ class Custody:
             versions=self.versions,
             changes=self.own_changes,
             clock=foundation.clock,
-            certain_ms=self.calendar.certain_ms,
+            latest_ms=self.calendar.latest_ms,
         )
         care = DefaultKeyCare(
             store=store,

@@ -252,6 +252,19 @@ async def test_an_automatic_rotation_sets_the_next_date(service: Embedded) -> No
     assert outcome["requestParameters"] == {"rotationType": "AUTOMATIC", "keyMaterialId": entry.key_material_id}
 
 
+async def test_a_clock_that_was_set_back_brings_no_rotation_forward(service: Embedded) -> None:
+    """The next date is counted from the time that has passed for certain, where that is the later one."""
+    arn = await service.make_key()
+    await enable(service, arn, rotation_period_in_days=90)
+    service.wall_time += 400 * DAY_SECONDS
+    passed_ms = service.calendar.latest_ms()
+    service.time.wall -= 200 * DAY_SECONDS
+
+    await service.rotation.rotate(await row_of(service, arn))
+
+    assert (await row_of(service, arn)).rotation_next_ms == passed_ms + 90 * DAY_MS
+
+
 async def test_rotations_are_listed_oldest_first(service: Embedded) -> None:
     """With their dates; the first material has none, and is listed if all is asked for."""
     service.wall_time = 1_800_000_000.0

@@ -13,6 +13,7 @@ from kmsd.api.administration import SEAL, SealRequest
 from kmsd.api.errors import AuditUnavailableError, KmsError
 from kmsd.api.operation import Operation
 from kmsd.config import Audit, Config, Limits
+from kmsd.envelope.pool import WorkerPool
 from kmsd.hsm.root import PinSource, Root
 from kmsd.identity.principals import Administrators
 from kmsd.logs import StructuredLogger
@@ -64,11 +65,24 @@ class Assembled:
         self._service = service
 
     @classmethod
-    async def open(cls, directory: Path, *, audit: Audit, root: Root, log: TextIO) -> Assembled:
-        """Open, or begin, the store and the trail in `directory`, and unseal; raises what a start may raise."""
+    async def open(
+        cls,
+        directory: Path,
+        *,
+        audit: Audit,
+        root: Root,
+        log: TextIO,
+        limits: Limits = _LIMITS,
+        pool: WorkerPool | None = None,
+        **times: Any,
+    ) -> Assembled:
+        """Open, or begin, the store and the trail in `directory`, and unseal; raises what a start may raise.
+
+        Files need a `pool`. `times` are the clocks of its foundation, if they are not this host's.
+        """
         service = await Service.open(
             Foundation(
-                config=Config(audit=audit, limits=_LIMITS, shutdown_grace_seconds=10),
+                config=Config(audit=audit, limits=limits, shutdown_grace_seconds=10),
                 zygote=cast("Zygote", None),  # nothing is asked of it while no file is encrypted
                 arena=Arena(256 * 1024),
                 logger=StructuredLogger(log),
@@ -84,8 +98,11 @@ class Assembled:
                 audit_path=directory / AUDIT / "audit.log",
                 founds=True,
                 log_is_kept=True,
+                **times,
             )
         )
+        if pool is not None:
+            service._pool = service._files._pool = pool
         try:
             await service.unseal()
         except BaseException:
@@ -99,25 +116,35 @@ class Assembled:
 
     async def ask(self, operation: Operation[Any, _ResponseT], request: msgspec.Struct) -> _ResponseT:
         """Return the response to a request of an administrator; raises the error that it was answered with."""
-        batch = Batch()
-        pipeline = self._service._pipeline
-        frame = memoryview(request_frame(operation, request))[LENGTH_BYTES:]
-        later = pipeline.serve(ADMINISTRATOR, RequestDecoder().decode(frame), batch)
-        if later is not None:
-            batch = await later
-        else:
-            pipeline.finish(batch)
-            if pipeline.settles:
-                await pipeline.settle(batch)
-        [answer] = answers_in(batch.out)
+        [answer] = answers_in((await self.serve(request_frame(operation, request))).out)
         if answer.error is not None:
             raise answer.error
         assert answer.result is not None
         return ParamsDecoder(operation.response, max_bytes=1 << 20).decode(memoryview(answer.result))
 
+    async def serve(self, frame: bytes | bytearray) -> Batch:
+        """Answer a request of an administrator."""
+        batch = Batch()
+        pipeline = self._service._pipeline
+        later = pipeline.serve(ADMINISTRATOR, RequestDecoder().decode(memoryview(frame)[LENGTH_BYTES:]), batch)
+        if later is not None:
+            return await later
+        pipeline.finish(batch)
+        if pipeline.settles:
+            await pipeline.settle(batch)
+        return batch
+
+    @property
+    def sealed(self) -> bool:
+        return self._service.sealed
+
     async def seal_and_unseal(self) -> None:
         """Take the keys away, as an administrator may, and bring them back."""
         await self.ask(SEAL, SealRequest())
+        await self.unseal()
+
+    async def unseal(self) -> None:
+        """Bring the keys back."""
         await self._service.unseal()
 
     async def maintain(self) -> None:

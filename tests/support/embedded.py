@@ -590,7 +590,7 @@ class Embedded:
             versions=self.versions,
             changes=self.own_changes,
             clock=lambda: self.wall_time,
-            certain_ms=self.calendar.certain_ms,
+            latest_ms=self.calendar.latest_ms,
         )
         self.care = DefaultKeyCare(
             store=store,

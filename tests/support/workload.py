@@ -155,7 +155,7 @@ async def check_trail(service: Assembled, directory: Path, told: Told, *, has_al
     report = verify_trail([trail_file(path) for path in files], public_key=key, anchors=anchors)
     assert report.open_intents == (), f"open: {report.open_intents}"
     records = [msgspec.json.decode(line) for path in files for line in path.read_bytes().splitlines()]
-    outcomes = [record for record in records if record["eventType"] == _OUTCOME and _happened(record)]
+    outcomes = [record for record in records if record["eventType"] == _OUTCOME and happened(record)]
     named = {_parameter(record, records) for record in outcomes if record["eventName"] == "CreateAlias"}
     assert named == set(aliases), f"the trail differs from the aliases by {named ^ set(aliases)}"
     created = [record for record in outcomes if record["eventName"] == "CreateKey"]
@@ -166,11 +166,11 @@ async def check_trail(service: Assembled, directory: Path, told: Told, *, has_al
     if not has_all:
         return
     assert set(told.keys) <= arns, f"no line for {set(told.keys) - arns}"
-    encrypted = {_context(record) for record in records if record["eventName"] == "Encrypt" and _happened(record)}
+    encrypted = {_context(record) for record in records if record["eventName"] == "Encrypt" and happened(record)}
     assert set(told.blobs) <= encrypted, f"no line for {set(told.blobs) - encrypted}"
 
 
-def _happened(record: dict[str, Any]) -> bool:
+def happened(record: dict[str, Any]) -> bool:
     """Whether a record says that it was done: without an error, or that it was committed all the same."""
     return "errorCode" not in record or bool((record.get("additionalEventData") or {}).get("committed"))
 
