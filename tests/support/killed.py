@@ -12,10 +12,10 @@ async def open_again(service: Embedded) -> Embedded:
     for task in tuple(service.files._streams):
         task.cancel()
     await service.close()
-    again = await Embedded.open(service.directory, initialize=False)
-    again.wall_time = service.wall_time
+    again = await Embedded.open(service.directory, initialize=False, host_time=service.time)
     await again.seal.unseal(_nobody, CONFIGURED)
     await Settling(again.store, again.trail).settle()
+    await again.timekeeping.begin()
     again.gate.open()
     return again
 
