@@ -8,7 +8,6 @@ rows, so that none happens by a policy or in a state that a key no longer has.
 from __future__ import annotations
 
 import asyncio
-import datetime as dt
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -19,6 +18,7 @@ from kmsd.api import keys as api
 from kmsd.api.errors import AlreadyExistsError, ConflictError, LimitExceededError, NotFoundError, ValidationError
 from kmsd.api.operation import KeyAccess, Operation
 from kmsd.api.shapes import AliasListEntry, Empty
+from kmsd.service.calendar import moment
 from kmsd.service.call import Call
 from kmsd.service.default_keys import DefaultKeys
 from kmsd.service.identifiers import Arns, check_alias
@@ -171,8 +171,8 @@ class Aliases:
             alias_name=row.name,
             alias_arn=self._arns.alias(row.name),
             target_key_id=row.key_id,
-            creation_date=dt.datetime.fromtimestamp(row.creation_ms / 1000, dt.UTC),
-            last_updated_date=dt.datetime.fromtimestamp(row.updated_ms / 1000, dt.UTC),
+            creation_date=moment(row.creation_ms),
+            last_updated_date=moment(row.updated_ms),
         )
 
 

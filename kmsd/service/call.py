@@ -128,7 +128,7 @@ class Call:
     def permit(self, action: str | None = None, *, resource: str = "*") -> None:
         """Let the host policy decide about something that is no key; raises AccessDeniedError."""
         self._authorize(action or self.operation.action, resource, None, None)
-        self._check_budget()
+        self.check_budget()
 
     def use(self, key: KeyRecord, action: str | None = None, *, grants: Granting | None = None) -> None:
         """Make sure that the caller may act on `key` and that the key can be used this way.
@@ -144,7 +144,7 @@ class Call:
             raise InvalidKeyUsageError(
                 f"{key.arn} key usage is {key.usage} which is not valid for {self.operation.name}."
             )
-        self._check_budget()
+        self.check_budget()
 
     def permit_key(self, key: KeyRecord, action: str | None = None, *, grants: Granting | None = None) -> None:
         """Make sure that the caller may act on `key`, whatever its state is.
@@ -205,14 +205,11 @@ class Call:
                 self.refusal = Refusal(self.request_id, self.operation.name, self.caller, action, resource, why)
             raise
 
-    def _check_budget(self) -> None:
-        # Only now: what would be refused anyway is refused, and counted, for what it is.
-        self.check_budget()
-
     def check_budget(self) -> None:
         """Raise ThrottlingError if the caller has used up his audit budget.
 
-        Whatever administrators have done, they can look, seal and unseal.
+        It comes last: what would be refused anyway is refused, and counted, for what it is. Whatever administrators
+        have done, they can look, seal and unseal.
         """
         if self.budget.exceeded and not (self.operation.works_sealed and self.caller.administrator):
             raise self.budget.refusal()

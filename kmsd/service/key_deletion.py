@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime as dt
 from collections.abc import Callable
 from typing import Any
 
@@ -10,6 +9,7 @@ from kmsd.api import deletion as api
 from kmsd.api.errors import ValidationError
 from kmsd.api.operation import KeyState, Operation
 from kmsd.material.versions import Versions
+from kmsd.service.calendar import moment
 from kmsd.service.call import Call
 from kmsd.service.key_changes import KeyChanges
 from kmsd.service.key_dates import DAY_MS
@@ -52,7 +52,7 @@ class KeyDeletion:
             self._versions.forget(key.key_id)
         return api.ScheduleKeyDeletionResponse(
             key_id=key.arn,
-            deletion_date=dt.datetime.fromtimestamp(deletion_ms / 1000, dt.UTC),
+            deletion_date=moment(deletion_ms),
             key_state=KeyState.PENDING_DELETION,
             pending_window_in_days=days,
         )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime as dt
 import re
 from collections.abc import Callable
 from typing import Any
@@ -11,6 +10,7 @@ from kmsd.api import rotation as api
 from kmsd.api.errors import InvalidMarkerError, LimitExceededError
 from kmsd.api.operation import KeyState, Operation
 from kmsd.api.shapes import Empty, KeyManager
+from kmsd.service.calendar import moment
 from kmsd.service.call import Call
 from kmsd.service.default_key_care import ROTATION_MS
 from kmsd.service.key_changes import KeyChanges, check_changeable
@@ -70,7 +70,7 @@ class KeyRotation:
             key_rotation_enabled=True,
             key_id=key.key_id,
             rotation_period_in_days=days,
-            next_rotation_date=_moment(next_ms),
+            next_rotation_date=moment(next_ms),
         )
 
     async def _current(self, key: KeyRecord) -> MaterialRow | None:
@@ -130,14 +130,10 @@ def _entry(row: MaterialRow, key: KeyRecord) -> api.RotationsListEntry:
         key_id=key.key_id,
         key_material_id=row.material_id,
         key_material_state=state,
-        rotation_date=_moment(row.creation_ms),
+        rotation_date=moment(row.creation_ms),
         # Material that says nothing is a default key's, made before material said why there is more than one.
         rotation_type=api.RotationType(row.rotation or api.RotationType.AUTOMATIC),
     )
-
-
-def _moment(milliseconds: int) -> dt.datetime:
-    return dt.datetime.fromtimestamp(milliseconds / 1000, dt.UTC)
 
 
 HANDLERS: dict[Operation[Any, Any], Callable[..., Any]] = {

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import datetime as dt
 import uuid
 from collections.abc import Callable
 from typing import Any
@@ -22,6 +21,7 @@ from kmsd.api.shapes import Empty, KeyListEntry, KeyManager, KeyMetadata, KeyOri
 from kmsd.identity.directory import Directory
 from kmsd.material.specs import SPECS
 from kmsd.material.versions import Versions
+from kmsd.service.calendar import moment
 from kmsd.service.call import Call
 from kmsd.service.identifiers import Arns
 from kmsd.service.key_changes import KeyChanges
@@ -142,7 +142,7 @@ class Keys:
             account_id=self._arns.account,
             key_id=row.key_id,
             arn=self._arns.key(row.key_id),
-            creation_date=dt.datetime.fromtimestamp(row.creation_ms / 1000, dt.UTC),
+            creation_date=moment(row.creation_ms),
             enabled=row.key_state == KeyState.ENABLED,
             description=row.description,
             key_usage=KeyUsage(row.key_usage),
@@ -153,7 +153,7 @@ class Keys:
             encryption_algorithms=list(SPECS[spec].encryption_algorithms),
             multi_region=False,
             current_key_material_id=material.material_id if material else "",
-            deletion_date=dt.datetime.fromtimestamp(row.deletion_ms / 1000, dt.UTC) if row.deletion_ms else None,
+            deletion_date=moment(row.deletion_ms) if row.deletion_ms else None,
             pending_deletion_window_in_days=row.pending_window_days or None,
         )
 
