@@ -72,7 +72,7 @@ class Custody:
             versions=self.versions,
             changes=self.own_changes,
             clock=foundation.clock,
-            latest_ms=self.calendar.latest_ms,
+            reckoned_ms=self.calendar.reckoned_ms,
         )
         care = DefaultKeyCare(
             store=store,

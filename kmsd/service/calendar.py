@@ -13,7 +13,8 @@ how long the host has been up, which nobody can set; the clock only counts where
    when an administrator confirms it.
 4. Things fall due by the earlier of clock and certain time, and dates are counted from the later of the two. So a clock
    that is wrong makes things late, and never early.
-5. A clock from before this program was written was never set. The first one that is later is believed.
+5. A clock from before this program was written was never set. The first one that is later is believed; until then no
+   date is counted from it.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from kmsd.api.calendar import ClockState
+from kmsd.api.errors import UnsupportedOperationError
 from kmsd.service.key_dates import DAY_MS
 
 # More than any change of a running clock that is no mistake: time zones are none, and leap seconds are one.
@@ -106,8 +108,16 @@ class Calendar:
         return self._certain_ms
 
     def latest_ms(self) -> int:
-        """Return the time from which dates in the future are counted."""
+        """Return the time from which dates in the future are counted.
+
+        Raises UnsupportedOperationError while the clock was never set: what is counted from it would be due when it is.
+        """
         self.look()
+        if self._slack_ms == UNLIMITED_MS:
+            raise UnsupportedOperationError(
+                f"the host's clock says {moment(self.clock_ms()):%Y-%m-%d} and was never set, so that no date can be "
+                "counted from it: set it, and ask again"
+            )
         return max(self._certain_ms, self.clock_ms())
 
     def clock_ms(self) -> int:

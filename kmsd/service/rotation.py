@@ -41,7 +41,7 @@ class Renewal(NamedTuple):
 class Rotation:
     """Gives keys new material.
 
-    `clock` gives seconds since 1970 UTC, `latest_ms` the time in milliseconds from which dates are counted.
+    `clock` gives seconds since 1970 UTC, `reckoned_ms` the time in milliseconds that has passed for certain.
     """
 
     def __init__(
@@ -50,12 +50,12 @@ class Rotation:
         versions: Versions,
         changes: OwnChanges,
         clock: Callable[[], float],
-        latest_ms: Callable[[], int],
+        reckoned_ms: Callable[[], int],
     ) -> None:
         self._versions = versions
         self._changes = changes
         self._clock = clock
-        self._latest_ms = latest_ms
+        self._reckoned_ms = reckoned_ms
 
     async def rotate(self, row: KeyRow) -> None:
         """Make the next material of a key its current one, on nobody's request.
@@ -63,7 +63,7 @@ class Rotation:
         However many periods were missed, there is one rotation, and the next is a period after it. Raises ConflictError
         when the key is no longer as `row` tells, and other KmsErrors.
         """
-        following_ms = self._latest_ms() + row.rotation_days * DAY_MS if row.rotation_days else 0
+        following_ms = self._reckoned_ms() + row.rotation_days * DAY_MS if row.rotation_days else 0
         row = msgspec.structs.replace(row, rotation_next_ms=following_ms)
         renewal = self._renew(row, RotationType.AUTOMATIC)
         await self._changes.commit(OwnChange("RotateKey", row.key_id, renewal.changes, parameters=renewal.facts))

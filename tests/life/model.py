@@ -182,7 +182,7 @@ class Model:
                 self._near_end(name, key)
             elif key.state == ENABLED and key.period and key.next_rotation <= self.clock.due:
                 key.rotations.append((AUTOMATIC, times.wall))
-                key.next_rotation = self.clock.latest + key.period * DAY
+                key.next_rotation = self.clock.certain + key.period * DAY
                 self.told["RotateKey"] += 1
 
     def _near_end(self, name: str, key: Key) -> None:

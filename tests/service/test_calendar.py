@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kmsd.api.calendar import ClockState
+from kmsd.api.errors import UnsupportedOperationError
 from kmsd.service.calendar import EARLIEST_MS, MAX_OFF_MS, TOLERANCE_MS, UNLIMITED_MS, Calendar, Reckoning
 from tests.support.host_time import HostTime
 
@@ -55,17 +56,18 @@ def test_the_first_clock_is_believed() -> None:
 
 
 def test_a_clock_that_was_never_set_is_believed_once_it_is() -> None:
-    """Until then nothing is due; whatever it is set to first counts, and only that, also over restarts and reboots."""
+    """Until then nothing is due, and no date is counted; what it is set to first counts, also after a reboot."""
     host = HostTime(0.0)
     calendar = booted(host, restarted(host, calendar_of(host)), 0.0)
     assert calendar.look() is ClockState.BEHIND
     assert calendar.certain_ms() == int(host.wall * 1000)
-    assert calendar.latest_ms() >= EARLIEST_MS
+    with pytest.raises(UnsupportedOperationError, match="says 1970-01-01 and was never set"):
+        calendar.latest_ms()
 
     host.step(NOW)
 
     assert calendar.look() is ClockState.TRUSTED
-    assert calendar.certain_ms() == int(host.wall * 1000)
+    assert calendar.certain_ms() == calendar.latest_ms() == int(host.wall * 1000)
     host.step(YEAR)
     assert calendar.look() is ClockState.AHEAD
 

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from kmsd.api.errors import ConflictError, NotFoundError
+from kmsd.api.errors import ConflictError, NotFoundError, UnsupportedOperationError
 from kmsd.api.grants import CREATE_GRANT, CreateGrantRequest, GrantOperation
 from kmsd.api.keys import CREATE_ALIAS, DESCRIBE_KEY, CreateAliasRequest, DescribeKeyRequest
 from kmsd.api.rotation import ROTATE_KEY_ON_DEMAND, RotateKeyOnDemandRequest
@@ -31,6 +31,7 @@ from tests.support.key_life import (
     done,
     encrypt,
     id_of,
+    rotate_every,
     row_of,
     schedule,
     told,
@@ -287,6 +288,27 @@ async def test_a_kill_leaves_one_of_two_states(tmp_path: Path, switch: str) -> N
 def _warned(row: Any) -> Any:
     warned = msgspec.structs.replace(row, deletion_warned=True, version=row.version + 1)
     return msgspec.structs.replace(warned, due_ms=warned.deletion_ms)
+
+
+async def test_by_a_clock_that_was_never_set_no_date_is_counted(open_service: OpenService) -> None:
+    """It would have passed once the clock is set; everything else works."""
+    service = await open_service(host_time=HostTime(1000.0))
+    arn = await service.make_key()
+    for ask in (schedule(service, arn, 7), rotate_every(service, arn, 90)):
+        with pytest.raises(UnsupportedOperationError, match="was never set"):
+            await ask
+    assert await decrypt(service, await encrypt(service, arn)) == SECRET
+
+    service.time.step(1_800_000_000)
+    await service.housekeeping.look()
+    await outlive(service, arn)
+
+    assert told(service) == [
+        ("ClockInDoubt", ""),
+        ("ClockBelieved", ""),
+        ("WarnOfKeyDeletion", id_of(arn)),
+        ("DeleteKey", id_of(arn)),
+    ]
 
 
 async def test_a_clock_that_jumps_destroys_nothing(service: Embedded) -> None:

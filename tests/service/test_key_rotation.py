@@ -265,6 +265,20 @@ async def test_a_clock_that_was_set_back_brings_no_rotation_forward(service: Emb
     assert (await row_of(service, arn)).rotation_next_ms == passed_ms + 90 * DAY_MS
 
 
+async def test_a_clock_that_is_years_ahead_leaves_no_key_unrotated_for_years(service: Embedded) -> None:
+    """A rotation that falls due meanwhile, by how long the host is up, has its next one a period later all the same."""
+    arn = await service.make_key()
+    await enable(service, arn, rotation_period_in_days=90)
+    service.time.step(3650 * DAY_SECONDS)
+    service.time.let_pass(90 * DAY_SECONDS)
+    passed_ms = service.calendar.certain_ms()
+
+    await service.housekeeping.look()
+
+    row = await row_of(service, arn)
+    assert (row.current_material, row.rotation_next_ms) == (2, passed_ms + 90 * DAY_MS)
+
+
 async def test_rotations_are_listed_oldest_first(service: Embedded) -> None:
     """With their dates; the first material has none, and is listed if all is asked for."""
     service.wall_time = 1_800_000_000.0

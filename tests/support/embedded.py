@@ -590,7 +590,7 @@ class Embedded:
             versions=self.versions,
             changes=self.own_changes,
             clock=lambda: self.wall_time,
-            latest_ms=self.calendar.latest_ms,
+            reckoned_ms=self.calendar.reckoned_ms,
         )
         self.care = DefaultKeyCare(
             store=store,
