@@ -20,12 +20,12 @@ from tests.support.uses import decrypt, encrypt, last_usage
 DAY_SECONDS = 86_400
 
 
-def protecting(days: int, effect: str = "Deny") -> str:
+def protecting(days: int) -> str:
     """A policy that lets alice do everything, but not take away what was used within so many days."""
     condition = {"NumericLessThan": {"kms:TrailingDaysWithoutKeyUsage": str(days)}}
     everything = {"Effect": "Allow", "Principal": {"Unix": "user:alice"}, "Action": "kms:*", "Resource": "*"}
     protected = {
-        "Effect": effect,
+        "Effect": "Deny",
         "Principal": "*",
         "Action": ["kms:DisableKey", "kms:ScheduleKeyDeletion"],
         "Resource": "*",
