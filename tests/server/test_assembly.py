@@ -17,6 +17,7 @@ import pytest
 from kmsd.api.administration import STATUS, StatusRequest
 from kmsd.api.errors import AuditUnavailableError, KmsError, SealedError
 from kmsd.api.files import ENCRYPT_FILE, EncryptFileRequest
+from kmsd.api.keys import CREATE_KEY, CreateKeyRequest
 from kmsd.api.symmetric import ENCRYPT, EncryptRequest
 from kmsd.audit.record import Kind
 from kmsd.audit.verify import verify
@@ -165,6 +166,25 @@ async def test_an_account_is_drawn_once(open_assembled: OpenService, short_path:
 
     [(account, region)] = found
     assert (len(account), account.isdigit(), account[0] != "0", region) == (12, True, True, "one-1")
+
+
+async def test_a_stop_stores_what_was_done_with_keys(open_assembled: OpenService, short_path: Path) -> None:
+    """The next start need not count it from the trail, which does not tell of versions of the material."""
+    service = await open_assembled()
+    await service.unseal()
+    await service.listen(Sockets(bind(short_path / "s", 0o600)))
+    made = await ask(short_path / "s", request_frame(CREATE_KEY, CreateKeyRequest()))
+    key_id = msgspec.msgpack.decode(made.result or b"")["KeyMetadata"]["KeyId"]
+    request = EncryptRequest(key_id=key_id, plaintext=memoryview(b"x"))
+    assert (await ask(short_path / "s", request_frame(ENCRYPT, request))).error is None
+    await service.close()
+
+    again = await open_assembled()
+    await again.unseal()
+
+    used = await again._store.usage(key_id)
+    assert used is not None
+    assert used.materials["1"].encrypted == 1
 
 
 async def left_open(folder: Path) -> dict[str, str]:

@@ -7,9 +7,11 @@ from typing import Any
 
 import pytest
 
+from kmsd.api.deletion import SCHEDULE_KEY_DELETION, ScheduleKeyDeletionRequest
 from kmsd.api.errors import AccessDeniedError, AuditUnavailableError, NotFoundError, SealedError
 from kmsd.api.keys import CREATE_ALIAS, DISABLE_KEY, CreateAliasRequest, EnableKeyRequest
 from kmsd.api.policies import SIMULATE_POLICY, SimulatePolicyRequest
+from kmsd.api.rotation import ROTATE_KEY_ON_DEMAND, RotateKeyOnDemandRequest
 from kmsd.service.call import Session
 from tests.support.embedded import ALICE, BOB, ROOT, Embedded
 from tests.support.killed import open_again
@@ -18,11 +20,16 @@ from tests.support.uses import decrypt, encrypt, last_usage
 DAY_SECONDS = 86_400
 
 
-def protecting(days: int, effect: str = "Deny") -> str:
+def protecting(days: int) -> str:
     """A policy that lets alice do everything, but not take away what was used within so many days."""
     condition = {"NumericLessThan": {"kms:TrailingDaysWithoutKeyUsage": str(days)}}
     everything = {"Effect": "Allow", "Principal": {"Unix": "user:alice"}, "Action": "kms:*", "Resource": "*"}
-    protected = {"Effect": effect, "Principal": "*", "Action": ["kms:DisableKey"], "Resource": "*"}
+    protected = {
+        "Effect": "Deny",
+        "Principal": "*",
+        "Action": ["kms:DisableKey", "kms:ScheduleKeyDeletion"],
+        "Resource": "*",
+    }
     return json.dumps({"Version": "2012-10-17", "Statement": [everything, protected | {"Condition": condition}]})
 
 
@@ -59,6 +66,20 @@ async def test_the_last_use_is_told_at_once(service: Embedded) -> None:
     assert (material.number, material.encrypted, material.decrypted) == (1, 1, 1)
     assert material.last_used == told.key_last_usage.timestamp
     assert told.uses == {"Decrypt": 1, "Encrypt": 1}
+
+
+async def test_each_version_of_the_material_is_told_of(service: Embedded) -> None:
+    """Behind a rotation the old one decrypts only, and one that nobody needs any more is seen not to."""
+    arn = await service.make_key()
+    blob = await encrypt(service, arn)
+    await service.ask(ALICE, ROTATE_KEY_ON_DEMAND, RotateKeyOnDemandRequest(key_id=arn))
+    await encrypt(service, arn)
+    await decrypt(service, blob)
+
+    told = await last_usage(service, arn)
+
+    assert [(one.number, one.encrypted, one.decrypted) for one in told.material] == [(1, 1, 1), (2, 1, 0)]
+    assert told.uses == {"Decrypt": 1, "Encrypt": 2}
 
 
 async def test_it_is_told_of_a_key_in_any_state(service: Embedded) -> None:
@@ -115,6 +136,21 @@ async def test_a_policy_keeps_a_key_that_was_used_lately(service: Embedded) -> N
     service.wall_time += 1
 
     await disable(service, arn)
+
+
+async def test_a_policy_keeps_a_key_from_being_deleted(service: Embedded) -> None:
+    """As it keeps it from being disabled; while it is pending deletion, what it was used for is told still."""
+    arn = await service.make_key(policy=protecting(7))
+    await encrypt(service, arn)
+    request = ScheduleKeyDeletionRequest(key_id=arn)
+    service.wall_time += 7 * DAY_SECONDS - 1
+    with pytest.raises(AccessDeniedError):
+        await service.ask(ALICE, SCHEDULE_KEY_DELETION, request)
+    service.wall_time += 1
+
+    await service.ask(ALICE, SCHEDULE_KEY_DELETION, request)
+
+    assert (await last_usage(service, arn)).uses == {"Encrypt": 1}
 
 
 async def test_a_policy_keeps_a_key_that_was_made_lately(service: Embedded) -> None:
