@@ -170,6 +170,7 @@ class Service:
             accounts=self._accounts,
             pool=self._pool,
             withdrawn=lambda: self._pipeline.withdrawn,
+            announcing=self._announcing,
         )
         self._pipeline = Pipeline(
             OPERATIONS,

@@ -675,7 +675,7 @@ class Embedded:
             values={families.STORE_SEQUENCE: lambda: store.sequence},
             store=store,
             gate=self.gate,
-            now_ms=lambda: int(self.wall_time * 1000),
+            calendar=self.calendar,
             store_seconds=0.3,
         )
         self.feed = EventFeed(
