@@ -69,7 +69,7 @@ SEALED = _gauge("kmsd_sealed", "1 while kmsd is sealed and serves nothing that n
 REQUESTS = _counter(
     "kmsd_requests_total",
     "Requests by operation (unknown: a name that nobody declared) and outcome: ok, the error's code, or canceled if "
-    "the peer hung up. Of files it counts that their worker began, not how they ended.",
+    "the peer hung up. Of files it counts that their worker began, not how they ended. GetCredential is systemd's.",
     "operation",
     "outcome",
 )

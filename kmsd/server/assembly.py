@@ -220,6 +220,8 @@ class Service:
             refusals=self._deciding.refusals,
             pending_uses=self._announcing.pending_uses,
             seconds=_CREDENTIAL_SECONDS,
+            meter=measuring.requests,
+            timer=time.perf_counter,
             settles=trail.mode is SyncMode.ALWAYS,
         )
         self._listener: Listener | None = None

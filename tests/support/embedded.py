@@ -792,6 +792,8 @@ class Embedded:
             refusals=self.refusals,
             pending_uses=self.pending_uses,
             seconds=0.3,
+            meter=self.meter,
+            timer=time.perf_counter,
             settles=trail.mode is SyncMode.ALWAYS,
         )
         self.cipher = cipher
