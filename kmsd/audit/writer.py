@@ -96,8 +96,9 @@ class Trail:
         self._signer: Signer | None = None
         self._signed_seq = 0
         self._sign_at = sys.maxsize  # the number of records at which the next checkpoint is due
-        # How many bytes were written since it was opened.
+        # How many bytes were written since it was opened, and how often none could be.
         self.written_bytes = 0
+        self.refusals = 0
         self._syncer = Syncer(path, opened.file, system)
         self._retainer = Retainer(path, retention, system)
         self._history = History(path, lambda: self._file, system)
@@ -175,6 +176,7 @@ class Trail:
             data = b"".join(lines)
             file.append(data, head)
         except AuditUnavailableError as error:
+            self.refusals += 1
             self.on_refusal(error.message)
             raise
         self.written_bytes += len(data)

@@ -69,7 +69,7 @@ SEALED = _gauge("kmsd_sealed", "1 while kmsd is sealed and serves nothing that n
 REQUESTS = _counter(
     "kmsd_requests_total",
     "Requests by operation (unknown: a name that nobody declared) and outcome: ok, the error's code, or canceled if "
-    "the peer hung up. Of files it counts that their worker began, not how they ended.",
+    "the peer hung up. Of files it counts that their worker began, not how they ended. GetCredential is systemd's.",
     "operation",
     "outcome",
 )
@@ -99,6 +99,9 @@ SECRET_MEMORY_USED = _gauge("kmsd_secret_memory_used_bytes", "Secret memory in u
 SECRET_MEMORY_LIMIT = _gauge("kmsd_secret_memory_limit_bytes", "As much secret memory there is at most.")
 
 AUDIT_SEQUENCE = _gauge("kmsd_audit_sequence", "The number of the audit trail's last record.")
+AUDIT_REFUSALS = _counter(
+    "kmsd_audit_refusals_total", "How often records could not be written; while that lasts, it is tried each second."
+)
 AUDIT_WRITTEN = _counter("kmsd_audit_written_bytes_total", "Bytes written into the audit trail.")
 AUDIT_LAG = _gauge(
     "kmsd_audit_lag_seconds",
@@ -108,6 +111,12 @@ AUDIT_LAG = _gauge(
 AUDIT_CHECKPOINT = _gauge(
     "kmsd_audit_checkpoint_sequence", "The number of the last checkpoint of the audit trail that is on the disk."
 )
+
+EVENTS = _counter("kmsd_events_written_total", "Events written into the event log.")
+EVENTS_CURRENT = _gauge(
+    "kmsd_events_current", "1 if the event log has the events of all that is on record; 0 while it does not, or cannot."
+)
+EVENT_SUBSCRIBERS = _gauge("kmsd_event_subscribers", "Connections over which somebody is sent events.")
 
 STORE_SEQUENCE = _gauge("kmsd_store_sequence", "The number of the store's last commit.")
 STORE_READABLE = _gauge("kmsd_store_readable", "1 if the store could be read for this answer, else 0.")
@@ -123,13 +132,25 @@ TOKEN_JOB_SECONDS = _histogram(
     "kmsd_token_job_duration_seconds", "How long uses of the token took, waiting for others' included.", "job"
 )
 
+CLOCK_IN_DOUBT = _gauge(
+    "kmsd_clock_in_doubt",
+    "1 while the host's clock is not believed, else 0. Nothing falls due by a time that may not have come.",
+)
+HOUSEKEEPING_LAG = _gauge(
+    "kmsd_housekeeping_lag_seconds",
+    "For how long what fell due first of any key (rotation, warning, destruction) has been waiting to be done.",
+)
+
+PENDING_USES = _counter(
+    "kmsd_pending_deletion_uses_total", "Uses of keys that were refused because the key is going to be destroyed."
+)
 KEYS_PENDING_DELETION = _gauge(
     "kmsd_keys_pending_deletion",
     "Keys that are going to be destroyed. Missing while more than 1,000 keys fall due within 30 days.",
 )
 KEY_DELETION = _gauge(
     "kmsd_key_deletion_seconds",
-    "Seconds until a key is destroyed, of the 100 whose turn is next.",
+    "Seconds until a key is destroyed at the earliest, of the 100 whose turn is next.",
     "key_id",
 )
 
@@ -151,14 +172,21 @@ FAMILIES = (
     SECRET_MEMORY_USED,
     SECRET_MEMORY_LIMIT,
     AUDIT_SEQUENCE,
+    AUDIT_REFUSALS,
     AUDIT_WRITTEN,
     AUDIT_LAG,
     AUDIT_CHECKPOINT,
+    EVENTS,
+    EVENTS_CURRENT,
+    EVENT_SUBSCRIBERS,
     STORE_SEQUENCE,
     STORE_READABLE,
     BACKUP_AGE,
     TOKEN_JOBS,
     TOKEN_JOB_SECONDS,
+    CLOCK_IN_DOUBT,
+    HOUSEKEEPING_LAG,
+    PENDING_USES,
     KEYS_PENDING_DELETION,
     KEY_DELETION,
 )

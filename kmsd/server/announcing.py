@@ -9,6 +9,8 @@ from kmsd.api.operation import Operation
 from kmsd.audit.writer import Trail
 from kmsd.events.log import NAME
 from kmsd.events.projection import Projection
+from kmsd.metrics import families
+from kmsd.metrics.families import Family
 from kmsd.server.foundation import Foundation
 from kmsd.service import events
 from kmsd.service.audit_trouble import AuditTrouble
@@ -44,6 +46,16 @@ class Announcing:
     def handlers(self) -> dict[Operation[Any, Any], Callable[..., Any]]:
         """The handlers of what is asked about events."""
         return bind(events.HANDLERS, self._events)
+
+    @property
+    def values(self) -> dict[Family, Callable[[], float | None]]:
+        """What monitoring is told of it."""
+        return {
+            families.PENDING_USES: lambda: self.pending_uses.count,
+            families.EVENTS: lambda: self._feed.written,
+            families.EVENTS_CURRENT: lambda: self._feed.is_current,
+            families.EVENT_SUBSCRIBERS: lambda: self._events.subscribers,
+        }
 
     def start(self) -> None:
         """Begin to tell."""

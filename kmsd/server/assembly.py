@@ -170,6 +170,7 @@ class Service:
             accounts=self._accounts,
             pool=self._pool,
             withdrawn=lambda: self._pipeline.withdrawn,
+            announcing=self._announcing,
         )
         self._pipeline = Pipeline(
             OPERATIONS,
@@ -219,6 +220,8 @@ class Service:
             refusals=self._deciding.refusals,
             pending_uses=self._announcing.pending_uses,
             seconds=_CREDENTIAL_SECONDS,
+            meter=measuring.requests,
+            timer=time.perf_counter,
             settles=trail.mode is SyncMode.ALWAYS,
         )
         self._listener: Listener | None = None

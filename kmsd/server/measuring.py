@@ -10,6 +10,7 @@ from kmsd.audit.writer import Trail
 from kmsd.envelope.pool import WorkerPool
 from kmsd.metrics import families
 from kmsd.metrics.meter import OF_REQUESTS, Meter
+from kmsd.server.announcing import Announcing
 from kmsd.server.custody import Custody
 from kmsd.server.foundation import Foundation
 from kmsd.server.limits import Shares
@@ -35,6 +36,7 @@ class Measuring:
         accounts: AuditAccounts,
         pool: WorkerPool,
         withdrawn: Callable[[], int],
+        announcing: Announcing,
     ) -> None:
         self._clock = foundation.clock
         started = foundation.clock()
@@ -47,6 +49,7 @@ class Measuring:
                 families.SECRET_MEMORY_USED: lambda: arena.used_bytes,
                 families.SECRET_MEMORY_LIMIT: lambda: arena.limit_bytes,
                 families.AUDIT_SEQUENCE: lambda: trail.head[0],
+                families.AUDIT_REFUSALS: lambda: trail.refusals,
                 families.AUDIT_WRITTEN: lambda: trail.written_bytes,
                 families.AUDIT_LAG: lambda: trail.lag_seconds,
                 families.AUDIT_CHECKPOINT: lambda: last.seq if (last := custody.checkpoints.last) else None,
@@ -60,10 +63,11 @@ class Measuring:
                 families.OVER_AUDIT_BUDGET: accounts.count_exceeded,
                 families.FILES: lambda: pool.busy,
                 families.FILES_LIMIT: lambda: pool.size,
+                **announcing.values,
             },
             store=store,
             gate=custody.gate,
-            now_ms=lambda: int(foundation.clock() * 1000),
+            calendar=custody.calendar,
         )
 
     @property

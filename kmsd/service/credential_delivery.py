@@ -37,6 +37,7 @@ from kmsd.audit.record import Kind
 from kmsd.identity.principals import Caller
 from kmsd.logs import Logger
 from kmsd.memory.arena import Arena
+from kmsd.metrics.meter import CANCELED, OK, Meter
 from kmsd.service.audit_accounts import AuditAccounts
 from kmsd.service.call import Call, Session, UsedWhilePendingDeletionError
 from kmsd.service.changing import Trail
@@ -60,7 +61,8 @@ _SYSTEMD_UID = 0
 class CredentialDelivery:
     """Hands credentials out, each request within `seconds`.
 
-    `settles`: nothing leaves before its record is on the disk, not only written.
+    `settles`: nothing leaves before its record is on the disk, not only written. `meter` counts what was asked for;
+    `timer` gives monotonic seconds.
     """
 
     def __init__(
@@ -80,6 +82,8 @@ class CredentialDelivery:
         refusals: Refusals,
         pending_uses: PendingUses,
         seconds: float,
+        meter: Meter,
+        timer: Callable[[], float],
         settles: bool,
     ) -> None:
         self._store = store
@@ -96,6 +100,8 @@ class CredentialDelivery:
         self._refusals = refusals
         self._pending_uses = pending_uses
         self._seconds = seconds
+        self._tally = meter.of(GET_CREDENTIAL.name)
+        self._timer = timer
         self._settles = settles
 
     async def deliver(self, peer: Session, address: bytes, send: Callable[[memoryview], None]) -> None:
@@ -116,6 +122,7 @@ class CredentialDelivery:
         call.request = asked
         call.context = None if asked is None else asked.encryption_context
         parameters = None if asked is None else {"unit": asked.unit, "name": asked.name}
+        started, outcome = self._timer(), CANCELED
         try:
             with Foreseen(self._logger, call):
                 if peer.caller.uid != _SYSTEMD_UID:
@@ -123,9 +130,13 @@ class CredentialDelivery:
                 if asked is None:
                     raise ValidationError("the peer's address is none by which systemd asks for a credential")
                 await self._hand_out_in_time(call, asked, send)
+            outcome = OK
         except KmsError as error:
+            outcome = error.code
             self._record_refusal(call, error, parameters)
             raise
+        finally:
+            self._tally.note(outcome, self._timer() - started)
 
     async def _hand_out_in_time(
         self, call: Call, asked: GetCredentialRequest, send: Callable[[memoryview], None]

@@ -67,7 +67,14 @@ class EventFeed:
         self._wake = asyncio.Event()
         self._live = False
         self._told_of: str | None = None
+        # How many events were written since the start.
+        self.written = 0
         self._tasks: set[asyncio.Task[None]] = set()
+
+    @property
+    def is_current(self) -> bool:
+        """Whether the log has the events of all that is on record."""
+        return self._live and not self._lines
 
     def start(self) -> None:
         """Begin to project; what is appended to the trail from now on is not missed."""
@@ -203,6 +210,7 @@ class EventFeed:
         for event in events:
             if event.sequence > log.last:
                 log.append(event)
+                self.written += 1
 
     def _advance(self, sequence: int) -> None:
         self._position = sequence

@@ -47,6 +47,11 @@ class Events:
         self._subscribers: dict[asyncio.Task[None], _Subscriber] = {}
         self._stopping = False
 
+    @property
+    def subscribers(self) -> int:
+        """How many are being sent events."""
+        return len(self._subscribers)
+
     async def subscribe(self, call: Call, request: api.SubscribeEventsRequest) -> WithDescriptors:
         """Begin to send, and give the client the end over which the events come."""
         # Who follows is sent later what the log has not got yet.

@@ -8,11 +8,14 @@ from typing import Any, Protocol
 
 import kmsd
 from kmsd.api import metrics as api
+from kmsd.api.calendar import ClockState
 from kmsd.api.errors import KmsError
 from kmsd.api.operation import KeyState, Operation
 from kmsd.metrics.exposition import exposition
 from kmsd.metrics.families import (
     BUILD,
+    CLOCK_IN_DOUBT,
+    HOUSEKEEPING_LAG,
     KEY_DELETION,
     KEYS_PENDING_DELETION,
     SEALED,
@@ -22,6 +25,7 @@ from kmsd.metrics.families import (
     Reading,
 )
 from kmsd.metrics.meter import Meter
+from kmsd.service.calendar import Calendar
 from kmsd.service.call import Call
 from kmsd.service.gate import Gate
 from kmsd.service.key_dates import DAY_MS
@@ -49,7 +53,7 @@ class Metrics:
     """Handler of GetMetrics.
 
     `values` gives what families without labels stand at, None for what has no value now; `meters` have counted.
-    `now_ms` is the time from which days until a deletion are counted. The store has `store_seconds` to answer.
+    The store has `store_seconds` to answer.
     """
 
     def __init__(
@@ -59,14 +63,14 @@ class Metrics:
         values: Mapping[Family, Callable[[], float | None]],
         store: DatedKeys,
         gate: Gate,
-        now_ms: Callable[[], int],
+        calendar: Calendar,
         store_seconds: float = _STORE_SECONDS,
     ) -> None:
         self._meters = meters
         self._values = values
         self._store = store
         self._gate = gate
-        self._now_ms = now_ms
+        self._calendar = calendar
         self._store_seconds = store_seconds
 
     async def get_metrics(self, call: Call, request: api.GetMetricsRequest) -> api.GetMetricsResponse:  # noqa: ARG002 - handlers share one form
@@ -78,6 +82,8 @@ class Metrics:
         yield Reading(SERVING, 1)
         yield Reading(BUILD, 1, (kmsd.__version__,))
         yield Reading(SEALED, self._gate.closed)
+        if self._calendar.begun:
+            yield Reading(CLOCK_IN_DOUBT, self._calendar.look() is not ClockState.TRUSTED)
         for family, read in self._values.items():
             value = read()
             if value is not None:
@@ -86,7 +92,7 @@ class Metrics:
             yield from meter.readings()
 
     async def _read_keys(self) -> list[Reading]:
-        now = self._now_ms()
+        now = self._calendar.latest_ms()
         try:
             async with asyncio.timeout(self._store_seconds):
                 due = await self._store.keys_due(now + _HORIZON_MS, limit=_KEYS_READ)
@@ -100,7 +106,8 @@ class Metrics:
         ]
         if len(due) < _KEYS_READ:
             readings.append(Reading(KEYS_PENDING_DELETION, len(dying)))
-        return [Reading(STORE_READABLE, 1), *readings]
+        late_ms = self._calendar.certain_ms() - due[0].due_ms if due else 0
+        return [Reading(STORE_READABLE, 1), Reading(HOUSEKEEPING_LAG, max(0, late_ms) / 1000), *readings]
 
 
 HANDLERS: dict[Operation[Any, Any], Callable[..., Any]] = {api.GET_METRICS: Metrics.get_metrics}

@@ -37,9 +37,12 @@ class PendingUses:
         self._clock = clock
         # In the order of `told_at`.
         self._used: dict[str, _Used] = {}
+        # All of them, also those that are not on record.
+        self.count = 0
 
     def note(self, arn: str, call: Call) -> None:
         """Take note of a call that was refused because the key with this ARN is pending deletion."""
+        self.count += 1
         now = self._clock()
         used = self._used.get(arn)
         if used is not None and now - used.told_at < EVERY_SECONDS:

@@ -11,6 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
+from kmsd.api import OPERATIONS, errors
+from kmsd.api.operation import MAX_FRAME_BYTES
 from kmsd.metrics.exposition import exposition
 from kmsd.metrics.families import (
     BUILD,
@@ -20,7 +22,7 @@ from kmsd.metrics.families import (
     Kind,
     Reading,
 )
-from kmsd.metrics.meter import OF_REQUESTS, REQUEST_BOUNDS, TOKEN_BOUNDS, Meter
+from kmsd.metrics.meter import CANCELED, OF_REQUESTS, OK, REQUEST_BOUNDS, TOKEN_BOUNDS, Meter
 
 NAMES = st.sampled_from(["Encrypt", "Decrypt", "unknown"])
 OUTCOMES = st.sampled_from(["ok", "AccessDeniedException", "canceled"])
@@ -109,3 +111,20 @@ def test_the_library_is_imported_by_who_asks_for_metrics() -> None:
     """A daemon that nobody watches starts and runs without it."""
     program = "import sys, kmsd.server.assembly; sys.exit('prometheus_client' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], check=False, timeout=60).returncode == 0
+
+
+def test_all_series_of_requests_there_can_be_fit_into_a_reply() -> None:
+    """Every operation with every outcome, and a thousand million of each."""
+    meter = Meter(OF_REQUESTS)
+    kinds, outcomes = [errors.KmsError], [OK, CANCELED]
+    while kinds:
+        kind = kinds.pop()
+        kinds += kind.__subclasses__()
+        outcomes.append(kind.code)
+    for operation in OPERATIONS:
+        tally = meter.of(operation.name)
+        tally.outcomes.update(dict.fromkeys(outcomes, 10**9))
+        tally.buckets = [10**9] * len(tally.buckets)
+
+    # Half is left for all else, which is a hundred keys and what does not grow.
+    assert len(exposition(meter.readings()).encode()) < MAX_FRAME_BYTES // 2

@@ -164,9 +164,9 @@ def test_alerts_say_what_happened_and_what_to_do() -> None:
 @pytest.mark.parametrize(
     "said",
     [
-        "kmsd_up", "kmsd_sealed", "kmsd_audit_lag_seconds", "kmsd_replies_withdrawn_total", "kmsd_key_deletion_seconds",
-        "kmsd_keys_pending_deletion", "kmsd_token_jobs_total", "kmsd_backup_age_seconds",
-        "kmsd_secret_memory_used_bytes", "kmsd_store_readable",
+        "kmsd_up", "kmsd_sealed", "kmsd_audit_lag_seconds", "kmsd_audit_refusals_total", "kmsd_key_deletion_seconds",
+        "kmsd_pending_deletion_uses_total", "kmsd_token_jobs_total", "kmsd_backup_age_seconds", "kmsd_clock_in_doubt",
+        "kmsd_housekeeping_lag_seconds", "kmsd_events_current", "kmsd_secret_memory_used_bytes", "kmsd_store_readable",
     ],
 )  # fmt: skip
 def test_there_is_an_alert_on_what_must_not_be_missed(said: str) -> None:

@@ -10,7 +10,14 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from kmsd.api.administration import STATUS, StatusRequest
-from kmsd.api.errors import AccessDeniedError, StorageError, ThrottlingError, UnknownOperationError, ValidationError
+from kmsd.api.errors import (
+    AccessDeniedError,
+    KMSInvalidStateError,
+    StorageError,
+    ThrottlingError,
+    UnknownOperationError,
+    ValidationError,
+)
 from kmsd.api.keys import DESCRIBE_KEY, DescribeKeyRequest
 from kmsd.api.metrics import GET_METRICS, GetMetricsRequest
 from kmsd.api.operation import KeyState
@@ -144,6 +151,37 @@ async def test_keys_that_will_be_destroyed_are_counted_and_dated(service: Embedd
     assert left == {(soon,): pytest.approx(2 * 86_400, abs=1), (later,): pytest.approx(30 * 86_400, abs=1)}
     service.wall_time += 3 * 86_400
     assert (await read(service))["kmsd_key_deletion_seconds"][(soon,)] == 0
+
+
+async def test_a_clock_in_doubt_is_told(service: Embedded) -> None:
+    """Nobody knows whether so much time has passed."""
+    assert (await read(service))["kmsd_clock_in_doubt"] == {(): 0}
+
+    service.time.step(366 * 86_400)
+
+    assert (await read(service))["kmsd_clock_in_doubt"] == {(): 1}
+
+
+async def test_uses_of_keys_that_will_be_destroyed_are_counted(service: Embedded) -> None:
+    """Each refusal, however many of them are on record."""
+    arn = await service.make_key()
+    service.records.forget(await schedule(service, arn, 7))
+    for _ in range(3):
+        with pytest.raises(KMSInvalidStateError):
+            await service.ask(ALICE, ENCRYPT, EncryptRequest(key_id=arn, plaintext=memoryview(b"x")))
+
+    assert service.pending_uses.count == 3
+
+
+async def test_what_is_overdue_is_told(service: Embedded) -> None:
+    """For how long the first of it is, by the time that is certain."""
+    await schedule(service, await service.make_key(), 4)
+    assert (await read(service))["kmsd_housekeeping_lag_seconds"] == {(): 0}
+
+    service.time.let_pass(2 * 86_400)
+
+    # The warning, three days before.
+    assert (await read(service))["kmsd_housekeeping_lag_seconds"] == {(): pytest.approx(86_400, abs=1)}
 
 
 async def test_only_the_next_hundred_keys_are_dated(service: Embedded, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -675,7 +675,7 @@ class Embedded:
             values={families.STORE_SEQUENCE: lambda: store.sequence},
             store=store,
             gate=self.gate,
-            now_ms=lambda: int(self.wall_time * 1000),
+            calendar=self.calendar,
             store_seconds=0.3,
         )
         self.feed = EventFeed(
@@ -792,6 +792,8 @@ class Embedded:
             refusals=self.refusals,
             pending_uses=self.pending_uses,
             seconds=0.3,
+            meter=self.meter,
+            timer=time.perf_counter,
             settles=trail.mode is SyncMode.ALWAYS,
         )
         self.cipher = cipher
