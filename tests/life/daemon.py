@@ -125,9 +125,9 @@ class Child:
             await readable.wait()
             name, kill, *parts = connection.recv()
             readable.clear()
-            self._disk.plan(at=kill.at, act=kill.act)
+            if kill is not None:
+                self._disk.plan(at=kill.at, act=kill.act)
             answer = await getattr(self, name)(*parts)
-            self._disk.plan()
             going = name != "stop"
             connection.send((self._failures, answer))
 

@@ -85,12 +85,13 @@ class Forge:
 
 
 class Host:
-    """A host on which the service runs from `start` on; a kill that is planned falls upon what is done next."""
+    """A host on which the service runs from `start` on; a kill that is planned counts from what is done next."""
 
     def __init__(self, forge: Forge, times: Times) -> None:
         self.directory = Path(tempfile.mkdtemp(prefix="kmsd-", dir=MEMORY if MEMORY.is_dir() else None))
         self.times = times
-        self.planned = NO_KILL
+        self.planned: Kill | None = None
+        self._is_doomed = False
         self.asked = 0  # how much since the last start
         self._forge = forge
         for folder in FOLDERS:
@@ -100,7 +101,7 @@ class Host:
 
     def start(self) -> None:
         """Start the service and unseal it; raises KilledError, as all do but `kill`."""
-        self.asked = 0
+        self.asked, self._is_doomed = 0, False
         self._connection, self._pid = self._forge.fork(self.directory)
         self._do("start", self.times)
 
@@ -144,13 +145,14 @@ class Host:
     def _do(self, name: str, *parts: Any) -> Any:
         assert self._connection is not None
         self.asked += 1
-        kill, self.planned = self.planned, NO_KILL
+        kill, self.planned = self.planned, None
+        self._is_doomed = self._is_doomed if kill is None else kill.at > 0
         try:
             self._connection.send((name, kill, *parts))
             failures, answer = self._connection.recv()
         except (EOFError, ConnectionError):
             status = self._ended()
-            assert status == (signal.SIGKILL if kill.at else None), f"it ended by itself, with status {status}"
+            assert status == (signal.SIGKILL if self._is_doomed else None), f"it ended by itself, with status {status}"
             raise KilledError from None
         assert not failures, "\n".join(failures)
         return answer

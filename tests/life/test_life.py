@@ -19,7 +19,7 @@ import msgspec
 import pytest
 from hypothesis import HealthCheck, seed, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, rule, run_state_machine_as_test
+from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
 
 from kmsd.api.administration import SEAL, SealRequest
 from kmsd.api.calendar import CONFIRM_CLOCK, ConfirmClockRequest
@@ -64,11 +64,11 @@ from kmsd.api.symmetric import (
 )
 from tests.life.clock import DAY, HOUR, Clock, Times
 from tests.life.daemon import Kill
-from tests.life.host import Answer, Forge, Host, KilledError
+from tests.life.host import NO_KILL, Answer, Forge, Host, KilledError
 from tests.life.model import NEW, Ciphertext, Model, RefusedError
 from tests.life.sight import decryption, differences, foreseen, key_foreseen, plaintext_of, see, see_key
 from tests.life.trail import check_trail
-from tests.support.faulty_disk import KILLS, Act, build
+from tests.support.faulty_disk import KILLS, build
 
 STEPS = int(os.environ.get("KMSD_SOAK_STEPS", "5000"))
 SEED = int(os.environ.get("KMSD_SOAK_SEED", str(random.SystemRandom().randrange(10**6))))
@@ -80,8 +80,8 @@ YEAR = 365 * DAY
 ALIASES = ("alias/a", "alias/b", "alias/c")
 NO_KEY = "00000000-0000-4000-8000-000000000000"
 
-# A change makes some 15 disk calls, and a start some 40.
-calls = st.one_of(st.integers(1, 12), st.integers(1, 60))
+# A use makes some 2 disk calls, a change some 15, and a start some 40.
+calls = st.one_of(st.integers(1, 50), st.integers(1, 1000))
 # Two at least: housekeeping is exact to an hour. Seven days and 30 are the bounds of deletion.
 hours = st.sampled_from([2, 25, 7 * 24, 30 * 24, 90 * 24, 365 * 24])
 # Which of the keys, or of the ciphertexts, that there are: what is drawn depends on nothing that a kill decides.
@@ -107,6 +107,7 @@ class KeyLives(RuleBasedStateMachine):
         super().__init__()
         self.model = Model(Clock(_BEGIN, _BEGIN.wall))
         self.host = Host(self.forge, _BEGIN)
+        self.kills: list[Kill] = []
         self.made = self.boots = 0
         self.start()
 
@@ -114,7 +115,7 @@ class KeyLives(RuleBasedStateMachine):
         """In the end everything is looked at, all ciphertexts that were ever made, and the audit trail."""
         try:
             if sys.exc_info()[0] is None:
-                self.host.planned = Kill(0, Act.KILL_BEFORE)
+                self.host.planned = NO_KILL
                 if self.model.sealed:
                     self.unseal()
                 self.look(self.model.ciphertexts)
@@ -126,18 +127,19 @@ class KeyLives(RuleBasedStateMachine):
 
     def start(self) -> None:
         while True:
-            try:
+            self.plan_kill()
+            with contextlib.suppress(KilledError):
                 self.host.start()
-            except KilledError:
-                continue
-            break
+                break
         self.model.unseal(self.host.times)
 
     def recover(self, *possible: Model) -> None:
         """Start after a kill that fell upon a request, and learn what became of that: one of what was possible."""
-        self.start()
-        ciphertexts = self.newest()
-        seen = see(self.host, ciphertexts)
+        ciphertexts, seen = self.newest(), None
+        while seen is None:
+            self.start()
+            with contextlib.suppress(KilledError):
+                seen = see(self.host, ciphertexts)
         for model in possible:
             if model is not self.model:
                 model.unseal(self.host.times)
@@ -153,7 +155,12 @@ class KeyLives(RuleBasedStateMachine):
         return list({(one.key, one.version): one for one in self.model.ciphertexts}.values())
 
     def look(self, ciphertexts: list[Ciphertext]) -> None:
-        seen, should = see(self.host, ciphertexts), foreseen(self.model, ciphertexts)
+        """Look at everything."""
+        try:
+            seen, should = see(self.host, ciphertexts), foreseen(self.model, ciphertexts)
+        except KilledError:
+            self.recover(self.model)
+            return
         assert seen == should, f"there is, and should be: {differences(seen, should)}"
 
     def do(
@@ -183,8 +190,23 @@ class KeyLives(RuleBasedStateMachine):
         """Ask for a change of a key, and look at it."""
         key_id = self.key_at(place)
         self.do(lambda model: act(model, key_id), operation, make(key_id))
-        if not self.model.sealed and key_id in self.model.keys:
-            assert see_key(self.host, key_id) == key_foreseen(self.model.keys[key_id])
+        if self.model.sealed or key_id not in self.model.keys:
+            return
+        try:
+            seen = see_key(self.host, key_id)
+        except KilledError:
+            self.recover(self.model)
+        else:
+            assert seen == key_foreseen(self.model.keys[key_id])
+
+    @initialize(kills=st.lists(st.builds(Kill, calls, st.sampled_from(KILLS)), min_size=3, max_size=12))
+    def plan_kills(self, kills: list[Kill]) -> None:
+        """Have the service killed amid this disk call, counted from here, and each later one from its start."""
+        self.kills = kills
+        self.plan_kill()
+
+    def plan_kill(self) -> None:
+        self.host.planned = self.kills.pop(0) if self.kills else None
 
     # Keys and aliases
 
@@ -353,12 +375,6 @@ class KeyLives(RuleBasedStateMachine):
         else:
             self.model.unseal(self.host.times)
 
-    @rule(kill=st.builds(Kill, calls, st.sampled_from(KILLS)))
-    def plan_kill(self, kill: Kill) -> None:
-        """Have the service killed amid the disk calls of what is done next, if it makes so many, and started again."""
-        if self.is_in_use():
-            self.host.planned = kill
-
     @rule(how=st.sampled_from(["stop", "kill", "power off"]), hours=hours, off_by=st.sampled_from([0, 0, 0, -1, 1]))
     def restart(self, how: str, hours: int, off_by: int) -> None:
         """Stop the service, kill it, or switch the host off for some time; its clock may be years wrong then."""
@@ -374,8 +390,8 @@ class KeyLives(RuleBasedStateMachine):
         self.look(self.newest())
 
     def is_in_use(self) -> bool:
-        """Tell whether the service has run for a while: what is started again all the time is hardly used."""
-        return self.host.asked > 20
+        """Tell whether the service has run for a while: what is started all the time is hardly used."""
+        return self.host.asked > 30
 
     # Time
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
+from typing import Any
 
 import msgspec
 
 from kmsd.api.administration import GET_AUDIT_ANCHOR, GetAuditAnchorRequest
+from kmsd.api.deletion import GET_KEY_LAST_USAGE, GetKeyLastUsageRequest
 from kmsd.audit.trail_check import check_trail as verify
 from kmsd_client.cli.audit_records import trail_file
 from tests.life.host import Host
@@ -14,17 +16,36 @@ from tests.life.model import Model
 from tests.support.assembled import AUDIT
 from tests.support.workload import happened
 
+_BEGINS = {"ApiCallIntent", "FileBegin"}
+_USES = {"Encrypt", "Decrypt", "ReEncrypt", "GenerateDataKey", "EncryptFile", "DecryptFile"}
+
 
 def check_trail(host: Host, model: Model) -> None:
-    """Stop the service, and check its trail."""
-    key = host.ask(GET_AUDIT_ANCHOR, GetAuditAnchorRequest()).response.public_key
+    """Stop the service, and check its trail, and the uses of each key that are counted against those it tells of."""
+    public_key = host.ask(GET_AUDIT_ANCHOR, GetAuditAnchorRequest()).response.public_key
+    usages = {key: host.ask(GET_KEY_LAST_USAGE, GetKeyLastUsageRequest(key_id=key)).response for key in model.keys}
     host.stop()
     folder = host.directory / AUDIT
     files = [*sorted(folder.glob("audit.log.[0-9]*")), folder / "audit.log"]
-    report = verify([trail_file(path) for path in files], public_key=key)
+    report = verify([trail_file(path) for path in files], public_key=public_key)
     assert report.open_intents == (), f"open: {report.open_intents}"
     assert report.unsigned == 0, f"{report.unsigned} records are not signed"
     records = [msgspec.json.decode(line) for path in files for line in path.read_bytes().splitlines()]
-    told = Counter(one["eventName"] for one in records if one["eventType"] != "ApiCallIntent" and happened(one))
+    done = [one for one in records if one["eventType"] not in _BEGINS and happened(one)]
+    told = Counter(one["eventName"] for one in done)
     differing = {name: (told[name], count) for name, count in model.told.items() if told[name] != count}
     assert not differing, f"the trail tells how often, and it happened so often: {differing}"
+    used = _uses(done)
+    for key, usage in usages.items():
+        assert usage.uses == used[key], f"{key} was used {used[key]}, and {usage.uses} are counted"
+
+
+def _uses(done: list[dict[str, Any]]) -> dict[str, Counter[str]]:
+    """Return how often each key was used, by operation: ReEncrypt uses two, or one twice."""
+    used: dict[str, Counter[str]] = defaultdict(Counter)
+    for one in done:
+        if one["eventName"] in _USES:
+            keys = {resource["ARN"].rpartition("/")[2] for resource in one["resources"]}
+            for key in keys:
+                used[key][one["eventName"]] += 2 if one["eventName"] == "ReEncrypt" and len(keys) == 1 else 1
+    return used
