@@ -15,7 +15,7 @@ from kmsd.api import OPERATIONS
 from kmsd.api.credentials import CREATE_CREDENTIAL, GET_CREDENTIAL
 from kmsd.api.operation import Cost
 from kmsd.api.symmetric import REENCRYPT
-from kmsd.audit.chain import parse_time
+from kmsd.audit.chain import GENESIS, parse_time
 from kmsd.audit.record import Kind, Resource
 from kmsd.service.key_use import Counted
 
@@ -41,6 +41,7 @@ class _Line(msgspec.Struct, frozen=True, rename="camel"):
     """The members of a line that tell of a use."""
 
     seq: int
+    prev: str
     event_time: str
     event_type: str
     event_name: str
@@ -53,10 +54,19 @@ class _Line(msgspec.Struct, frozen=True, rename="camel"):
 _DECODER = msgspec.json.Decoder(_Line)
 
 
+def continues(lines: Sequence[str], digest: str) -> bool:
+    """Return whether the first of these lines continues the one with this hash."""
+    try:
+        return bool(lines) and _DECODER.decode(lines[0]).prev == digest
+    except msgspec.DecodeError:
+        return False
+
+
 class Page:
     """Uses by key id, in lines of the trail that stand behind record `after` and not behind record `until`.
 
-    `last` is the last record that need not be looked at again. `gap`: records are missing, or lines that are none.
+    `last` is the last record that need not be looked at again. `gap`: not every record that there was is among them,
+    because some are not there, were no records, or were left behind where an administrator began a new chain.
     """
 
     def __init__(self, lines: Sequence[str], after: int, until: int) -> None:
@@ -70,7 +80,7 @@ class Page:
             except (msgspec.DecodeError, ValueError):
                 self.gap, self.last = True, until
                 return
-            if line.seq != self.last + 1:
+            if line.seq != self.last + 1 or (line.prev == GENESIS.digest and line.seq > 1):
                 self.gap = True
             self.last = min(line.seq, until)
             if line.seq > until:

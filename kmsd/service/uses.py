@@ -27,7 +27,7 @@ from kmsd.audit.chain import MAX_READ_LINE_BYTES
 from kmsd.logs import Logger
 from kmsd.service.key_use import KeyUse, Tracking
 from kmsd.service.telling import told
-from kmsd.service.use_records import Page
+from kmsd.service.use_records import Page, continues
 from kmsd.store.base import Change, Insert, Replace, RowChangedError, RowExistsError, Store
 from kmsd.store.rows import HousekeepingRow, KeyRow, UsageRow
 
@@ -48,6 +48,9 @@ class ReadableTrail(Protocol):
     @property
     def head(self) -> tuple[int, str]:
         """The last line's number and hash."""
+
+    async def sync(self) -> None:
+        """Wait until everything written is on the disk; raises AuditUnavailableError."""
 
     def read(self, *, after_seq: int, limit: int, max_bytes: int) -> list[str]:
         """Return lines behind a number."""
@@ -76,7 +79,7 @@ class KeyUses:
         self._counting = asyncio.Lock()
         self._flushing = asyncio.Lock()
         # Up to which record the trail is to be counted, once there was somebody who could use keys; and how far it was.
-        self._until: int | None = None
+        self._until: tuple[int, str] | None = None
         self._position: int | None = None
         # Why not all uses can be counted from the trail, if that is so.
         self._missing: str | None = None
@@ -86,7 +89,7 @@ class KeyUses:
     def begin(self) -> None:
         """Take note of where the trail is before the first use of a key; called whenever there are keys."""
         if self._until is None:
-            self._until = self._trail.head[0]
+            self._until = self._trail.head
 
     def of(self, key: KeyRow, stored: UsageRow | None) -> KeyUse:
         """Return the uses of a key, of which this was read from the store."""
@@ -133,26 +136,37 @@ class KeyUses:
                 row = await self._store.housekeeping()
             if row is None or not row.tracking_ms:
                 self._track_from_now()
-            elif row.counted_sequence > self._until:
-                self._begin_anew(f"it ends at record {self._until}, and uses were counted up to {row.counted_sequence}")
+            elif not self._is_counted_trail(row, *self._until):
+                self._begin_anew(f"it is not the one whose records were counted up to {row.counted_sequence}")
             else:
-                await self._count_from(row.counted_sequence, self._until)
+                await self._count_from(row.counted_sequence, self._until[0])
                 if self._missing is None:
                     self._tracking.since_ms = row.tracking_ms
                     self._stored_sequence = row.counted_sequence
                 else:
                     self._begin_anew(self._missing)
 
+    def _is_counted_trail(self, row: HousekeepingRow, until: int, digest: str) -> bool:
+        """Tell whether the trail, of which this is the last record, has the one up to which uses were counted.
+
+        A store that was restored from a backup may have come to the trail of another host.
+        """
+        if row.counted_sequence >= until:
+            return (row.counted_sequence, row.counted_digest) == (until, digest)
+        return continues(self._read(row.counted_sequence, 1), row.counted_digest)
+
+    def _read(self, after: int, limit: int) -> list[str]:
+        try:
+            return self._trail.read(after_seq=after, limit=limit, max_bytes=MAX_READ_LINE_BYTES)
+        except IntegrityError:
+            return []
+
     async def _count_from(self, counted: int, until: int) -> None:
         """Count what the trail has from behind one number up to another; who is cancelled is gone on for later."""
         if self._position is None:
             self._position = counted
         while self._position < until:
-            try:
-                lines = self._trail.read(after_seq=self._position, limit=PAGE_RECORDS, max_bytes=MAX_READ_LINE_BYTES)
-            except IntegrityError:
-                lines = []
-            page = Page(lines, self._position, until)
+            page = Page(self._read(self._position, PAGE_RECORDS), self._position, until)
             if page.gap:
                 self._missing = f"of the records behind {self._position} some are not there, or are none"
             for key_id, found in page.uses.items():
@@ -192,13 +206,13 @@ class KeyUses:
             if not use.is_certain:
                 await self._look_up(use)
         # Nothing is awaited between these: what is taken is what was counted up to this record.
-        sequence = self._trail.head[0]
+        head = self._trail.head
         changed = tuple(self._tracking.changed.values())
         self._tracking.changed.clear()
         taken = [use for use in changed if use.take()]
-        if taken or self._stored_sequence is None or sequence - self._stored_sequence >= IDLE_RECORDS:
-            await self._store_all(taken, sequence)
-            self._stored_sequence = sequence
+        if taken or self._stored_sequence is None or head[0] - self._stored_sequence >= IDLE_RECORDS:
+            await self._store_all(taken, head)
+            self._stored_sequence = head[0]
 
     async def _look_up(self, use: KeyUse) -> None:
         key = await self._store.key(use.key_id)
@@ -207,25 +221,27 @@ class KeyUses:
         else:
             use.settle(key.creation_ms, await self._store.usage(use.key_id))
 
-    async def _store_all(self, taken: Sequence[KeyUse], sequence: int) -> None:
+    async def _store_all(self, taken: Sequence[KeyUse], head: tuple[int, str]) -> None:
         """Store rows in batches, and with the last of them the record up to which their uses were counted."""
         begun = 0
         try:
             while True:
                 batch = taken[begun : begun + BATCH_ROWS]
                 begun += len(batch)
-                await self._commit(batch, sequence if begun == len(taken) else None)
+                await self._commit(batch, head if begun == len(taken) else None)
                 if begun == len(taken):
                     return
         finally:
             for use in taken[begun:]:
                 use.give_back()
 
-    async def _commit(self, batch: Sequence[KeyUse], sequence: int | None) -> None:
+    async def _commit(self, batch: Sequence[KeyUse], head: tuple[int, str] | None) -> None:
         changes = [_storing(use.attempt()) for use in batch]
         try:
-            if sequence is not None:
-                changes.append(await self._counted_until(sequence))
+            if head is not None:
+                # A power cut must not leave the trail shorter than the store says it was.
+                await self._trail.sync()
+                changes.append(await self._counted_until(*head))
             await self._store.commit(None, changes)
         except BaseException:
             # They may be stored all the same, or others may have changed them: the next flush looks.
@@ -235,13 +251,17 @@ class KeyUses:
         for use in batch:
             use.keep()
 
-    async def _counted_until(self, sequence: int) -> Change:
+    async def _counted_until(self, sequence: int, digest: str) -> Change:
         row = await self._store.housekeeping()
-        since_ms = self._tracking.since_ms or 0
-        if row is None:
-            new = HousekeepingRow(certain_ms=0, boot_id="", uptime_ms=0, slack_ms=0, version=1)
-            return Insert(replace(new, counted_sequence=sequence, tracking_ms=since_ms))
-        return Replace(replace(row, counted_sequence=sequence, tracking_ms=since_ms, version=row.version + 1))
+        row = row or HousekeepingRow(certain_ms=0, boot_id="", uptime_ms=0, slack_ms=0, version=0)
+        counted = replace(
+            row,
+            counted_sequence=sequence,
+            counted_digest=digest,
+            tracking_ms=self._tracking.since_ms or 0,
+            version=row.version + 1,
+        )
+        return Insert(counted) if counted.version == 1 else Replace(counted)
 
 
 def _storing(row: UsageRow) -> Change:

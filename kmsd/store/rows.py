@@ -164,8 +164,8 @@ class HousekeepingRow(Row, frozen=True, kw_only=True):
     `certain_ms` is the time that was sure to have passed when the host, in the boot named `boot_id`, had been up for
     `uptime_ms`; the wall clock may still run ahead of it by `slack_ms` (`kmsd.service.calendar`). `doubt` is the doubt
     in the clock that the trail tells of, empty if it is believed. `daily_ms` is when the daily work was done last. Uses
-    of keys are counted up to record `counted_sequence` of the audit trail, and of those since `tracking_ms` none is
-    missing; 0: none was ever counted.
+    of keys are counted up to record `counted_sequence` of the audit trail, whose hash is `counted_digest`, and of those
+    since `tracking_ms` none is missing; 0: none was ever counted.
     """
 
     certain_ms: int
@@ -175,6 +175,7 @@ class HousekeepingRow(Row, frozen=True, kw_only=True):
     doubt: str = ""
     daily_ms: int = 0
     counted_sequence: int = 0
+    counted_digest: str = ""
     tracking_ms: int = 0
     name: str = "housekeeping"
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import itertools
+import re
 import weakref
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -23,11 +24,12 @@ from kmsd.api.errors import (
     ThrottlingError,
 )
 from kmsd.api.keys import DISABLE_KEY, EnableKeyRequest
+from kmsd.audit.chain import GENESIS
 from kmsd.envelope.pool import FileOutcome
 from kmsd.service.key_use import Counted, KeyUse, Tracking
 from kmsd.service.seal import CONFIGURED
 from kmsd.service.unsealing import system_record
-from kmsd.service.uses import BATCH_ROWS, IDLE_RECORDS
+from kmsd.service.uses import BATCH_ROWS
 from kmsd.store.base import Delete, Insert, Replace, StoreUnavailableError
 from kmsd.store.rows import HousekeepingRow, UsageRow
 from tests.support.embedded import ALICE, BOB, Embedded, Gate
@@ -47,6 +49,7 @@ from tests.support.uses import (
 
 OpenService = Callable[..., Awaitable[Embedded]]
 FULL = StoreUnavailableError("the store cannot be written: No space left on device")
+DAY_SECONDS = 86_400
 EACH_ONCE = dict.fromkeys(
     ("Decrypt", "DecryptFile", "Encrypt", "EncryptFile", "GenerateDataKey", "GenerateDataKeyWithoutPlaintext"), 1
 )
@@ -185,15 +188,16 @@ async def test_what_was_stored_takes_no_memory(service: Embedded) -> None:
     assert await uses(service, arn) == {"Encrypt": 1}
 
 
-async def test_an_idle_daemon_writes_nothing(service: Embedded) -> None:
+async def test_an_idle_daemon_writes_nothing(service: Embedded, monkeypatch: pytest.MonkeyPatch) -> None:
     """But after so many records of other things that it would take long to read them again."""
+    monkeypatch.setattr("kmsd.service.uses.IDLE_RECORDS", 20)
     await service.uses.flush()
     service.store.calls.clear()
-    service.trail.append([system_record("Start")] * (IDLE_RECORDS - 1 - service.trail.head[0]))
+    service.trail.append([system_record("Start")] * 10)
     await service.uses.flush()
     assert service.store.calls == []
 
-    service.trail.append([system_record("Start")] * (IDLE_RECORDS + 1))
+    service.trail.append([system_record("Start")] * 10)
     await service.uses.flush()
 
     assert service.store.calls.count("commit") == 1
@@ -409,7 +413,7 @@ async def test_a_seal_while_the_trail_is_counted_loses_nothing(
     read, reads = type(service.trail).read, itertools.count()
 
     def fails_later(trail: Any, *, after_seq: int, limit: int, max_bytes: int) -> list[str]:
-        if next(reads) >= 4:
+        if next(reads) >= 5:
             raise AuditUnavailableError("audit trail: Input/output error")
         # Line by line, so that it has counted some when it fails.
         return read(trail, after_seq=after_seq, limit=min(limit, 1), max_bytes=max_bytes)
@@ -470,36 +474,77 @@ async def test_a_trail_that_cannot_be_read_is_counted_later(service: Embedded, m
         await service.close()
 
 
-@pytest.mark.parametrize("loss", ["moved away", "unreadable", "another trail"])
-async def test_where_the_trail_cannot_tell_tracking_begins_anew(service: Embedded, loss: str) -> None:
+def without_one(lines: list[str]) -> list[str]:
+    return lines[:1] + lines[2:]
+
+
+def with_another(lines: list[str]) -> list[str]:
+    return [*lines[:1], "{}", *lines[1:]]
+
+
+def of_a_new_chain(lines: list[str]) -> list[str]:
+    """As an administrator begins one who repairs a trail."""
+    return lines[:1] + [re.sub('"prev":"[0-9a-f]+"', f'"prev":"{GENESIS.digest}"', line) for line in lines[1:2]]
+
+
+def nothing(_: list[str]) -> list[str]:
+    return []
+
+
+@pytest.mark.parametrize("lost", [without_one, with_another, of_a_new_chain, nothing])
+async def test_where_the_trail_cannot_tell_tracking_begins_anew(
+    service: Embedded, lost: Callable[[list[str]], list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """No key is known to be unused before that, and the log tells why."""
     arn = await service.make_key()
     await encrypt(service, arn)
-    await service.uses.flush()
-    await encrypt(service, arn)
-    row = await housekeeping(service)
-    wanted = row.counted_sequence + (100 if loss == "another trail" else -1)
-    await service.store.commit(
-        None, [Replace(msgspec.structs.replace(row, counted_sequence=wanted, version=row.version + 1))]
-    )
-    service.wall_time += 10 * 86_400
+    service.wall_time += 10 * DAY_SECONDS
     read = type(service.trail).read
+    monkeypatch.setattr(type(service.trail), "read", lambda trail, **members: lost(read(trail, **members)))
 
-    def lossy(trail: Any, **members: Any) -> list[str]:
-        lines = read(trail, **members)
-        return lines[1:] if loss == "moved away" else ["{}", *lines] if loss == "unreadable" else lines
+    await check_that_tracking_begins_anew(service, arn)
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(type(service.trail), "read", lossy)
-        service = await open_again(service)
-        try:
-            told = await last_usage(service, arn)
-        finally:
-            await service.close()
 
+@pytest.mark.parametrize("change", [{"counted_sequence": 1000}, {"counted_digest": "f" * 64}])
+async def test_another_trail_tells_nothing(service: Embedded, change: dict[str, Any]) -> None:
+    """A store that was restored from a backup may have come to a trail that tells of another one."""
+    arn = await service.make_key()
+    row = await housekeeping(service)
+    await service.store.commit(None, [Replace(msgspec.structs.replace(row, version=row.version + 1, **change))])
+    service.wall_time += 10 * DAY_SECONDS
+
+    await check_that_tracking_begins_anew(service, arn)
+
+
+async def check_that_tracking_begins_anew(service: Embedded, arn: str) -> None:
+    service = await open_again(service)
+    try:
+        told = await last_usage(service, arn)
+        await service.uses.flush()
+        row = await housekeeping(service)
+    finally:
+        await service.close()
     assert told.tracking_start_date.timestamp() == pytest.approx(service.wall_time, abs=1)
     assert told.tracking_start_date > told.key_creation_date
+    assert row.tracking_ms == int(told.tracking_start_date.timestamp() * 1000)
     assert "uses_not_known" in service.log.getvalue()
+
+
+async def test_a_flush_waits_for_the_trail_to_be_on_the_disk(service: Embedded) -> None:
+    """After a power cut the trail must not be shorter than what the store says was counted of it."""
+    arn = await service.make_key()
+    await encrypt(service, arn)
+    service.trail.unsyncable = True
+    with pytest.raises(AuditUnavailableError):
+        await service.uses.flush()
+    assert await stored(service, arn) is None
+    service.trail.unsyncable = False
+
+    await service.uses.flush()
+
+    row = await stored(service, arn)
+    assert row is not None
+    assert row.counts == {"Encrypt": 1}
 
 
 async def test_keys_that_are_older_than_tracking_are_tracked_from_then_on(tmp_path: Path) -> None:
@@ -532,7 +577,7 @@ async def test_a_clock_that_runs_ahead_makes_no_key_look_unused(service: Embedde
     arn = await service.make_key()
     await encrypt(service, arn)
     certain = service.wall_time
-    service.time.step(400 * 86_400)
+    service.time.step(400 * DAY_SECONDS)
     assert service.records.get(arn).use.days_unused() == 0
 
     service.time.step(-800 * 86_400)
