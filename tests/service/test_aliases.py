@@ -200,6 +200,17 @@ async def change(service: Embedded, arn: str, **members: str) -> None:
     service.records.forget(row.key_id)
 
 
+async def give_names(service: Embedded, arn: str, count: int) -> None:
+    """Give a key so many aliases, alias/0 and so on, all at once."""
+    key_id = arn.rpartition("/")[2]
+    rows = [
+        AliasRow(name=f"alias/{number}", key_id=key_id, creation_ms=0, updated_ms=0, version=1)
+        for number in range(count)
+    ]
+    await service.store.commit(None, [Insert(row) for row in rows])
+    service.records.forget(key_id)
+
+
 async def test_an_alias_is_moved_to_another_key(service: Embedded) -> None:
     """From the very next request on it means that one; it is as old as before, and was changed now."""
     first, second = await service.make_key(), await service.make_key()
@@ -220,8 +231,7 @@ async def test_an_alias_is_moved_to_another_key(service: Embedded) -> None:
 async def test_an_alias_may_be_moved_to_where_it_is(service: Embedded) -> None:
     """It stays there; a key with as many aliases as it may have keeps them."""
     arn = await service.make_key()
-    for number in range(ALIASES_PER_KEY):
-        await name(service, f"alias/{number}", arn)
+    await give_names(service, arn, ALIASES_PER_KEY)
 
     await move(service, "alias/7", arn)
 
@@ -369,8 +379,7 @@ async def test_an_alias_stays_with_keys_for_the_same(service: Embedded) -> None:
 async def test_a_key_takes_no_more_aliases_than_it_may_have(service: Embedded) -> None:
     """Not by moving either, also when all are moved at the same time."""
     first, second = await service.make_key(), await service.make_key()
-    for number in range(ALIASES_PER_KEY - 2):
-        await name(service, f"alias/{number}", first)
+    await give_names(service, first, ALIASES_PER_KEY - 2)
     for number in range(5):
         await name(service, f"alias/more/{number}", second)
 
