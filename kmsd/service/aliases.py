@@ -11,6 +11,7 @@ import asyncio
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
+from weakref import WeakValueDictionary
 
 import msgspec
 
@@ -47,16 +48,16 @@ class Aliases:
         self._default_keys = default_keys
         self._arns = arns
         self._clock = clock
-        # Held from authorizing and counting to committing, so that who asks for many at once gets no more, and nobody
-        # is told of a conflict with himself.
-        self._changing = asyncio.Lock()
+        # By key; held from authorizing and counting to committing, so that nobody is told of a conflict with himself
+        # who asks for many at once. What may take long on behalf of one key keeps no other waiting.
+        self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     async def create(self, call: Call, request: api.CreateAliasRequest, key: KeyRecord) -> Empty:
         """Give a key a name that is free."""
         check_alias(request.alias_name)
         now_ms = self._now_ms()
         row = AliasRow(name=request.alias_name, key_id=key.key_id, creation_ms=now_ms, updated_ms=now_ms, version=1)
-        async with self._changing:
+        async with self._turn(key.key_id):
             key = await self._permitted_target(call, key, request.alias_name)
             await self._check_room(key)
             await self._commit(call, row.name, Insert(row), [key])
@@ -65,7 +66,7 @@ class Aliases:
     async def update(self, call: Call, request: api.UpdateAliasRequest, key: KeyRecord) -> Empty:
         """Let a name mean another key; the one that it meant may be in any state."""
         check_alias(request.alias_name)
-        async with self._changing:
+        async with self._turn(key.key_id):
             key = await self._permitted_target(call, key, request.alias_name)
             row = await self._existing(request.alias_name)
             moved = msgspec.structs.replace(row, key_id=key.key_id, updated_ms=self._now_ms(), version=row.version + 1)
@@ -81,9 +82,9 @@ class Aliases:
     async def delete(self, call: Call, request: api.DeleteAliasRequest) -> Empty:
         """Take a name away; its key may be in any state."""
         check_alias(request.alias_name)
-        async with self._changing:
-            call.permit(resource=self._arns.alias(request.alias_name))
-            row = await self._existing(request.alias_name)
+        call.permit(resource=self._arns.alias(request.alias_name))
+        row = await self._existing(request.alias_name)
+        async with self._turn(row.key_id):
             await self._commit(call, row.name, Delete(row), await self._permitted_owner(call, row))
         return Empty()
 
@@ -103,6 +104,10 @@ class Aliases:
         shown, page = cut(rows, request.limit, lambda row: row.name)
         entries = [self._entry(row) for row in shown]
         return api.ListAliasesResponse(aliases=entries, next_marker=page.next_marker, truncated=page.truncated)
+
+    def _turn(self, key_id: str) -> asyncio.Lock:
+        # Who holds it or waits for it keeps it in the table.
+        return self._turns.setdefault(key_id, asyncio.Lock())
 
     async def _permitted_target(self, call: Call, key: KeyRecord, name: str) -> KeyRecord:
         """Return the key as it is by now, and make sure that the caller may still name it so.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 
 import msgspec
@@ -16,6 +16,7 @@ from kmsd.api.errors import (
     AlreadyExistsError,
     ConflictError,
     InvalidAliasNameError,
+    KmsError,
     KMSInvalidStateError,
     LimitExceededError,
     NotFoundError,
@@ -70,7 +71,7 @@ async def schedule_deletion(service: Embedded, arn: str) -> None:
     await service.ask(ALICE, SCHEDULE_KEY_DELETION, ScheduleKeyDeletionRequest(key_id=arn))
 
 
-async def put_policy(service: Embedded, arn: str, *actions: str) -> None:
+async def put_policy(service: Embedded, arn: str, actions: Sequence[str]) -> None:
     """Let everybody do these things with a key, and nothing else."""
     statement = {"Effect": "Allow", "Principal": "*", "Action": actions, "Resource": "*"}
     policy = json.dumps({"Version": "2012-10-17", "Statement": [statement]})
@@ -199,6 +200,17 @@ async def change(service: Embedded, arn: str, **members: str) -> None:
     service.records.forget(row.key_id)
 
 
+async def give_names(service: Embedded, arn: str, count: int) -> None:
+    """Give a key so many aliases, alias/0 and so on, all at once."""
+    key_id = arn.rpartition("/")[2]
+    rows = [
+        AliasRow(name=f"alias/{number}", key_id=key_id, creation_ms=0, updated_ms=0, version=1)
+        for number in range(count)
+    ]
+    await service.store.commit(None, [Insert(row) for row in rows])
+    service.records.forget(key_id)
+
+
 async def test_an_alias_is_moved_to_another_key(service: Embedded) -> None:
     """From the very next request on it means that one; it is as old as before, and was changed now."""
     first, second = await service.make_key(), await service.make_key()
@@ -219,8 +231,7 @@ async def test_an_alias_is_moved_to_another_key(service: Embedded) -> None:
 async def test_an_alias_may_be_moved_to_where_it_is(service: Embedded) -> None:
     """It stays there; a key with as many aliases as it may have keeps them."""
     arn = await service.make_key()
-    for number in range(ALIASES_PER_KEY):
-        await name(service, f"alias/{number}", arn)
+    await give_names(service, arn, ALIASES_PER_KEY)
 
     await move(service, "alias/7", arn)
 
@@ -270,7 +281,7 @@ async def test_whom_the_host_policy_does_not_let_changes_no_alias(service: Embed
     first, second = await service.make_key(), await service.make_key()
     await name(service, "alias/a", first)
     for arn in (first, second):
-        await put_policy(service, arn, "kms:*")
+        await put_policy(service, arn, ["kms:*"])
 
     for alias in ("alias/a", "alias/none"):
         for refused in (move(service, alias, second, session), remove(service, alias, session)):
@@ -286,7 +297,7 @@ async def test_both_keys_have_to_let_the_caller_move_an_alias(service: Embedded,
     first, second = await service.make_key(), await service.make_key()
     await name(service, "alias/a", first)
     closed = first if refusing == "former" else second
-    await put_policy(service, closed, "kms:Encrypt", "kms:PutKeyPolicy")
+    await put_policy(service, closed, ["kms:Encrypt", "kms:PutKeyPolicy"])
 
     with pytest.raises(AccessDeniedError, match=f"kms:UpdateAlias on resource: {closed} "):
         await move(service, "alias/a", second)
@@ -298,7 +309,7 @@ async def test_its_key_has_to_let_the_caller_take_an_alias_away(service: Embedde
     """By its policy."""
     arn = await service.make_key()
     await name(service, "alias/a", arn)
-    await put_policy(service, arn, "kms:Encrypt")
+    await put_policy(service, arn, ["kms:Encrypt"])
 
     with pytest.raises(AccessDeniedError, match=f"kms:DeleteAlias on resource: {arn} "):
         await remove(service, "alias/a")
@@ -368,8 +379,7 @@ async def test_an_alias_stays_with_keys_for_the_same(service: Embedded) -> None:
 async def test_a_key_takes_no_more_aliases_than_it_may_have(service: Embedded) -> None:
     """Not by moving either, also when all are moved at the same time."""
     first, second = await service.make_key(), await service.make_key()
-    for number in range(ALIASES_PER_KEY - 2):
-        await name(service, f"alias/{number}", first)
+    await give_names(service, first, ALIASES_PER_KEY - 2)
     for number in range(5):
         await name(service, f"alias/more/{number}", second)
 
@@ -393,27 +403,59 @@ async def test_the_aliases_of_default_keys_are_the_only_ones_they_have(service: 
             await refused
 
 
-async def test_who_waited_for_others_is_asked_again_for_his_permission(service: Embedded) -> None:
+@pytest.mark.parametrize(
+    ("change_key", "refusal"),
+    [(schedule_deletion, KMSInvalidStateError), (partial(put_policy, actions=("kms:Encrypt",)), AccessDeniedError)],
+    ids=["state", "policy"],
+)
+async def test_who_waited_for_another_is_asked_again_for_his_permission(
+    service: Embedded, change_key: Callable[[Embedded, str], Awaitable[None]], refusal: type[KmsError]
+) -> None:
     """And the key for its state: either may have changed by the time that it is his turn."""
-    keys = [await service.make_key() for _ in range(3)]
+    arn = await service.make_key()
     gate = service.store.gates["commit"] = Gate()
-    first = asyncio.ensure_future(name(service, "alias/first", keys[0]))
+    first = asyncio.ensure_future(name(service, "alias/a", arn))
     await gate.arrived.wait()
-    waiting = [asyncio.ensure_future(name(service, f"alias/{number}", arn)) for number, arn in enumerate(keys)]
-    # Each was permitted once when it has its intent.
-    while [line["eventName"] for line in service.lines()].count("CreateAlias") < 4:  # noqa: ASYNC110 - it has no event
+    waiting = asyncio.ensure_future(name(service, "alias/b", arn))
+    # He was permitted once when he has his intent.
+    while [line["eventName"] for line in service.lines()].count("CreateAlias") < 2:  # noqa: ASYNC110 - it has no event
         await asyncio.sleep(0)
     del service.store.gates["commit"]
-    await schedule_deletion(service, keys[1])
-    await put_policy(service, keys[2], "kms:Encrypt")
+    await change_key(service, arn)
 
     gate.opened.set()
-    outcomes = await asyncio.gather(first, *waiting, return_exceptions=True)
 
-    assert outcomes[:2] == [None, None]
-    assert isinstance(outcomes[2], KMSInvalidStateError)
-    assert isinstance(outcomes[3], AccessDeniedError)
-    assert [entry.alias_name for entry in await listed(service)] == ["alias/0", "alias/first"]
+    with pytest.raises(ConflictError):
+        await first
+    with pytest.raises(refusal):
+        await waiting
+    assert await listed(service) == []
+
+
+async def test_who_waits_for_one_key_keeps_nobody_from_another(service: Embedded) -> None:
+    """Whatever takes so long there."""
+    first, second = await service.make_key(), await service.make_key()
+    gate = service.store.gates["commit"] = Gate()
+    waiting = asyncio.ensure_future(name(service, "alias/a", first))
+    await gate.arrived.wait()
+    del service.store.gates["commit"]
+
+    await asyncio.wait_for(name(service, "alias/b", second), 10)
+
+    assert [entry.alias_name for entry in await listed(service)] == ["alias/b"]
+    gate.opened.set()
+    await waiting
+
+
+async def test_all_aliases_of_a_key_are_taken_away_at_once(service: Embedded) -> None:
+    """One after the other, however they were asked for."""
+    arn = await service.make_key()
+    for number in range(5):
+        await name(service, f"alias/{number}", arn)
+
+    await asyncio.gather(*(remove(service, f"alias/{number}") for number in range(5)))
+
+    assert await listed(service) == []
 
 
 of_each_change = pytest.mark.parametrize("overtaken", ["policy", "state", "alias"])
@@ -440,7 +482,7 @@ async def test_nothing_slips_in_between_permission_and_commit(
     await gate.arrived.wait()
     del service.store.gates["commit"]
     if overtaken == "policy":
-        await put_policy(service, arn, "kms:Encrypt", "kms:PutKeyPolicy")
+        await put_policy(service, arn, ["kms:Encrypt", "kms:PutKeyPolicy"])
     elif overtaken == "state":
         await schedule_deletion(service, arn)
     elif operation == "create":
