@@ -9,6 +9,11 @@ from pathlib import Path
 
 # Said by the unit, whose /proc has processes and nothing else.
 BOOT_ID_VARIABLE = "KMSD_BOOT_ID"
+from kmsd.config import ConfigurationError
+
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+# Where a service manager tells it, since a hardened service sees only processes in /proc.
+_VARIABLE = "KMSD_BOOT_ID"
 
 
 def host_uptime() -> float:
@@ -21,3 +26,21 @@ def host_boot_id(environment: Mapping[str, str] = os.environ) -> str:
     said = environment.get(BOOT_ID_VARIABLE)
     found = said or Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii")
     return found.strip().replace("-", "")
+
+
+def host_boot_id(environment: Mapping[str, str] = os.environ, path: Path = _BOOT_ID) -> str:
+    """Return the name of the host's boot, 32 hex digits; once confined, the daemon cannot read it any more.
+
+    Raises ConfigurationError when nobody tells it: kmsd could not tell a reboot from a clock that was set.
+    """
+    try:
+        found = path.read_text(encoding="ascii")
+    except OSError:
+        found = environment.get(_VARIABLE, "")
+    name = found.strip().replace("-", "")
+    if not name:
+        raise ConfigurationError(
+            f"{path} cannot be read, and {_VARIABLE} is not set: a unit with ProcSubset=pid needs "
+            f"Environment={_VARIABLE}=%b"
+        )
+    return name

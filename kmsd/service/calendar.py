@@ -74,8 +74,8 @@ class Calendar:
         elif kept.boot_id == self._boot_id:
             self._certain_ms, self._uptime_ms, self._slack_ms = kept.certain_ms, kept.uptime_ms, kept.slack_ms
         else:
-            # All of this boot has passed since.
-            self._certain_ms, self._uptime_ms = kept.certain_ms, 0
+            # How much of this boot's uptime has passed since is not known either: a container has that of its host.
+            self._certain_ms, self._uptime_ms = kept.certain_ms, self._up_ms()
             self._slack_ms = max(MAX_OFF_MS, kept.slack_ms)
         self._begun = True
         self.look()

@@ -36,7 +36,7 @@ class Clock:
         before, self.times = self.times, times
         if times.boot != before.boot:
             self.allowance = MOST_OFF
-        self.certain += times.uptime - (before.uptime if times.boot == before.boot else 0)
+        self.certain += times.uptime - before.uptime if times.boot == before.boot else 0
         lead = times.wall - self.certain
         if HOUR < lead <= self.allowance:
             self.allowance -= lead
