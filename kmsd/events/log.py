@@ -74,7 +74,7 @@ class _Part:
         head, sign, rest = part.read(0, part.size).partition(b"\n")
         try:
             part.continues = part.last = msgspec.json.decode(head, type=_Head).continues
-        except msgspec.DecodeError:
+        except (msgspec.DecodeError, UnicodeDecodeError):
             return None
         if not sign:
             return None
@@ -220,7 +220,7 @@ class EventLog:
         """Return the position that was kept, if it still counts."""
         try:
             position = msgspec.json.decode(self._position_path.read_bytes(), type=Position)
-        except (FileNotFoundError, msgspec.DecodeError):
+        except (FileNotFoundError, msgspec.DecodeError, UnicodeDecodeError):
             return None
         return position if position.last_event == self.last else None
 

@@ -61,7 +61,6 @@ class EventFeed:
         self.urgent: Event | None = None
         self._log: EventLog | None = None
         self._opened = asyncio.Event()
-        self._caught_up = asyncio.Event()
         self._position = 0
         self._lines: deque[str] = deque()
         self._wake = asyncio.Event()
@@ -90,9 +89,13 @@ class EventFeed:
         return self._opened_log
 
     async def caught_up(self) -> EventLog:
-        """Return the log once it has all that was on record at the start."""
-        await self._caught_up.wait()
-        return self._opened_log
+        """Return the log once it has all that is on record now."""
+        log = await self.opened()
+        head, _ = self._trail.head
+        self._wake.set()
+        while self._position < head:
+            await self.changed.wait()
+        return log
 
     @property
     def _opened_log(self) -> EventLog:
@@ -133,7 +136,6 @@ class EventFeed:
                 if self._log is None:
                     self._open()
                 await self._catch_up()
-                self._caught_up.set()
                 await self._go_on()
             except (OSError, KmsError) as error:
                 self._live = False
@@ -176,8 +178,7 @@ class EventFeed:
     async def _catch_up(self) -> None:
         """Project what is on record behind the position; return when there is nothing left, and nothing is missed."""
         self._lines.clear()
-        while self._position < self._trail.head[0]:
-            head, _ = self._trail.head
+        while self._position < (head := self._trail.head[0]):
             try:
                 lines = self._trail.read(after_seq=self._position, limit=_PAGE_RECORDS, max_bytes=MAX_READ_LINE_BYTES)
             except IntegrityError as error:
@@ -186,7 +187,8 @@ class EventFeed:
                 lines = []
             await self._project(lines)
             self._advance(_sequence_of(lines[-1]) if lines else head)
-            await self._sleep(_PAUSE_SECONDS)
+            if self._position < self._trail.head[0]:
+                await self._sleep(_PAUSE_SECONDS)
         self._live = True
 
     async def _go_on(self) -> None:

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from kmsd.api import events as api
-from kmsd.api.errors import LimitExceededError
+from kmsd.api.errors import LimitExceededError, ThrottlingError
 from kmsd.api.events import Event, encode_event
 from kmsd.api.operation import Operation
 from kmsd.audit.chain import format_time
@@ -28,6 +28,8 @@ from kmsd.service.table import WithDescriptors
 # A mailer, a collector, and a few people at their shells.
 MOST_PER_UID = 8
 MOST = 32
+# Clients wait for 30 s. A log that was lost takes longer where the trail has millions of records.
+LOG_SECONDS = 10.0
 
 
 class _Subscriber(NamedTuple):
@@ -54,8 +56,14 @@ class Events:
 
     async def subscribe(self, call: Call, request: api.SubscribeEventsRequest) -> WithDescriptors:
         """Begin to send, and give the client the end over which the events come."""
-        # Who follows is sent later what the log has not got yet.
-        log = await (self._feed.opened() if request.follow else self._feed.caught_up())
+        try:
+            async with asyncio.timeout(LOG_SECONDS):
+                # Who follows is sent later what the log has not got yet.
+                log = await (self._feed.opened() if request.follow else self._feed.caught_up())
+        except TimeoutError:
+            raise ThrottlingError(
+                "the events are still being read from the audit trail: ask again in a while, or follow them"
+            ) from None
         self._check_limits(call.session.place)
         after = self._beginning(request, log)
         reader = log.reader(after)

@@ -15,7 +15,7 @@ import pytest
 from msgspec.structs import replace
 
 from kmsd.api.administration import SEAL, SealRequest
-from kmsd.api.errors import AccessDeniedError, KmsError, KMSInvalidStateError, LimitExceededError
+from kmsd.api.errors import AccessDeniedError, KmsError, KMSInvalidStateError, LimitExceededError, ThrottlingError
 from kmsd.api.events import (
     SUBSCRIBE_EVENTS,
     Event,
@@ -27,7 +27,7 @@ from kmsd.api.keys import DESCRIBE_KEY, DescribeKeyRequest
 from kmsd.api.operation import KeyState
 from kmsd.api.symmetric import DECRYPT, ENCRYPT, DecryptRequest, EncryptRequest
 from kmsd.config import Limits
-from kmsd.service import events, pending_uses
+from kmsd.service import event_feed, events, pending_uses
 from kmsd.service.audit_trouble import AuditTrouble
 from kmsd.service.call import Session
 from kmsd.service.event_feed import EventFeed
@@ -203,6 +203,30 @@ async def test_subscriptions_are_bounded(service: Embedded, monkeypatch: pytest.
 
     async with subscribed(service, follow=True):
         pass
+
+
+async def test_who_asks_for_all_there_is_waits_until_it_is_known(
+    service: Embedded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not for ever: its record may not get to the disk."""
+    monkeypatch.setattr(event_feed, "_AGAIN_SECONDS", 0.01)
+    service.trail.unsyncable = True
+    service.trail.append([EVENT])
+    monkeypatch.setattr(events, "LOG_SECONDS", 0.01)
+    with pytest.raises(ThrottlingError, match="ask again"):
+        await service.ask(ROOT, SUBSCRIBE_EVENTS, SubscribeEventsRequest(after_sequence=0))
+    service.trail.unsyncable = False
+    monkeypatch.setattr(events, "LOG_SECONDS", 10)
+    async with subscribed(service, after_sequence=0) as subscription:
+        assert [event.sequence for event in await subscription.all()] == [1]
+
+
+async def test_what_has_just_happened_is_there(service: Embedded) -> None:
+    """Whoever was answered finds the event of it."""
+    for count in range(1, 20):
+        service.trail.append([EVENT])
+        async with subscribed(service, after_sequence=0) as subscription:
+            assert len(await subscription.all()) == count
 
 
 async def test_the_last_event_is_that_of_the_stop(service: Embedded) -> None:
