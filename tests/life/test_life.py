@@ -72,7 +72,7 @@ STEPS_OF_A_RUN = 250
 _KEYS_AT_FIRST = 3
 # After so many steps somebody unseals it; and before so many nobody starts it again, for it would do little else.
 _MOST_SEALED = 8
-_LEAST_USED = 12
+_LEAST_USED = 20
 
 ALIASES = ("alias/a", "alias/b", "alias/c")
 NO_KEY = "00000000-0000-4000-8000-000000000000"
@@ -127,7 +127,7 @@ class KeyLives(RuleBasedStateMachine):
             return place
         return list(self.model.keys)[place % len(self.model.keys)] if self.model.keys else NO_KEY
 
-    @initialize(kills=st.lists(kills, min_size=3, max_size=12))
+    @initialize(kills=st.lists(kills, min_size=2, max_size=8))
     def begin(self, kills: list[Kill]) -> None:
         """Begin with some keys."""
         for _ in range(_KEYS_AT_FIRST):
