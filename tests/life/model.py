@@ -202,8 +202,10 @@ class Model:
         self.sealed = True
 
     def unseal(self, times: Times) -> None:
-        self.sealed = False
-        self.pass_time(times)
+        """Bring the keys back, if they are away, and then do what was missed."""
+        if self.sealed:
+            self.sealed = False
+            self.pass_time(times)
 
     def _need_keys(self) -> None:
         if self.sealed:

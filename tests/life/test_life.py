@@ -5,17 +5,14 @@
 
 from __future__ import annotations
 
-import contextlib
-import copy
 import datetime as dt
 import os
 import random
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
-import msgspec
 import pytest
 from hypothesis import HealthCheck, seed, settings
 from hypothesis import strategies as st
@@ -45,7 +42,6 @@ from kmsd.api.keys import (
     UpdateAliasRequest,
     UpdateKeyDescriptionRequest,
 )
-from kmsd.api.operation import Operation
 from kmsd.api.rotation import (
     DISABLE_KEY_ROTATION,
     ENABLE_KEY_ROTATION,
@@ -62,41 +58,39 @@ from kmsd.api.symmetric import (
     GenerateDataKeyRequest,
     ReEncryptRequest,
 )
-from tests.life.clock import DAY, HOUR, Clock, Times
+from tests.life.clock import DAY, HOUR
 from tests.life.daemon import Kill
-from tests.life.host import NO_KILL, Answer, Forge, Host, KilledError
-from tests.life.model import NEW, Ciphertext, Model, RefusedError
-from tests.life.sight import decryption, differences, foreseen, key_foreseen, plaintext_of, see, see_key
-from tests.life.trail import check_trail
+from tests.life.host import Answer, Asked, Forge
+from tests.life.model import NEW, Ciphertext, Model
+from tests.life.pair import Change, Pair
+from tests.life.sight import decryption, plaintext_of
 from tests.support.faulty_disk import KILLS, build
 
 STEPS = int(os.environ.get("KMSD_SOAK_STEPS", "5000"))
 SEED = int(os.environ.get("KMSD_SOAK_SEED", str(random.SystemRandom().randrange(10**6))))
 STEPS_OF_A_RUN = 250
+_KEYS_AT_FIRST = 3
+# After so many steps somebody unseals it; and before so many nobody starts it again, for it would do little else.
+_MOST_SEALED = 8
+_LEAST_USED = 20
 
-_BEGIN = Times(wall=1_800_000_000_000, uptime=HOUR, boot="boot 0")
-
-YEAR = 365 * DAY
 ALIASES = ("alias/a", "alias/b", "alias/c")
 NO_KEY = "00000000-0000-4000-8000-000000000000"
 
-# A use makes some 2 disk calls, a change some 15, and a start some 40.
-calls = st.one_of(st.integers(1, 50), st.integers(1, 1000))
-# Two at least: housekeeping is exact to an hour. Seven days and 30 are the bounds of deletion.
-hours = st.sampled_from([2, 25, 7 * 24, 30 * 24, 90 * 24, 365 * 24])
-# Which of the keys, or of the ciphertexts, that there are: what is drawn depends on nothing that a kill decides.
+# Nothing that is drawn depends on what there is, as a kill decides that: a place in a list counts modulo its length.
 places = st.integers(0, 255)
-# A key that a request names by its place, or by an alias.
+# A key that is named by its place, or by an alias.
 keys = st.one_of(places, places, st.sampled_from(ALIASES))
-
-
-Change = Callable[[Model], Any]
-KeyChange = Callable[[Model, str], None]
-MakeRequest = Callable[[str], msgspec.Struct]
+# A use makes some 2 disk calls, a change some 15, and a start some 40.
+kills = st.builds(Kill, st.one_of(st.integers(1, 50), st.integers(1, 1000)), st.sampled_from(KILLS))
+# 7 to 30 days are the bounds of deletion, 90 of rotation. Two hours at least: housekeeping is exact to one.
+durations = st.sampled_from([2 * HOUR, DAY, 7 * DAY, 30 * DAY, 90 * DAY, 365 * DAY])
+# By how much the wall clock is wrong.
+errors = st.sampled_from([0, 0, 0, 0, 2 * HOUR, -2 * HOUR, 29 * DAY, -29 * DAY, 365 * DAY, -365 * DAY])
 
 
 class KeyLives(RuleBasedStateMachine):
-    """A host on which people use keys and everything happens that may happen to a host.
+    """A host on which people use and manage keys, and everything happens that may happen to a host.
 
     No rule has a precondition: the model says what becomes of each request in each state, also while sealed.
     """
@@ -105,80 +99,27 @@ class KeyLives(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.model = Model(Clock(_BEGIN, _BEGIN.wall))
-        self.host = Host(self.forge, _BEGIN)
-        self.kills: list[Kill] = []
-        self.made = self.boots = 0
-        self.start()
+        self.pair = Pair(self.forge)
+        self.made = self.sealed = self.used = 0
 
     def teardown(self) -> None:
-        """In the end everything is looked at, all ciphertexts that were ever made, and the audit trail."""
+        """In the end everything is compared once more."""
         try:
             if sys.exc_info()[0] is None:
-                self.host.planned = NO_KILL
-                if self.model.sealed:
-                    self.unseal()
-                self.look(self.model.ciphertexts)
-                check_trail(self.host, self.model)
+                self.pair.finish()
         finally:
-            self.host.close()
+            self.pair.host.close()
 
-    # What the host does
+    @property
+    def model(self) -> Model:
+        return self.pair.model
 
-    def start(self) -> None:
-        while True:
-            self.plan_kill()
-            with contextlib.suppress(KilledError):
-                self.host.start()
-                break
-        self.model.unseal(self.host.times)
-
-    def recover(self, *possible: Model) -> None:
-        """Start after a kill that fell upon a request, and learn what became of that: one of what was possible."""
-        ciphertexts, seen = self.newest(), None
-        while seen is None:
-            self.start()
-            with contextlib.suppress(KilledError):
-                seen = see(self.host, ciphertexts)
-        for model in possible:
-            if model is not self.model:
-                model.unseal(self.host.times)
-            if NEW in model.keys and (made := seen.keys.keys() - model.keys.keys()):
-                model.keys[made.pop()] = model.keys.pop(NEW)
-        sights = [foreseen(model, ciphertexts) for model in possible]
-        found = "\nor ".join(differences(seen, one) for one in sights)
-        assert seen in sights, f"after a kill there is, and should be: {found}"
-        self.model = possible[sights.index(seen)]
-
-    def newest(self) -> list[Ciphertext]:
-        """The last ciphertext of each version of a key's material."""
-        return list({(one.key, one.version): one for one in self.model.ciphertexts}.values())
-
-    def look(self, ciphertexts: list[Ciphertext]) -> None:
-        """Look at everything."""
-        try:
-            seen, should = see(self.host, ciphertexts), foreseen(self.model, ciphertexts)
-        except KilledError:
-            self.recover(self.model)
-            return
-        assert seen == should, f"there is, and should be: {differences(seen, should)}"
-
-    def do(
-        self, change: Callable[[Model], Any], operation: Operation[Any, Any], request: msgspec.Struct
-    ) -> Answer | None:
-        """Have the model and the service do the same; return the answer, None if it was refused or killed."""
-        before, refusal = copy.deepcopy(self.model), ""
-        try:
-            change(self.model)
-        except RefusedError as refused:
-            refusal = str(refused)
-        try:
-            answer = self.host.ask(operation, request)
-        except KilledError:
-            self.recover(before, self.model)
-            return None
-        assert answer.error == refusal, f"{operation.name}: {answer.error or 'done'}, and not {refusal or 'done'}"
-        return None if answer.error else answer
+    def ask(self, change: Change, asked: Asked) -> Answer | None:
+        self.used += 1
+        self.sealed += self.model.sealed
+        if self.sealed > _MOST_SEALED:
+            self.unseal()
+        return self.pair.ask(change, *asked)
 
     def key_at(self, place: int | str) -> str:
         """Return the id or alias of a key."""
@@ -186,119 +127,80 @@ class KeyLives(RuleBasedStateMachine):
             return place
         return list(self.model.keys)[place % len(self.model.keys)] if self.model.keys else NO_KEY
 
-    def change(self, place: int, act: KeyChange, operation: Operation[Any, Any], make: MakeRequest) -> None:
-        """Ask for a change of a key, and look at it."""
-        key_id = self.key_at(place)
-        self.do(lambda model: act(model, key_id), operation, make(key_id))
-        if self.model.sealed or key_id not in self.model.keys:
-            return
-        try:
-            seen = see_key(self.host, key_id)
-        except KilledError:
-            self.recover(self.model)
-        else:
-            assert seen == key_foreseen(self.model.keys[key_id])
-
-    @initialize(kills=st.lists(st.builds(Kill, calls, st.sampled_from(KILLS)), min_size=3, max_size=12))
-    def plan_kills(self, kills: list[Kill]) -> None:
-        """Have the service killed amid this disk call, counted from here, and each later one from its start."""
-        self.kills = kills
-        self.plan_kill()
-
-    def plan_kill(self) -> None:
-        self.host.planned = self.kills.pop(0) if self.kills else None
+    @initialize(kills=st.lists(kills, min_size=2, max_size=8))
+    def begin(self, kills: list[Kill]) -> None:
+        """Begin with some keys."""
+        for _ in range(_KEYS_AT_FIRST):
+            self.create_key()
+        self.pair.plan(kills)
 
     # Keys and aliases
 
     @rule()
     def create_key(self) -> None:
         """Make a key."""
-        answer = self.do(Model.create_key, CREATE_KEY, CreateKeyRequest())
+        answer = self.ask(Model.create_key, Asked(CREATE_KEY, CreateKeyRequest()))
         if answer is not None:
             self.model.keys[answer.response.key_metadata.key_id] = self.model.keys.pop(NEW)
-
-    @rule(place=places)
-    def enable(self, place: int) -> None:
-        """Let a key be used."""
-        self.change(place, Model.enable, ENABLE_KEY, lambda key_id: EnableKeyRequest(key_id=key_id))
-
-    @rule(place=places)
-    def disable(self, place: int) -> None:
-        """Let a key not be used."""
-        self.change(place, Model.disable, DISABLE_KEY, lambda key_id: EnableKeyRequest(key_id=key_id))
-
-    @rule(alias=st.sampled_from(ALIASES), place=places)
-    def create_alias(self, alias: str, place: int) -> None:
-        """Name a key."""
-        key_id = self.key_at(place)
-        request = CreateAliasRequest(alias_name=alias, target_key_id=key_id)
-        self.do(lambda model: model.create_alias(alias, key_id), CREATE_ALIAS, request)
 
     @rule(place=places, text=st.sampled_from(["", "mine", "yours"]))
     def describe(self, place: int, text: str) -> None:
         """Say what a key is for."""
-        self.change(
-            place,
-            lambda model, key_id: model.describe(key_id, text),
-            UPDATE_KEY_DESCRIPTION,
-            lambda key_id: UpdateKeyDescriptionRequest(key_id=key_id, description=text),
-        )
+        key = self.key_at(place)
+        request = UpdateKeyDescriptionRequest(key_id=key, description=text)
+        self.ask(lambda model: model.describe(key, text), Asked(UPDATE_KEY_DESCRIPTION, request))
+        self.pair.look_at_key(key)
 
-    @rule(alias=st.sampled_from(ALIASES), place=places)
-    def update_alias(self, alias: str, place: int) -> None:
-        """Let a name mean another key."""
-        key_id = self.key_at(place)
-        request = UpdateAliasRequest(alias_name=alias, target_key_id=key_id)
-        self.do(lambda model: model.update_alias(alias, key_id), UPDATE_ALIAS, request)
+    @rule(place=places, on=st.sampled_from([True, True, False]))
+    def switch(self, place: int, on: bool) -> None:
+        """Enable a key, or disable it."""
+        key = self.key_at(place)
+        request = EnableKeyRequest(key_id=key)
+        if on:
+            self.ask(lambda model: model.enable(key), Asked(ENABLE_KEY, request))
+        else:
+            self.ask(lambda model: model.disable(key), Asked(DISABLE_KEY, request))
+        self.pair.look_at_key(key)
 
-    @rule(alias=st.sampled_from(ALIASES))
-    def delete_alias(self, alias: str) -> None:
-        """Remove a name."""
-        self.do(lambda model: model.delete_alias(alias), DELETE_ALIAS, DeleteAliasRequest(alias_name=alias))
+    @rule(alias=st.sampled_from(ALIASES), place=places, how=st.sampled_from(["create", "create", "update", "delete"]))
+    def name(self, alias: str, place: int, how: str) -> None:
+        """Name a key, let a name mean another one, or remove a name."""
+        key = self.key_at(place)
+        if how == "create":
+            request = CreateAliasRequest(alias_name=alias, target_key_id=key)
+            self.ask(lambda model: model.create_alias(alias, key), Asked(CREATE_ALIAS, request))
+        elif how == "update":
+            update = UpdateAliasRequest(alias_name=alias, target_key_id=key)
+            self.ask(lambda model: model.update_alias(alias, key), Asked(UPDATE_ALIAS, update))
+        else:
+            self.ask(lambda model: model.delete_alias(alias), Asked(DELETE_ALIAS, DeleteAliasRequest(alias_name=alias)))
 
-    # Rotation and deletion
+    @rule(place=places, days=st.sampled_from([None, None, 0, 90, 90, 365, 2560]))
+    def rotate(self, place: int, days: int | None) -> None:
+        """Rotate a key now, never by itself, or every so many days."""
+        key = self.key_at(place)
+        if days is None:
+            request = RotateKeyOnDemandRequest(key_id=key)
+            self.ask(lambda model: model.rotate(key), Asked(ROTATE_KEY_ON_DEMAND, request))
+        elif days == 0:
+            never = DisableKeyRotationRequest(key_id=key)
+            self.ask(lambda model: model.disable_rotation(key), Asked(DISABLE_KEY_ROTATION, never))
+        else:
+            every = EnableKeyRotationRequest(key_id=key, rotation_period_in_days=days)
+            self.ask(lambda model: model.enable_rotation(key, days), Asked(ENABLE_KEY_ROTATION, every))
+        self.pair.look_at_key(key)
 
-    @rule(place=places)
-    def rotate(self, place: int) -> None:
-        """Give a key new material now."""
-        self.change(place, Model.rotate, ROTATE_KEY_ON_DEMAND, lambda key_id: RotateKeyOnDemandRequest(key_id=key_id))
-
-    @rule(place=places, days=st.sampled_from([90, 365, 2560]))
-    def enable_rotation(self, place: int, days: int) -> None:
-        """Have a key rotated by itself."""
-        self.change(
-            place,
-            lambda model, key_id: model.enable_rotation(key_id, days),
-            ENABLE_KEY_ROTATION,
-            lambda key_id: EnableKeyRotationRequest(key_id=key_id, rotation_period_in_days=days),
-        )
-
-    @rule(place=places)
-    def disable_rotation(self, place: int) -> None:
-        """Have a key not rotated by itself."""
-        self.change(
-            place,
-            Model.disable_rotation,
-            DISABLE_KEY_ROTATION,
-            lambda key_id: DisableKeyRotationRequest(key_id=key_id),
-        )
-
-    @rule(place=places, days=st.sampled_from([6, 7, 30, 31]))
-    def schedule_deletion(self, place: int, days: int) -> None:
-        """Have a key destroyed after a while."""
-        self.change(
-            place,
-            lambda model, key_id: model.schedule_deletion(key_id, days),
-            SCHEDULE_KEY_DELETION,
-            lambda key_id: ScheduleKeyDeletionRequest(key_id=key_id, pending_window_in_days=days),
-        )
-
-    @rule(place=places)
-    def cancel_deletion(self, place: int) -> None:
-        """Keep a key after all."""
-        self.change(
-            place, Model.cancel_deletion, CANCEL_KEY_DELETION, lambda key_id: CancelKeyDeletionRequest(key_id=key_id)
-        )
+    @rule(place=places, days=st.sampled_from([None, 6, 7, 7, 14, 30, 30, 31]))
+    def delete(self, place: int, days: int | None) -> None:
+        """Have a key destroyed after so many days, or keep it after all."""
+        key = self.key_at(place)
+        if days is None:
+            cancellation = CancelKeyDeletionRequest(key_id=key)
+            self.ask(lambda model: model.cancel_deletion(key), Asked(CANCEL_KEY_DELETION, cancellation))
+        else:
+            request = ScheduleKeyDeletionRequest(key_id=key, pending_window_in_days=days)
+            self.ask(lambda model: model.schedule_deletion(key, days), Asked(SCHEDULE_KEY_DELETION, request))
+        self.pair.look_at_key(key)
 
     # Uses
 
@@ -307,31 +209,29 @@ class KeyLives(RuleBasedStateMachine):
         """Encrypt something that nobody else did."""
         self.made += 1
         plaintext, name = f"plaintext {self.made}".encode(), self.key_at(key)
-        answer = self.use(name, ENCRYPT, EncryptRequest(key_id=name, plaintext=memoryview(plaintext)))
+        answer = self.use(name, Asked(ENCRYPT, EncryptRequest(key_id=name, plaintext=memoryview(plaintext))))
         if answer is not None:
             self.keep(answer, plaintext, answer.response.ciphertext_blob)
 
-    @rule(key=keys)
-    def generate_data_key(self, key: int | str) -> None:
-        """Make a data key."""
+    @rule(key=keys, is_file=st.booleans())
+    def make_data_key(self, key: int | str, is_file: bool) -> None:
+        """Make a data key, for somebody's own use or for a file."""
         name = self.key_at(key)
-        answer = self.use(name, GENERATE_DATA_KEY, GenerateDataKeyRequest(key_id=name, number_of_bytes=16))
-        if answer is not None:
-            self.keep(answer, bytes(answer.response.plaintext), answer.response.ciphertext_blob)
-
-    @rule(key=keys)
-    def encrypt_file(self, key: int | str) -> None:
-        """Begin a file."""
-        name = self.key_at(key)
-        answer = self.use(name, ENCRYPT_FILE, EncryptFileRequest(key_id=name))
-        if answer is not None:
-            self.keep(answer, answer.message_key, answer.response.header, is_file=True)
+        if is_file:
+            answer = self.use(name, Asked(ENCRYPT_FILE, EncryptFileRequest(key_id=name)))
+            if answer is not None:
+                self.keep(answer, answer.message_key, answer.response.header, is_file=True)
+        else:
+            request = GenerateDataKeyRequest(key_id=name, number_of_bytes=16)
+            answer = self.use(name, Asked(GENERATE_DATA_KEY, request))
+            if answer is not None:
+                self.keep(answer, bytes(answer.response.plaintext), answer.response.ciphertext_blob)
 
     @rule(place=places)
     def decrypt(self, place: int) -> None:
         """Decrypt something that was made once."""
         if (ciphertext := self.ciphertext_at(place)) is not None:
-            answer = self.do(lambda model: model.decrypt(ciphertext), *decryption(ciphertext))
+            answer = self.ask(lambda model: model.decrypt(ciphertext), decryption(ciphertext))
             assert answer is None or plaintext_of(answer) == ciphertext.plaintext
 
     @rule(place=places, key=keys)
@@ -340,13 +240,12 @@ class KeyLives(RuleBasedStateMachine):
         if (ciphertext := self.ciphertext_at(place)) is not None and not ciphertext.is_file:
             name = self.key_at(key)
             request = ReEncryptRequest(ciphertext_blob=ciphertext.blob, destination_key_id=name)
-            answer = self.do(lambda model: model.re_encrypt(ciphertext, name), REENCRYPT, request)
+            answer = self.ask(lambda model: model.re_encrypt(ciphertext, name), Asked(REENCRYPT, request))
             if answer is not None:
                 self.keep(answer, ciphertext.plaintext, answer.response.ciphertext_blob)
 
-    def use(self, name: str, operation: Operation[Any, Any], request: msgspec.Struct) -> Answer | None:
-        """Ask for a use of a key."""
-        return self.do(lambda model: model.encrypt(name), operation, request)
+    def use(self, name: str, asked: Asked) -> Answer | None:
+        return self.ask(lambda model: model.encrypt(name), asked)
 
     def keep(self, answer: Answer, plaintext: bytes, blob: bytes, *, is_file: bool = False) -> None:
         """Note what a key's current material made."""
@@ -358,70 +257,45 @@ class KeyLives(RuleBasedStateMachine):
         ciphertexts = self.model.ciphertexts
         return ciphertexts[place % len(ciphertexts)] if ciphertexts else None
 
-    # What happens to the service
+    # What happens to the service, and to the host
 
     @rule()
     def seal(self) -> None:
         """Take the keys away, as an administrator may at any time."""
-        self.do(Model.seal, SEAL, SealRequest())
+        self.ask(Model.seal, Asked(SEAL, SealRequest()))
 
     @rule()
     def unseal(self) -> None:
         """Bring them back."""
-        try:
-            self.host.unseal()
-        except KilledError:
-            self.recover(self.model)
-        else:
-            self.model.unseal(self.host.times)
+        self.sealed = 0
+        self.pair.unseal()
 
-    @rule(how=st.sampled_from(["stop", "kill", "power off"]), hours=hours, off_by=st.sampled_from([0, 0, 0, -1, 1]))
-    def restart(self, how: str, hours: int, off_by: int) -> None:
-        """Stop the service, kill it, or switch the host off for some time; its clock may be years wrong then."""
-        if not self.is_in_use():
+    @rule(how=st.sampled_from(["stop", "kill", "switch off"]), duration=durations, wrong=errors)
+    def restart(self, how: str, duration: int, wrong: int) -> None:
+        """Start the service again, or the host."""
+        if self.used < _LEAST_USED:
             return
-        with contextlib.suppress(KilledError):
-            self.host.stop() if how == "stop" else self.host.kill()
-        if how == "power off":
-            self.boots += 1
-            wall = self.host.times.wall + hours * HOUR + off_by * YEAR
-            self.host.times = Times(wall, 2 * HOUR, f"boot {self.boots}")
-        self.start()
-        self.look(self.newest())
-
-    def is_in_use(self) -> bool:
-        """Tell whether the service has run for a while: what is started all the time is hardly used."""
-        return self.host.asked > 30
-
-    # Time
-
-    @rule(hours=hours)
-    def pass_time(self, hours: int) -> None:
-        """Let time pass; the host may be suspended meanwhile."""
-        now = self.host.times
-        self.turn_clocks(now._replace(wall=now.wall + hours * HOUR, uptime=now.uptime + hours * HOUR))
-
-    @rule(hours=hours, sign=st.sampled_from([-1, 1]))
-    def set_clock(self, hours: int, sign: int) -> None:
-        """Set the wall clock, which anybody may."""
-        now = self.host.times
-        self.turn_clocks(now._replace(wall=now.wall + sign * hours * HOUR))
-
-    def turn_clocks(self, times: Times) -> None:
-        try:
-            self.host.pass_time(times)
-        except KilledError:
-            self.recover(self.model)
+        self.used = 0
+        if how == "switch off":
+            self.pair.switch_off(duration, wrong)
         else:
-            self.model.pass_time(times)
-            if not self.model.sealed:
-                self.look([])
+            self.pair.restart(well=how == "stop")
+
+    @rule(duration=durations)
+    def pass_time(self, duration: int) -> None:
+        """Let time pass."""
+        self.pair.pass_time(duration)
+
+    @rule(wrong=errors)
+    def set_clock(self, wrong: int) -> None:
+        """Set the wall clock."""
+        self.pair.set_clock(wrong)
 
     @rule()
     def confirm_clock(self) -> None:
         """Say that the wall clock is right."""
-        clock = dt.datetime.fromtimestamp(self.host.times.wall / 1000, dt.UTC)
-        self.do(Model.confirm_clock, CONFIRM_CLOCK, ConfirmClockRequest(clock=clock))
+        request = ConfirmClockRequest(clock=dt.datetime.fromtimestamp(self.pair.host.times.wall / 1000, dt.UTC))
+        self.ask(Model.confirm_clock, Asked(CONFIRM_CLOCK, request))
 
 
 @pytest.fixture(scope="module")
