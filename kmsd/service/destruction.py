@@ -78,12 +78,16 @@ class Destruction:
             raise ConflictError(f"key {row.key_id} is not to be destroyed now")
         with told():
             tombstone, changes = await self._draft(row)
-        await self._changes.commit(OwnChange("DeleteKey", row.key_id, changes, parameters=_facts(row)))
-        self._versions.forget(row.key_id)
-        self._uses.forget(row.key_id)
+        # Before it is known that it happened, which this may never hear of: sealing does not wait, records can fail.
         self._to_purge = True
-        if tombstone.grants_left and self._with_grants is not None:
-            self._with_grants.add(row.key_id)
+        if tombstone.grants_left:
+            self._with_grants = None
+        try:
+            await self._changes.commit(OwnChange("DeleteKey", row.key_id, changes, parameters=_facts(row)))
+        finally:
+            # Of a key that is still there, they are read again.
+            self._versions.forget(row.key_id)
+        self._uses.forget(row.key_id)
 
     async def _draft(self, row: KeyRow) -> tuple[TombstoneRow, list[Change]]:
         materials = [material async for material in self._materials(row.key_id)]

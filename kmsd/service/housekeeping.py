@@ -1,20 +1,24 @@
-"""What kmsd does by itself, by a time it can believe: one scheduler for all of it (HOUSEKEEPING.md).
+"""What kmsd does by itself, by a time it can believe: one scheduler for all of it.
 
 Once when the daemon is unsealed, and every minute from then on:
 
 1. The calendar goes on, and doubt in the host's clock is told. Nothing is done without that.
-2. What is due of keys is done in the order in which it fell due: one rotation, warning or destruction after the other.
-3. What is done each minute is done, and once a day what is done each day.
+2. What is done each minute is done.
+3. What is due of keys is done in the order in which it fell due: one rotation, warning or destruction after the other.
+4. What is left of keys that were destroyed is removed, and once a day what is done each day is done.
 
-A key of which something fails is told in the log and has another turn a minute later; it keeps no other key waiting.
-Sealing ends all of this, but for a change that has begun: that goes on to its end.
+A key of which something fails is told in the log and has another turn a minute later, then two, and at last an hour; it
+keeps no other key waiting. When many fail in a row, it is not for their own sake, and the others wait for the next
+minute: thousands of keys on a full disk must not fill another one with what is told of them. Sealing ends all of this,
+but for a change that has begun: that goes on to its end.
 """
 
 from __future__ import annotations
 
 import asyncio
 from bisect import insort
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from typing import Any, NamedTuple
 
 from kmsd.api.errors import ConflictError, KmsError, SealedError
 from kmsd.api.operation import KeyState
@@ -34,8 +38,19 @@ _SECONDS = 60.0
 _PAGE = 100
 # How often a key is looked at in a row that others change all the time.
 _TRIES = 3
+# How many keys may fail in a row before all the others wait for the next minute.
+_MOST_FAILURES = 10
+# How long a key that fails waits at most.
+_LONGEST_WAIT_MINUTES = 60
 
 Task = Callable[[], Awaitable[None]]
+
+
+class _Wait(NamedTuple):
+    """In which minute a key that failed has another turn, and how many minutes that is since it failed."""
+
+    until: int
+    minutes: int
 
 
 class Housekeeping:
@@ -63,11 +78,13 @@ class Housekeeping:
         self._store = store
         self._rotation = rotation
         self._destruction = destruction
-        self._minutely = (*minutely, ("destroyed_keys", destruction.clear))
+        self._minutely = tuple(minutely)
         self._daily = tuple(daily)
         self._logger = logger
         self._sleep = sleep
         self._task: asyncio.Task[None] | None = None
+        self._minute = 0
+        self._waits: dict[str, _Wait] = {}
         gate.on_open(self._begin)
         gate.on_close(self._end)
 
@@ -79,8 +96,11 @@ class Housekeeping:
 
     def _begin(self) -> None:
         self._end()
-        self._task = asyncio.ensure_future(self._go_on())
-        self._task.add_done_callback(self._tell_fault)
+        self._start(self._go_on())
+
+    def _start(self, loop: Coroutine[Any, Any, None]) -> None:
+        self._task = asyncio.ensure_future(loop)
+        self._task.add_done_callback(self._ended)
 
     def _end(self) -> None:
         if self._task is not None:
@@ -94,13 +114,18 @@ class Housekeeping:
                 return  # the next unseal begins anew
             await self._sleep(_SECONDS)
 
+    async def _go_on_later(self) -> None:
+        await self._sleep(_SECONDS)
+        await self._go_on()
+
     async def look(self) -> None:
         """Do everything that is due now; raises SealedError."""
         if not await self._do("calendar", self._timekeeping.tick):
             return
-        await self._do("keys", self._attend_keys)
         for name, task in self._minutely:
             await self._do(name, task)
+        await self._do("keys", self._attend_keys)
+        await self._do("destroyed_keys", self._destruction.clear)
         await self._do("daily", self._attend_daily)
 
     async def _do(self, name: str, task: Task) -> bool:
@@ -127,8 +152,10 @@ class Housekeeping:
 
     async def _attend_keys(self) -> None:
         until_ms = self._calendar.certain_ms()
-        failed: set[str] = set()
-        while page := await self._read_due(until_ms, failed):
+        self._minute += 1
+        left = {key_id for key_id, wait in self._waits.items() if wait.until > self._minute}
+        failures = 0
+        while page := await self._read_due(until_ms, left):
             last_ms = page[-1].due_ms
             while page:
                 key = page.pop(0)
@@ -139,15 +166,26 @@ class Housekeeping:
                     raise
                 except KmsError as error:
                     self._logger.warning("key_not_attended", key_id=key.key_id, code=error.code, reason=error.message)
-                    failed.add(key.key_id)
+                    self._postpone(key.key_id)
+                    left.add(key.key_id)
+                    failures += 1
+                    if failures == _MOST_FAILURES:
+                        return
                     continue
+                self._waits.pop(key.key_id, None)
+                failures = 0
                 # Before what is due later, also where that was read already; all else is read again.
                 if following is not None and 0 < following.due_ms <= last_ms:
                     insort(page, following, key=_order)
 
-    async def _read_due(self, until_ms: int, failed: set[str]) -> list[KeyRow]:
-        rows = await self._store.keys_due(until_ms, limit=_PAGE + len(failed))
-        return [row for row in rows if row.key_id not in failed]
+    async def _read_due(self, until_ms: int, left: set[str]) -> list[KeyRow]:
+        rows = await self._store.keys_due(until_ms, limit=_PAGE + len(left))
+        return [row for row in rows if row.key_id not in left]
+
+    def _postpone(self, key_id: str) -> None:
+        former = self._waits.get(key_id)
+        minutes = 1 if former is None else min(2 * former.minutes, _LONGEST_WAIT_MINUTES)
+        self._waits[key_id] = _Wait(self._minute + minutes, minutes)
 
     async def _attend(self, row: KeyRow, until_ms: int) -> KeyRow | None:
         """Do what is due of a key, and return it as it is then; None if it is gone."""
@@ -171,9 +209,12 @@ class Housekeeping:
         else:
             await self._destruction.destroy(row)
 
-    def _tell_fault(self, task: asyncio.Task[None]) -> None:
+    def _ended(self, task: asyncio.Task[None]) -> None:
         if not task.cancelled() and (fault := task.exception()) is not None:
             self._logger.fault("housekeeping_failed", fault)
+            if task is self._task:
+                # What nobody foresaw may pass, and dates go on falling due.
+                self._start(self._go_on_later())
 
 
 def _order(row: KeyRow) -> tuple[int, str]:

@@ -7,6 +7,7 @@ operation and version of the material, and summed with what is stored only when 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 from msgspec.structs import replace
 
@@ -32,9 +33,24 @@ class Tracking:
         # Those of which something is not stored.
         self.changed: dict[str, KeyUse] = {}
 
-    def behind_ms(self) -> int:
-        """Return how much the clock is behind the time that is sure to have passed."""
-        return max(0, self.certain_ms() - int(self.clock() * 1000))
+    def now(self) -> Now:
+        """Return the time by which uses are stored."""
+        certain_ms = self.certain_ms()
+        return Now(certain_ms, max(0, certain_ms - int(self.clock() * 1000)))
+
+
+class Now(NamedTuple):
+    """The time that is sure to have passed, and how much the clock is behind it."""
+
+    certain_ms: int
+    behind_ms: int
+
+    def certain(self, seconds: float) -> int:
+        """Return when something happened of which the clock said this.
+
+        No later than now: a clock that ran ahead would have a key look used until then.
+        """
+        return min(int(seconds * 1000) + self.behind_ms, self.certain_ms)
 
 
 class Counted:
@@ -68,8 +84,8 @@ class Counted:
         if seconds >= self.seconds:
             self.operation, self.request_id, self.seconds = operation, request_id, seconds
 
-    def added_to(self, row: UsageRow, behind_ms: int) -> UsageRow:
-        """Return a key's row with these uses in it; `behind_ms` is how much the clock was behind."""
+    def added_to(self, row: UsageRow, now: Now) -> UsageRow:
+        """Return a key's row with these uses in it."""
         counts, materials = dict(row.counts), dict(row.materials)
         for member, table in (("encrypted", self.encrypted), ("decrypted", self.decrypted)):
             for (operation, version), (number, seconds) in table.items():
@@ -79,10 +95,10 @@ class Counted:
                     materials[str(version)] = replace(
                         use,
                         **{member: getattr(use, member) + int(number)},
-                        last_ms=max(use.last_ms, int(seconds * 1000) + behind_ms),
+                        last_ms=max(use.last_ms, now.certain(seconds)),
                     )
         added = replace(row, counts=counts, materials=materials, version=row.version + 1)
-        last_ms = int(self.seconds * 1000) + behind_ms
+        last_ms = now.certain(self.seconds)
         # One that was counted from the trail may be older than what was stored.
         if last_ms < row.last_ms:
             return added
@@ -171,9 +187,9 @@ class KeyUse:
         counted = [one for one in (self._under_way, self._new) if one is not None]
         if not counted:
             return self.row
-        behind_ms, total = self._tracking.behind_ms(), self._stored()
+        now, total = self._tracking.now(), self._stored()
         for one in counted:
-            total = one.added_to(total, behind_ms)
+            total = one.added_to(total, now)
         return total
 
     def days_unused(self) -> int | None:
@@ -212,7 +228,7 @@ class KeyUse:
     def attempt(self) -> UsageRow:
         """Return the row that is to be stored with what was taken."""
         taken = self._under_way or Counted()
-        self.attempted = taken.added_to(self._stored(), self._tracking.behind_ms())
+        self.attempted = taken.added_to(self._stored(), self._tracking.now())
         return self.attempted
 
     def keep(self) -> None:

@@ -179,7 +179,7 @@ class KeyUses:
         self._track_from_now()
 
     def _track_from_now(self) -> None:
-        self._tracking.since_ms = int(self._tracking.clock() * 1000) + self._tracking.behind_ms()
+        self._tracking.since_ms = self._tracking.certain_ms()
         self._stored_sequence = None
 
     async def flush(self) -> None:

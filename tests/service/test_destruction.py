@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from kmsd.service.key_dates import DAY_MS, WARNING_MS
 from kmsd.service.seal import CONFIGURED
 from kmsd.service.settling import Settling
 from kmsd.store.base import Replace, StoreUnavailableError
-from tests.support.embedded import ALICE, Embedded, kind_is
+from tests.support.embedded import ALICE, Embedded, Gate, kind_is
 from tests.support.host_time import HostTime
 from tests.support.key_life import (
     DAY,
@@ -208,6 +209,54 @@ async def test_a_purge_that_fails_is_tried_again(service: Embedded, monkeypatch:
         await service.housekeeping.look()
 
     assert purges == [False, True]
+
+
+async def test_what_is_left_is_cleared_also_when_the_destruction_was_not_seen_to_its_end(
+    service: Embedded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The record of its outcome cannot be written, or the daemon is sealed amid the commit."""
+    purges: list[bool] = []
+    purge = service.store.purge
+
+    async def noted_purge() -> None:
+        purges.append(True)
+        await purge()
+
+    monkeypatch.setattr(service.store, "purge", noted_purge)
+    unrecorded, interrupted = await service.make_key(), await service.make_key()
+    for arn in (unrecorded, interrupted):
+        await grant(service, arn, 1)
+    await schedule(service, unrecorded, 7)
+    service.time.let_pass(4 * DAY)
+    await service.housekeeping.look()
+    service.time.let_pass(3 * DAY)
+    service.trail.refuses = kind_is(Kind.OUTCOME)
+    await service.housekeeping.look()
+    service.trail.refuses = None
+    assert await service.store.tombstone(id_of(unrecorded)) is not None
+    assert await service.store.count_grants(id_of(unrecorded)) == 0
+    assert len(purges) == 1
+
+    await schedule(service, interrupted, 7)
+    service.time.let_pass(4 * DAY)
+    await service.housekeeping.look()
+    service.time.let_pass(3 * DAY)
+    await service.timekeeping.tick()
+    service.store.gates["commit"] = gate = Gate()
+    await service.minutes.wake()
+    await gate.arrived.wait()
+    sealing = asyncio.ensure_future(service.unsealing.seal())
+    await asyncio.sleep(0)
+    del service.store.gates["commit"]
+    gate.opened.set()
+    await sealing
+    assert len(purges) == 1
+    await service.unsealing.unseal(CONFIGURED, lambda: None)
+    await service.minutes.again()
+
+    assert await service.store.tombstone(id_of(interrupted)) is not None
+    assert await service.store.count_grants(id_of(interrupted)) == 0
+    assert len(purges) == 2
 
 
 async def test_many_grants_are_removed_in_batches(

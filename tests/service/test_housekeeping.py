@@ -27,7 +27,7 @@ from kmsd.service.key_dates import DAY_MS, dated
 from kmsd.service.seal import CONFIGURED
 from kmsd.store.base import Replace, StoreUnavailableError
 from kmsd.store.rows import HousekeepingRow, KeyRow
-from tests.support.embedded import ALICE, ROOT, Embedded, Gate
+from tests.support.embedded import ALICE, ROOT, Embedded, Gate, kind_is
 from tests.support.host_time import HostTime
 from tests.support.key_life import (
     DAY,
@@ -123,6 +123,30 @@ async def test_a_key_that_fails_keeps_no_other_waiting(service: Embedded, monkey
     await service.housekeeping.look()
 
     assert told(service)[4:] == [("RotateKey", id_of(arns[number])) for number in (0, 1, 4)]
+
+
+async def test_thousands_that_fail_for_one_reason_are_not_all_told(service: Embedded) -> None:
+    """A few each minute, each less and less often; and when the reason is gone, all of them are done."""
+    arns = [await service.make_key() for _ in range(25)]
+    for arn in arns:
+        await rotate_every(service, arn, 90)
+        service.time.let_pass(1)
+    service.time.let_pass(90 * DAY)
+    service.trail.refuses = kind_is(Kind.INTENT)
+    counts = []
+    for _ in range(40):
+        before = service.log.getvalue().count("key_not_attended")
+        await service.housekeeping.look()
+        counts.append(service.log.getvalue().count("key_not_attended") - before)
+    assert counts[:2] == [10, 10]
+    assert max(counts) == 10
+    assert sum(counts) <= len(arns) * 7
+
+    service.trail.refuses = None
+    for _ in range(61):
+        await service.housekeeping.look()
+
+    assert sorted(told(service)) == sorted(("RotateKey", id_of(arn)) for arn in arns)
 
 
 async def test_a_key_that_was_changed_meanwhile_is_looked_at_again_at_once(
@@ -229,7 +253,7 @@ async def test_others_are_served_while_it_works(service: Embedded) -> None:
 
 
 async def test_what_nobody_foresaw_is_told(service: Embedded, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It ends the scheduler, and not in silence."""
+    """It ends what is done in this minute, not in silence; the next minute begins anew."""
 
     async def fault(_row: KeyRow) -> None:
         raise ZeroDivisionError
@@ -243,6 +267,12 @@ async def test_what_nobody_foresaw_is_told(service: Embedded, monkeypatch: pytes
         await asyncio.sleep(0.001)
 
     assert '"fault": "ZeroDivisionError"' in service.log.getvalue()
+    monkeypatch.undo()
+    await service.minutes.again()
+    assert told(service) == []
+    await service.minutes.wake()
+    await service.minutes.again()
+    assert told(service) == [("RotateKey", id_of(arn))]
 
 
 async def test_a_minute_whose_clock_cannot_be_kept_does_nothing(service: Embedded) -> None:

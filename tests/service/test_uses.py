@@ -572,6 +572,23 @@ async def test_keys_that_are_older_than_tracking_are_tracked_from_then_on(tmp_pa
         await service.close()
 
 
+async def test_a_clock_that_ran_ahead_leaves_no_use_in_the_future(open_service: OpenService) -> None:
+    """Neither the last use nor the beginning of tracking: else a key could not be given up for years."""
+    service = await open_service()
+    arn = await service.make_key()
+    service.time.step(400 * 86_400)
+    await encrypt(service, arn)
+    await service.uses.flush()
+    service.time.step(-400 * 86_400)
+
+    service.time.let_pass(10 * 86_400)
+
+    assert service.records.get(arn).use.days_unused() == 10
+    row = await stored(service, arn)
+    assert row is not None
+    assert max(row.last_ms, row.materials["1"].last_ms, row.tracking_ms) < service.wall_ms()
+
+
 async def test_a_clock_that_runs_ahead_makes_no_key_look_unused(service: Embedded) -> None:
     """Neither does one that is behind when the key is used: what counts is the time that is sure to have passed."""
     arn = await service.make_key()
