@@ -197,9 +197,9 @@ class Store(Protocol):
         """
 
     async def purge(self) -> None:
-        """Leave nothing of what was deleted or replaced in the write-ahead log: move it into the file and cut it.
+        """Leave nothing of material that was deleted in the file, its write-ahead log and pages that are free.
 
-        Raises StoreUnavailableError.
+        Opening the store does so as well. Raises StoreUnavailableError.
         """
 
     async def committed(self, mutation_ids: Sequence[str]) -> set[str]:

@@ -24,7 +24,9 @@ from typing import Any, TypeAlias, cast
 
 import sqlalchemy as sa
 
+from kmsd.store import residue
 from kmsd.store.base import RowChangedError, RowExistsError, StoreFormatError, StoreUnavailableError
+from kmsd.store.kinds import MATERIAL
 from kmsd.store.migrations.stamp import create_or_check
 from kmsd.store.schema import METADATA
 
@@ -123,7 +125,8 @@ class Database:
             log = path.with_name(path.name + _LOG_SUFFIX)
             self._check_missing(path, log)
             # Entered first and so left last: closing any descriptor of the file drops the locks that SQLite has on it.
-            stack.callback(os.close, self._lock(path))
+            self._descriptor = self._lock(path)
+            stack.callback(os.close, self._descriptor)
             self._check_log(path, log)
             self._write_again(log)
             stack.enter_context(self._errors_translated())
@@ -145,8 +148,7 @@ class Database:
             if mode != "wal":
                 raise StoreUnavailableError(f"{self.name}: its file system allows no write-ahead log")
             self._execute("SELECT 1 FROM sqlite_schema")  # makes the log, if the mode is new
-            # What a killed daemon had deleted stands in the log still.
-            self._cut_log()
+            self._purge()  # what a killed daemon had deleted
             try:
                 # SQLite syncs the log's name as well, but goes on when that fails.
                 sync_directory(path.parent)
@@ -262,10 +264,10 @@ class Database:
                 if step.must_match and result.rowcount != 1:
                     raise RowChangedError(step.table, step.primary_key)
 
-    def cut_log(self) -> None:
-        """Move the write-ahead log into the file, where what was deleted is overwritten, and cut it to nothing."""
+    def purge(self) -> None:
+        """Leave nothing of material that was deleted in the file, its write-ahead log and pages that are free."""
         with self._errors_translated():
-            self._cut_log()
+            self._purge()
 
     def load(self, rows: Iterable[tuple[str, Mapping[str, Any]]]) -> None:
         """Write rows, of which the database has none yet, in one transaction; raises StoreFormatError if it has."""
@@ -310,7 +312,21 @@ class Database:
         with self._errors_translated(closing=True):
             self._open.close()
 
+    def _purge(self) -> None:
+        self._cut_log()
+        try:
+            left = residue.is_there(self._connection, self._descriptor, MATERIAL.table)
+        except residue.DamagedPageError as exc:
+            raise self._damaged(exc) from exc
+        except OSError as exc:
+            raise StoreUnavailableError(f"{self.name}: {exc.strerror}") from exc
+        if left:
+            with self._transaction():
+                residue.remove(self._connection, METADATA.tables[MATERIAL.table])
+            self._cut_log()
+
     def _cut_log(self) -> None:
+        """Move the write-ahead log into the file, where what was deleted is overwritten, and cut it to nothing."""
         busy, _, _ = self._connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)").one()
         if busy:  # nobody else has it open, so this is a fault
             raise StoreUnavailableError(f"{self.name}: its write-ahead log could not be moved into it")

@@ -277,8 +277,8 @@ class SqlStore:
         await self._writer.commit(mutation_id, changes)
 
     async def purge(self) -> None:
-        """Leave nothing of what was deleted or replaced in the write-ahead log: move it into the file and cut it."""
-        await self._run(self._database.cut_log)
+        """Leave nothing of material that was deleted in the file, its write-ahead log and pages that are free."""
+        await self._run(self._database.purge)
 
     async def committed(self, mutation_ids: Sequence[str]) -> set[str]:
         """Return those of the mutation ids whose commits happened, among the newest 10,000 mutations."""
