@@ -7,7 +7,8 @@ milliseconds.
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from tests.life.clock import DAY, Clock, Times
@@ -20,6 +21,11 @@ MOST_ON_DEMAND = 25
 MOST_KEYS = 8
 # How long before its destruction a key is warned of, which AWS KMS does not do.
 WARNING = 3 * DAY
+# What the audit trail tells of by these names, once for each time that it happens.
+TOLD = {
+    *("CreateKey", "CreateAlias", "DeleteAlias", "RotateKeyOnDemand", "ScheduleKeyDeletion", "CancelKeyDeletion"),
+    *("RotateKey", "WarnOfKeyDeletion", "DeleteKey"),
+}
 # The key that CreateKey makes, until it is known what the service called it.
 NEW = "new"
 
@@ -60,7 +66,7 @@ class Key:
 class Model:
     """Keys by their id, aliases with the key that each names, all ciphertexts that ever were made, and the time.
 
-    `told` is how often something happened that the audit trail tells of by this name.
+    `told` is how often something of `TOLD` happened.
     """
 
     clock: Clock
@@ -69,6 +75,11 @@ class Model:
     ciphertexts: list[Ciphertext] = field(default_factory=list)
     sealed: bool = True
     told: Counter[str] = field(default_factory=Counter)
+
+    def copy(self) -> Model:
+        """Return one that goes its own way; ciphertexts are only ever added."""
+        keys = {name: replace(key, rotations=key.rotations.copy()) for name, key in self.keys.items()}
+        return replace(self, clock=replace(self.clock), keys=keys, aliases=self.aliases.copy(), told=self.told.copy())
 
     def find(self, name: str, *states: str) -> Key:
         """Return the key of this id or alias, which has to be in one of these states."""
@@ -173,23 +184,38 @@ class Model:
     # What happens by itself
 
     def pass_time(self, times: Times) -> None:
-        """Do what is due: nothing while sealed; then what was missed, of each kind once."""
+        """Do all that is due by then."""
+        for _ in self.happenings(times):
+            pass
+
+    def happenings(self, times: Times) -> Iterator[None]:
+        """Look at the clock and do what is due, one after the other as it fell due; nothing while sealed."""
         if self.sealed:
             return
         self.clock.look(times)
-        for name, key in list(self.keys.items()):
-            if key.state == PENDING:
-                self._near_end(name, key)
-            elif key.state == ENABLED and key.period and key.next_rotation <= self.clock.due:
-                key.rotations.append((AUTOMATIC, times.wall))
-                key.next_rotation = self.clock.certain + key.period * DAY
-                self.told["RotateKey"] += 1
+        yield
+        while (due := min(self._dates(), default=None)) is not None and due[0] <= self.clock.due:
+            self._happen(due[1])
+            yield
 
-    def _near_end(self, name: str, key: Key) -> None:
-        if key.deletion - WARNING <= self.clock.due and not key.warned:
+    def _dates(self) -> Iterator[tuple[int, str]]:
+        """Yield when something is due of which key; of two at a time the smaller id is first."""
+        for name, key in self.keys.items():
+            if key.state == PENDING:
+                yield key.deletion if key.warned else key.deletion - WARNING, name
+            elif key.state == ENABLED and key.period:
+                yield key.next_rotation, name
+
+    def _happen(self, name: str) -> None:
+        key = self.keys[name]
+        if key.state == ENABLED:  # one rotation for all that were missed
+            key.rotations.append((AUTOMATIC, self.clock.times.wall))
+            key.next_rotation = self.clock.certain + key.period * DAY
+            self.told["RotateKey"] += 1
+        elif not key.warned:
             key.warned = True
             self.told["WarnOfKeyDeletion"] += 1
-        if key.deletion <= self.clock.due:
+        else:
             del self.keys[name]
             self.aliases = {alias: target for alias, target in self.aliases.items() if target != name}
             self.told["DeleteKey"] += 1
@@ -201,11 +227,16 @@ class Model:
     def seal(self) -> None:
         self.sealed = True
 
-    def unseal(self, times: Times) -> None:
-        """Bring the keys back, if they are away, and then do what was missed."""
+    def unseal(self, times: Times) -> Iterator[None]:
+        """Bring the keys back, if they are away, and then do what was missed, one after the other."""
         if self.sealed:
             self.sealed = False
-            self.pass_time(times)
+            yield from self.happenings(times)
+
+    def start(self, times: Times) -> Iterator[None]:
+        """Start, which unseals."""
+        self.seal()
+        return self.unseal(times)
 
     def _need_keys(self) -> None:
         if self.sealed:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -14,8 +13,8 @@ from tests.life.clock import HOUR, Clock, Times
 from tests.life.daemon import Kill
 from tests.life.host import NO_KILL, Answer, Forge, Host, KilledError
 from tests.life.model import NEW, Ciphertext, Model, RefusedError
-from tests.life.sight import Sight, differences, foreseen, key_foreseen, see, see_key
-from tests.life.trail import check_trail
+from tests.life.sight import differences, foreseen, key_foreseen, see, see_key
+from tests.life.trail import check_trail, told_by
 
 _BEGIN = Times(wall=1_800_000_000_000, uptime=HOUR, boot="boot 0")
 # Where a boot begins; housekeeping is exact to an hour.
@@ -23,34 +22,43 @@ _UPTIME = 2 * HOUR
 
 # What is done to the model, and raises what a request is refused with.
 Change = Callable[[Model], Any]
+# What happens to it, one after the other.
+Happenings = Callable[[Model], Iterator[None]]
+
+
+class Fall(NamedTuple):
+    """A kill, and by how much the wall clock is wrong when the service starts again; None: it stays as it is."""
+
+    kill: Kill
+    wrong: int | None
 
 
 class Pair:
-    """A host with a running service, and its model; whatever is done may end in a kill that was planned.
+    """A host with a running service, and its model; whatever is done may end in a fall that was planned.
 
-    `kills` are planned: one now, and each later one with the start that comes next. `wrong` is by how much the wall
-    clock is wrong.
+    One is planned from when it is said, and each later one from the start that comes next.
     """
 
     def __init__(self, forge: Forge) -> None:
         self.model = Model(Clock(_BEGIN, _BEGIN.wall))
         self.host = Host(forge, _BEGIN)
-        self._kills: list[Kill] = []
+        self._falls: list[Fall] = []
+        self._wrong_behind: int | None = None  # the fall that is planned
+        self._wrong = 0  # by how much the wall clock is
         self._boots = 0
-        self._wrong = 0
         self._start()
 
-    def plan(self, kills: list[Kill]) -> None:
-        """Have the service killed amid the first of these disk calls, counted from here, and so on."""
-        self._kills = kills
+    def plan(self, falls: list[Fall]) -> None:
+        """Have the service fall amid these disk calls."""
+        self._falls = falls
         self._plan_next()
 
     def _plan_next(self) -> None:
-        self.host.planned = self._kills.pop(0) if self._kills else NO_KILL
+        self.host.planned, self._wrong_behind = self._falls.pop(0) if self._falls else (NO_KILL, None)
 
     def ask(self, change: Change, operation: Operation[Any, Any], request: msgspec.Struct) -> Answer | None:
         """Ask for something that the model does as well; return the answer, None if it was refused or killed."""
-        before, refusal = copy.deepcopy(self.model), ""
+        before, refusal = self.model.copy(), ""
         try:
             change(self.model)
         except RefusedError as refused:
@@ -58,7 +66,7 @@ class Pair:
         try:
             answer = self.host.ask(operation, request)
         except KilledError:
-            self._recover(before, self.model)
+            self._recover([before, self.model])
             return None
         assert answer.error == refusal, f"{operation.name}: {answer.error or 'done'}, and not {refusal or 'done'}"
         return None if answer.error else answer
@@ -67,42 +75,39 @@ class Pair:
         """Compare what can be seen of a key, if anything can."""
         if self.model.sealed or key_id not in self.model.keys:
             return
-        with self._recovering():
+        try:
             seen, should = see_key(self.host, key_id), key_foreseen(self.model.keys[key_id])
+        except KilledError:
+            self._recover([self.model])
+        else:
             assert seen == should, f"there is {seen}, and should be {should}"
 
     def look(self, ciphertexts: Sequence[Ciphertext] = ()) -> None:
         """Compare everything that can be seen, and what becomes of these ciphertexts."""
         if self.model.sealed:
             return
-        with self._recovering():
+        try:
             seen, should = see(self.host, ciphertexts), foreseen(self.model, ciphertexts)
+        except KilledError:
+            self._recover([self.model])
+        else:
             assert seen == should, f"there is, and should be: {differences(seen, should)}"
-
-    def newest(self) -> list[Ciphertext]:
-        """Return the last ciphertext of each version of a key's material."""
-        return list({(one.key, one.version): one for one in self.model.ciphertexts}.values())
 
     def unseal(self) -> None:
         """Bring the keys back."""
-        with self._recovering():
-            self.host.unseal()
-            self.model.unseal(self.host.times)
+        self._let_happen(self.host.unseal, lambda model: model.unseal(self.host.times))
 
     def restart(self, *, well: bool) -> None:
         """Stop the service, or kill it, and start it again."""
         self._end(well=well)
         self._start()
-        self.look(self.newest())
 
     def switch_off(self, duration: int, wrong: int) -> None:
         """Switch the host off for a time, behind which its clock may be wrong."""
         self._end(well=False)
         self._boots += 1
-        wall = self.host.times.wall + duration + wrong - self._wrong
-        self.host.times, self._wrong = Times(wall, _UPTIME, f"boot {self._boots}"), wrong
+        self.host.times = Times(self._wall(wrong) + duration, _UPTIME, f"boot {self._boots}")
         self._start()
-        self.look(self.newest())
 
     def pass_time(self, duration: int) -> None:
         """Let time pass; whether the host is suspended meanwhile, its clocks do not tell."""
@@ -111,14 +116,15 @@ class Pair:
 
     def set_clock(self, wrong: int) -> None:
         """Set the wall clock, right or by so much wrong."""
-        now = self.host.times
-        wall, self._wrong = now.wall + wrong - self._wrong, wrong
-        self._turn_clocks(now._replace(wall=wall))
+        self._turn_clocks(self.host.times._replace(wall=self._wall(wrong)))
+
+    def _wall(self, wrong: int) -> int:
+        """Return what the wall clock tells when it is wrong by so much."""
+        wall, self._wrong = self.host.times.wall + wrong - self._wrong, wrong
+        return wall
 
     def _turn_clocks(self, times: Times) -> None:
-        with self._recovering():
-            self.host.pass_time(times)
-            self.model.pass_time(times)
+        self._let_happen(lambda: self.host.pass_time(times), lambda model: model.happenings(times))
         self.look()
 
     def finish(self) -> None:
@@ -129,46 +135,57 @@ class Pair:
         self.look(self.model.ciphertexts)
         check_trail(self.host, self.model)
 
-    def _start(self) -> None:
-        while True:
-            self._plan_next()
-            with contextlib.suppress(KilledError):
-                self.host.start()
-                break
-        self._unseal(self.model)
+    def _let_happen(self, act: Callable[[], None], happen: Happenings) -> None:
+        """Let the host do one thing after the other by itself, of which a kill may leave the first ones."""
+        try:
+            act()
+        except KilledError:
+            self._recover(stages(self.model, happen))
+        else:
+            for _ in happen(self.model):
+                pass
 
     def _end(self, *, well: bool) -> None:
         with contextlib.suppress(KilledError):
             self.host.stop() if well else self.host.kill()
+        self._wrong_behind = None  # what was planned and did not come
 
-    @contextlib.contextmanager
-    def _recovering(self) -> Iterator[None]:
-        """Start again if what is done, which changes nothing of the model but the time, is killed."""
-        try:
-            yield
-        except KilledError:
-            self._recover(self.model)
+    def _start(self) -> None:
+        """Start behind an end of which everything is known."""
+        self._recover([self.model])
 
-    def _recover(self, *possible: Model) -> None:
-        """Start after a kill, and learn what became of what it fell upon: one of what was possible, and all of it."""
-        ciphertexts = self.newest()
-        seen = self._start_and_see(ciphertexts)
+    def _recover(self, possible: list[Model]) -> None:
+        """Start again, and learn from what is there what became of what was killed: one of what was possible."""
+        ciphertexts, seen = self._newest(), None
+        while seen is None:
+            if self._wrong_behind is not None:
+                self.host.times = self.host.times._replace(wall=self._wall(self._wrong_behind))
+            self._plan_next()
+            try:
+                self.host.start()
+                possible = [stages(model, self._happen_at_start)[-1] for model in possible]
+                seen = see(self.host, ciphertexts)
+            except KilledError:
+                possible = [stage for model in possible for stage in stages(model, self._happen_at_start)]
         for model in possible:
-            self._unseal(model)
             if NEW in model.keys and (made := seen.keys.keys() - model.keys.keys()):
                 model.keys[made.pop()] = model.keys.pop(NEW)
-        sights = [foreseen(model, ciphertexts) for model in possible]
-        found = "\nor ".join(differences(seen, one) for one in sights)
-        assert seen in sights, f"after a kill there is, and should be: {found}"
-        self.model = possible[sights.index(seen)]
+        told = told_by(self.host)
+        fitting = [model for model in possible if (foreseen(model, ciphertexts), model.told) == (seen, told)]
+        assert fitting, "behind a kill there is, and should be: " + "\nor ".join(
+            f"{differences(seen, foreseen(model, ciphertexts))}; {told} and {model.told}" for model in possible
+        )
+        self.model = fitting[0]
 
-    def _unseal(self, model: Model) -> None:
-        """Have a model go through a start, in which the keys are away and come back."""
-        model.seal()
-        model.unseal(self.host.times)
+    def _happen_at_start(self, model: Model) -> Iterator[None]:
+        return model.start(self.host.times)
 
-    def _start_and_see(self, ciphertexts: Sequence[Ciphertext]) -> Sight:
-        while True:
-            self._start()
-            with contextlib.suppress(KilledError):
-                return see(self.host, ciphertexts)
+    def _newest(self) -> list[Ciphertext]:
+        """Return the last ciphertext of each version of a key's material."""
+        return list({(one.key, one.version): one for one in self.model.ciphertexts}.values())
+
+
+def stages(model: Model, happen: Happenings) -> list[Model]:
+    """Return a model as it is, and behind each of the things that happen."""
+    model = model.copy()
+    return [model.copy(), *(model.copy() for _ in happen(model))]
