@@ -139,6 +139,7 @@ def test_what_was_delivered_is_kept_and_nothing_else() -> None:
 
 def test_a_signal_waits_for_what_is_being_delivered() -> None:
     """So that it is not told again after a stop."""
+    before = signal.getsignal(signal.SIGTERM)
     kept: list[int] = []
     with (
         Delivery([lambda *_: signal.raise_signal(signal.SIGTERM)], kept.append) as delivery,
@@ -149,7 +150,7 @@ def test_a_signal_waits_for_what_is_being_delivered() -> None:
 
     assert ended.value.code == 0
     assert kept == [3, 4]
-    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 @pytest.fixture

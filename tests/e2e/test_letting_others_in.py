@@ -90,7 +90,7 @@ def test_who_is_refused_learns_why_and_what_would_help_and_that_does(shared: Dev
 def test_nobody_learns_of_another_ones_refusals(shared: DevDaemon) -> None:
     """Neither by the request's id nor by asking as somebody else."""
     kms(shared, "key", "create", "--alias", "alias/mine")
-    refused = as_user(STRANGER, STRANGER, lambda: kms(shared, "key", "show", "alias/mine"))
+    refused = as_user(STRANGER, STRANGER, lambda: kms(shared, "key", "describe", "alias/mine"))
     found = re.search("kms why ([0-9a-f]{8})", refused)
     assert found is not None
 
