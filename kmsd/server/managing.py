@@ -36,7 +36,7 @@ class Managing:
             store=store, changes=changes, rotation=custody.rotation, latest_ms=custody.calendar.latest_ms
         )
         self._deletion = key_deletion.KeyDeletion(
-            changes=changes, versions=custody.versions, latest_ms=custody.calendar.latest_ms
+            changes=changes, versions=custody.versions, timekeeping=custody.timekeeping
         )
         self._aliases = aliases.Aliases(
             store=store, records=custody.records, default_keys=default_keys, arns=arns, clock=foundation.clock

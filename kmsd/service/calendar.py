@@ -4,13 +4,15 @@ Anybody who may set the clock of a host could otherwise have all keys destroyed 
 are set by accident: an empty battery, a wrong time server, a machine that wakes up in another year. What counts here is
 how long the host has been up, which nobody can set; the clock only counts where it agrees with that.
 
-1. `certain` goes on with CLOCK_BOOTTIME, which counts also while the host is suspended. It follows the clock as long as
-   that is at most an hour ahead, so that drift and the steps of time services never add up to doubt.
-2. For how long a host was off, nobody but its clock can tell. So after a reboot the clock may run ahead by 31 days, at
-   once or later, in one jump or in several: hosts without a battery begin with the time of their last stop, and learn
-   the right one from the network. What they have not used of it is `slack`.
-3. Any other clock is in doubt: `AHEAD`, or `BEHIND` by more than an hour. Doubt is over when the clock agrees again, or
-   when an administrator confirms it.
+1. `certain` goes on with CLOCK_BOOTTIME, which counts also while the host is suspended. It follows the clock for as
+   much as that may run ahead, which is `slack`: an hour, of which 24 seconds come back each hour. So drift and the
+   steps of time services never add up to doubt, and many small steps bring nothing forward that a large one would not.
+2. For how long a host was off, nobody but its clock can tell. So after a reboot slack is 31 days, to be used at once or
+   later, in one jump or in several: hosts without a battery begin with the time of their last stop, and learn the right
+   one from the network. What is left of that when the host has been up for two days is taken back; and so it is when a
+   deletion is scheduled, whose window no clock that is set afterwards may jump over.
+3. Any other clock that is more than an hour off is in doubt: `AHEAD`, or `BEHIND`. Doubt is over when the clock agrees
+   again, or when an administrator confirms it.
 4. Things fall due by the earlier of clock and certain time, and dates are counted from the later of the two. So a clock
    that is wrong makes things late, and never early.
 5. A clock from before this program was written was never set. The first one that is later is believed; until then no
@@ -31,6 +33,10 @@ from kmsd.service.key_dates import DAY_MS
 TOLERANCE_MS = 3600 * 1000
 # A host that was off for longer was put away, or is a backup of long ago: somebody can say that its clock is right.
 MAX_OFF_MS = 31 * DAY_MS
+# A host that has not found a time service by then has none.
+LEARNS_WITHIN_MS = 2 * DAY_MS
+# One of so many milliseconds of uptime comes back of what was used: ten minutes a day, more than the worst clock gains.
+REFILL = 150
 EARLIEST_MS = int(dt.datetime(2026, 1, 1, tzinfo=dt.UTC).timestamp()) * 1000
 # Of a clock that was never set: by how much it runs ahead once it is says nothing. Some 285,000 years.
 UNLIMITED_MS = 2**53
@@ -59,6 +65,8 @@ class Calendar:
         self._certain_ms = 0
         self._uptime_ms = 0
         self._slack_ms = 0
+        # Up to which uptime what was used has come back.
+        self._refilled_ms = 0
 
     @property
     def begun(self) -> bool:
@@ -70,13 +78,16 @@ class Calendar:
         if kept is None:
             self._uptime_ms = self._up_ms()
             self._certain_ms = max(self.clock_ms(), EARLIEST_MS)
-            self._slack_ms = UNLIMITED_MS if self.clock_ms() < EARLIEST_MS else 0
+            self._slack_ms = UNLIMITED_MS if self.clock_ms() < EARLIEST_MS else TOLERANCE_MS
         elif kept.boot_id == self._boot_id:
-            self._certain_ms, self._uptime_ms, self._slack_ms = kept.certain_ms, kept.uptime_ms, kept.slack_ms
+            self._certain_ms, self._slack_ms = kept.certain_ms, kept.slack_ms
+            # A virtual machine that was set back to a snapshot has been up for less than before.
+            self._uptime_ms = min(kept.uptime_ms, self._up_ms())
         else:
             # How much of this boot's uptime has passed since is not known either: a container has that of its host.
             self._certain_ms, self._uptime_ms = kept.certain_ms, self._up_ms()
             self._slack_ms = max(MAX_OFF_MS, kept.slack_ms)
+        self._refilled_ms = self._uptime_ms
         self._begun = True
         self.look()
 
@@ -84,17 +95,32 @@ class Calendar:
         """Go on to this moment, and tell whether the clock is believed."""
         if not self._begun:
             return ClockState.TRUSTED
-        up_ms, clock_ms = self._up_ms(), self.clock_ms()
+        up_ms = self._up_ms()
         self._certain_ms += max(0, up_ms - self._uptime_ms)
         self._uptime_ms = max(up_ms, self._uptime_ms)
-        ahead_ms = clock_ms - self._certain_ms
+        self._refill()
+        state = self._follow(self.clock_ms() - self._certain_ms)
+        if self._uptime_ms > LEARNS_WITHIN_MS and self._slack_ms != UNLIMITED_MS:
+            self._slack_ms = min(self._slack_ms, TOLERANCE_MS)
+        return state
+
+    def _refill(self) -> None:
+        came_back = (self._uptime_ms - self._refilled_ms) // REFILL
+        self._refilled_ms += came_back * REFILL
+        if self._slack_ms < TOLERANCE_MS:
+            self._slack_ms = min(self._slack_ms + came_back, TOLERANCE_MS)
+
+    def _follow(self, ahead_ms: int) -> ClockState:
+        """Let the certain time follow the clock, which is ahead of it by this, as far as that may be."""
         if ahead_ms > 0 and self._slack_ms == UNLIMITED_MS:
-            self._slack_ms = 0
-        elif TOLERANCE_MS < ahead_ms <= self._slack_ms:
-            self._slack_ms -= ahead_ms
-        elif ahead_ms > TOLERANCE_MS:
+            self._certain_ms += ahead_ms
+            self._slack_ms = TOLERANCE_MS
+        elif ahead_ms > max(self._slack_ms, TOLERANCE_MS):
             return ClockState.AHEAD
-        self._certain_ms = max(clock_ms, self._certain_ms)
+        elif ahead_ms > 0:
+            followed_ms = min(ahead_ms, self._slack_ms)
+            self._certain_ms += followed_ms
+            self._slack_ms -= followed_ms
         return ClockState.BEHIND if ahead_ms < -TOLERANCE_MS else ClockState.TRUSTED
 
     def certain_ms(self) -> int:
@@ -120,6 +146,12 @@ class Calendar:
             )
         return max(self._certain_ms, self.clock_ms())
 
+    def promised_ms(self) -> int:
+        """Return the latest time, and let no clock jump over what is counted from it."""
+        latest_ms = self.latest_ms()
+        self._slack_ms = min(self._slack_ms, TOLERANCE_MS)
+        return latest_ms
+
     def clock_ms(self) -> int:
         """Return what the host's clock says."""
         return int(self._clock() * 1000)
@@ -131,7 +163,7 @@ class Calendar:
 
     def confirmed(self) -> Reckoning:
         """Return what is to be kept, and begun with, when the clock's time is taken for certain."""
-        return Reckoning(self.clock_ms(), self._boot_id, self._up_ms(), 0)
+        return Reckoning(self.clock_ms(), self._boot_id, self._up_ms(), TOLERANCE_MS)
 
     def _up_ms(self) -> int:
         return int(self._uptime() * 1000)

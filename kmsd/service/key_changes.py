@@ -22,8 +22,10 @@ class KeyChanges:
         self._store = store
         self._records = records
 
-    async def make(self, call: Call, key: KeyRecord, **members: Any) -> None:
+    async def make(self, call: Call, key: KeyRecord, *also: Change, **members: Any) -> None:
         """Give members of the row that `call` was authorized against new values; nothing happens if they have them.
+
+        `also` is committed with that.
 
         Raises UnsupportedOperationError for a key that kmsd manages, and ConflictError if somebody else changed the
         row since it was read.
@@ -32,7 +34,7 @@ class KeyChanges:
         if all(getattr(key.row, name) == value for name, value in members.items()):
             return
         row = dated(msgspec.structs.replace(key.row, version=key.row.version + 1, **members))
-        await self.commit(call, key, [Replace(row)])
+        await self.commit(call, key, [Replace(row), *also])
 
     async def commit(self, call: Call, key: KeyRecord, changes: Sequence[Change]) -> None:
         """Commit changes of a key; raises ConflictError if somebody else changed one of the rows since it was read."""

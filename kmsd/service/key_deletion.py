@@ -14,6 +14,7 @@ from kmsd.service.call import Call
 from kmsd.service.key_changes import KeyChanges
 from kmsd.service.key_dates import DAY_MS
 from kmsd.service.records import KeyRecord
+from kmsd.service.timekeeping import Timekeeping
 
 # AWS KMS: the days that may lie between asking for a key's deletion and its destruction.
 _SHORTEST_WINDOW_DAYS = 7
@@ -21,12 +22,12 @@ _LONGEST_WINDOW_DAYS = 30
 
 
 class KeyDeletion:
-    """Handlers of deletion; `latest_ms` gives the time in milliseconds from which dates in the future are counted."""
+    """Handlers of deletion."""
 
-    def __init__(self, *, changes: KeyChanges, versions: Versions, latest_ms: Callable[[], int]) -> None:
+    def __init__(self, *, changes: KeyChanges, versions: Versions, timekeeping: Timekeeping) -> None:
         self._changes = changes
         self._versions = versions
-        self._latest_ms = latest_ms
+        self._timekeeping = timekeeping
 
     async def schedule(
         self, call: Call, request: api.ScheduleKeyDeletionRequest, key: KeyRecord
@@ -37,19 +38,21 @@ class KeyDeletion:
             raise ValidationError(
                 f"PendingWindowInDays is {days}: it may be {_SHORTEST_WINDOW_DAYS} to {_LONGEST_WINDOW_DAYS}"
             )
-        deletion_ms = self._latest_ms() + days * DAY_MS
-        try:
-            await self._changes.make(
-                call,
-                key,
-                key_state=KeyState.PENDING_DELETION,
-                deletion_ms=deletion_ms,
-                pending_window_days=days,
-                deletion_warned=False,
-            )
-        finally:
-            # Also when it failed, as it may have happened: a key that may still be used is unwrapped again.
-            self._versions.forget(key.key_id)
+        async with self._timekeeping.promise() as (now_ms, also):
+            deletion_ms = now_ms + days * DAY_MS
+            try:
+                await self._changes.make(
+                    call,
+                    key,
+                    *also,
+                    key_state=KeyState.PENDING_DELETION,
+                    deletion_ms=deletion_ms,
+                    pending_window_days=days,
+                    deletion_warned=False,
+                )
+            finally:
+                # Also when it failed, as it may have happened: a key that may still be used is unwrapped again.
+                self._versions.forget(key.key_id)
         return api.ScheduleKeyDeletionResponse(
             key_id=key.arn,
             deletion_date=moment(deletion_ms),

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import contextlib
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import msgspec
@@ -14,7 +15,7 @@ from kmsd.api.errors import ConflictError, ValidationError
 from kmsd.api.operation import Operation
 from kmsd.audit.writer import Trail
 from kmsd.logs import Logger
-from kmsd.service.calendar import Calendar, Reckoning, moment
+from kmsd.service.calendar import TOLERANCE_MS, Calendar, Reckoning, moment
 from kmsd.service.call import Call
 from kmsd.service.telling import told
 from kmsd.service.unsealing import system_record
@@ -23,6 +24,8 @@ from kmsd.store.rows import HousekeepingRow
 
 # What a kill makes uncertain: within a boot nothing, over a reboot so much of the time that has passed.
 _KEPT_MS = 3600 * 1000
+# Or so much of what the clock moved it by, which is kept at once.
+_MOVED_MS = 1000
 # An administrator reads the time, thinks, and confirms it.
 _CONFIRMED_WITHIN_MS = 60 * 1000
 # What GetClock counts at most.
@@ -74,7 +77,10 @@ class Timekeeping:
 
     def _is_old(self, now: Reckoning) -> bool:
         kept = self._kept
-        return kept is None or kept.boot_id != now.boot_id or now.certain_ms - kept.certain_ms >= _KEPT_MS
+        if kept is None or kept.boot_id != now.boot_id or now.certain_ms - kept.certain_ms >= _KEPT_MS:
+            return True
+        moved_ms = now.certain_ms - kept.certain_ms - (now.uptime_ms - kept.uptime_ms)
+        return moved_ms >= _MOVED_MS or now.slack_ms <= TOLERANCE_MS < kept.slack_ms
 
     def _tell(self, state: ClockState) -> None:
         clock, certain = self._calendar.clock_ms(), self._calendar.reckoned_ms()
@@ -90,6 +96,20 @@ class Timekeeping:
         members = {**reckoning._asdict(), "doubt": doubt}
         await keep(self._store, mutation_id, members)
         self._kept, self._kept_doubt, self._told_doubt = reckoning, doubt, doubt
+
+    @contextlib.asynccontextmanager
+    async def promise(self) -> AsyncIterator[tuple[int, list[Change]]]:
+        """Give the time from which a window is counted, and what is to be committed with what promises it.
+
+        Raises a KmsError.
+        """
+        async with self._turn:
+            now_ms, kept = self._calendar.promised_ms(), self._kept
+            changes = []
+            if self._calendar.begun and (kept is None or kept.slack_ms > TOLERANCE_MS):
+                with told():
+                    changes = [_change(await self._store.housekeeping(), self._calendar.reckoning()._asdict())]
+            yield now_ms, changes
 
     async def get(self, call: Call, request: api.GetClockRequest) -> api.GetClockResponse:  # noqa: ARG002 - handlers share one form
         """Tell what the clock says, whether it is believed, and how many keys wait for that."""

@@ -7,8 +7,10 @@ from typing import NamedTuple
 
 HOUR = 3600 * 1000
 DAY = 24 * HOUR
-# For so long a host may have been off without anybody having to say so.
-MOST_OFF = 31 * DAY
+# For so long a host may have been off without anybody having to say so, and so long its clock has to show that.
+MOST_OFF, MOST_LEARNING = 31 * DAY, 2 * DAY
+# Of an hour so much comes back each hour.
+COMES_BACK = 24 * 1000
 
 
 class Times(NamedTuple):
@@ -23,30 +25,39 @@ class Times(NamedTuple):
 class Clock:
     """How long the host is up is certain; its wall clock counts where it agrees with that.
 
-    It may run ahead by an hour at a time, and after the host was off by 31 days in all, for how long that was nobody
-    else knows. Until an administrator confirms it, any other clock makes nothing fall due.
+    It may run ahead by an hour, of which a little comes back each hour, and after the host was off by 31 days in all,
+    for how long that was nobody else knows; until that was learnt, or a deletion is scheduled. Until an administrator
+    confirms it, any other clock makes nothing fall due.
     """
 
     times: Times
     certain: int
-    allowance: int = 0
+    allowance: int = HOUR
 
     def look(self, times: Times) -> None:
         """Go on to these times."""
         before, self.times = self.times, times
         if times.boot != before.boot:
             self.allowance = MOST_OFF
-        self.certain += times.uptime - before.uptime if times.boot == before.boot else 0
+        passed = times.uptime - before.uptime if times.boot == before.boot else 0
+        self.certain += passed
+        if self.allowance < HOUR:
+            self.allowance = min(HOUR, self.allowance + passed * COMES_BACK // HOUR)
         lead = times.wall - self.certain
-        if HOUR < lead <= self.allowance:
-            self.allowance -= lead
-        elif lead > HOUR:
-            return
-        self.certain = max(self.certain, times.wall)
+        if 0 < lead <= max(HOUR, self.allowance):
+            followed = min(lead, self.allowance)
+            self.certain += followed
+            self.allowance -= followed
+        if times.uptime > MOST_LEARNING:
+            self.promise()
+
+    def promise(self) -> None:
+        """Let no clock jump over what is scheduled now."""
+        self.allowance = min(HOUR, self.allowance)
 
     def confirm(self) -> None:
         """Take the wall clock's time for certain."""
-        self.certain, self.allowance = self.times.wall, 0
+        self.certain, self.allowance = self.times.wall, HOUR
 
     @property
     def state(self) -> str:

@@ -171,6 +171,7 @@ class Model:
         if not 7 <= days <= 30:
             raise RefusedError("ValidationException")
         key.state, key.deletion, key.warned = PENDING, self.clock.latest + days * DAY, False
+        self.clock.promise()
         self.told["ScheduleKeyDeletion"] += 1
 
     def cancel_deletion(self, name: str) -> None:

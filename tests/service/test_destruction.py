@@ -17,6 +17,7 @@ from kmsd.api.rotation import ROTATE_KEY_ON_DEMAND, RotateKeyOnDemandRequest
 from kmsd.api.symmetric import ENCRYPT, EncryptRequest
 from kmsd.audit.record import Kind
 from kmsd.service import destruction as destruction_module
+from kmsd.service.calendar import TOLERANCE_MS
 from kmsd.service.key_dates import DAY_MS, WARNING_MS
 from kmsd.service.seal import CONFIGURED
 from kmsd.service.settling import Settling
@@ -386,3 +387,29 @@ async def test_a_clock_that_jumps_destroys_nothing(service: Embedded) -> None:
     await confirm_clock(service)
     await service.housekeeping.look()
     assert told(service, "DeleteKey")[-1] == ("DeleteKey", id_of(second))
+
+
+async def test_no_clock_jumps_over_a_window_that_was_promised(open_service: OpenService) -> None:
+    """A host boots with a clock that is behind, and learns the time when a deletion was scheduled."""
+    service = await open_service()
+    arn, host = await service.make_key(), service.time
+    directory = service.directory
+    await service.close()
+    host.boot(0.0)
+    service = await Embedded.open(directory, initialize=False, host_time=host)
+    await service.unsealing.unseal(CONFIGURED, lambda: None)
+    await service.minutes.again()
+    await schedule(service, arn, 7)
+    row = await service.store.housekeeping()
+    assert row is not None
+    assert row.slack_ms == TOLERANCE_MS, "it was committed together"
+
+    host.step(20 * DAY)
+    await service.housekeeping.look()
+
+    assert told(service, "DeleteKey") == []
+    assert told(service, "ClockInDoubt") == [("ClockInDoubt", "")]
+    host.let_pass(7 * DAY)
+    await service.housekeeping.look()
+    assert told(service, "DeleteKey") == [("DeleteKey", id_of(arn))]
+    await service.close()

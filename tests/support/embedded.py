@@ -721,9 +721,7 @@ class Embedded:
                 ),
                 **bind(
                     key_deletion.HANDLERS,
-                    key_deletion.KeyDeletion(
-                        changes=changes, versions=self.versions, latest_ms=self.calendar.latest_ms
-                    ),
+                    key_deletion.KeyDeletion(changes=changes, versions=self.versions, timekeeping=self.timekeeping),
                 ),
                 **bind(
                     aliases.HANDLERS,
