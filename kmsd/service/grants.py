@@ -40,7 +40,7 @@ from kmsd.service.grant_tokens import NONCE_BYTES, grant_id_in, make_token
 from kmsd.service.granting import grant_of, pages, still_stands
 from kmsd.service.identifiers import Arns
 from kmsd.service.loading import loaded
-from kmsd.service.pagination import after, cut
+from kmsd.service.pagination import Page, after, cut
 from kmsd.service.records import KeyRecord, KeyRecords
 from kmsd.store.base import Delete, Expect, Insert, RowChangedError, Store
 from kmsd.store.rows import GrantRow
@@ -185,7 +185,7 @@ class Grants:
         rows = await self._store.grants(
             key.key_id, grantee=grantee, after=after(request.marker), limit=request.limit + 1
         )
-        return self._page(rows, request.limit)
+        return self._listed(*cut(rows, request.limit, lambda row: row.grant_id))
 
     async def list_retirable(self, call: Call, request: api.ListRetirableGrantsRequest) -> api.ListGrantsResponse:
         """List the grants that the caller may retire; administrators may ask for other principals', too."""
@@ -195,10 +195,13 @@ class Grants:
             why = "because only administrators may list what others can retire"
             raise refusal(call.caller, call.operation.action, "*", why, DEFAULT_DENY)
         rows = await self._store.retirable_grants(retiring, after=after(request.marker), limit=request.limit + 1)
-        return self._page(rows, request.limit)
+        shown, page = cut(rows, request.limit, lambda row: row.grant_id)
+        if not call.caller.administrator:
+            # Who has the id of an account that is gone learns nothing of what was its business.
+            shown = [row for row in shown if await still_stands(row.retiring_text, row.retiring, self._directory)]
+        return self._listed(shown, page)
 
-    def _page(self, rows: Sequence[GrantRow], limit: int) -> api.ListGrantsResponse:
-        shown, page = cut(rows, limit, lambda row: row.grant_id)
+    def _listed(self, shown: Sequence[GrantRow], page: Page) -> api.ListGrantsResponse:
         entries = [self._entry(row) for row in shown]
         return api.ListGrantsResponse(grants=entries, next_marker=page.next_marker, truncated=page.truncated)
 

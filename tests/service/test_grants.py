@@ -329,6 +329,21 @@ async def test_one_s_own_retirable_grants_are_listed(service: Embedded) -> None:
         await service.ask(ALICE, LIST_RETIRABLE_GRANTS, request)
 
 
+async def test_retirable_grants_of_an_account_that_was_made_anew_are_not_shown(service: Embedded) -> None:
+    """Neither to who has the old id nor to who has the name; administrators see them still."""
+    arn = await service.make_key()
+    made = await grant(service, arn, "uid:4000", retiring_principal="user:bob")
+    service.names.users = {"root": 0, "alice": 1000, "eve": 1001, "bob": 1077}
+    eve, another = person(1001, user="eve", gid=1001), person(1077, user="bob", gid=1077)
+    request = ListRetirableGrantsRequest(retiring_principal="uid:1001")
+
+    assert (await service.ask(eve, LIST_RETIRABLE_GRANTS, request)).grants == []
+    by_name = ListRetirableGrantsRequest(retiring_principal="user:bob")
+    assert (await service.ask(another, LIST_RETIRABLE_GRANTS, by_name)).grants == []
+    [entry] = (await service.ask(ROOT, LIST_RETIRABLE_GRANTS, request)).grants
+    assert entry.grant_id == made.grant_id
+
+
 async def test_a_revoked_grant_permits_nothing(service: Embedded) -> None:
     """From the next request on. Whoever revokes needs the permission; the grantee has none."""
     arn = await service.make_key()
