@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import socket
+from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import Protocol
 
@@ -50,6 +51,8 @@ class Lookups:
         self._numbers = itertools.count()
         self._decoder = msgspec.msgpack.Decoder(Answer)
         self._under_way: dict[int, asyncio.Future[Found]] = {}
+        # Questions that the socket had no room for, by their numbers: a few hundred fill it.
+        self._unsent: deque[tuple[int, bytes]] = deque()
         # How many questions were not answered in time since the child last answered one.
         self._late_in_a_row = 0
 
@@ -75,21 +78,34 @@ class Lookups:
             raise NameServiceError("too much is being looked up")
         loop = asyncio.get_running_loop()
         number = next(self._numbers)
-        try:
-            channel.send(msgspec.msgpack.encode(Question(number, kind, subject)))
-        except BlockingIOError:
-            raise NameServiceError("too much is being looked up") from None
-        except OSError:
-            self._replace(0)
-            raise NameServiceError("the process for look-ups has ended") from None
         answer: asyncio.Future[Found] = loop.create_future()
         self._under_way[number] = answer
         deadline = loop.call_later(_DEADLINE_SECONDS, self._late, number)
+        self._unsent.append((number, msgspec.msgpack.encode(Question(number, kind, subject))))
+        if len(self._unsent) == 1:
+            self._send(channel)
         try:
             return await answer
         finally:
             deadline.cancel()
             self._under_way.pop(number, None)
+
+    def _send(self, channel: socket.socket) -> None:
+        """Send what waits, and what the socket has no room for when it has."""
+        loop = asyncio.get_running_loop()
+        while self._unsent:
+            number, question = self._unsent[0]
+            try:
+                if number in self._under_way:  # else nobody waits for it any more
+                    channel.send(question)
+            except BlockingIOError:
+                loop.add_writer(channel, self._send, channel)
+                return
+            except OSError:
+                self._replace(0)
+                return
+            self._unsent.popleft()
+        loop.remove_writer(channel)
 
     def _read(self, channel: socket.socket) -> None:
         while channel is self._channel:
@@ -121,12 +137,15 @@ class Lookups:
     def _end(self) -> None:
         channel, self._channel = self._channel, None
         if channel is not None:
-            asyncio.get_running_loop().remove_reader(channel)
+            loop = asyncio.get_running_loop()
+            loop.remove_reader(channel)
+            loop.remove_writer(channel)
             channel.close()
         for waiting in self._under_way.values():
             if not waiting.done():
                 waiting.set_exception(NameServiceError("the name service does not answer"))
         self._under_way.clear()
+        self._unsent.clear()
 
     async def _start_anew(self, rest_seconds: float) -> None:
         while True:

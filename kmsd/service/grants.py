@@ -13,6 +13,7 @@ import re
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
+from weakref import WeakValueDictionary
 
 import msgspec
 
@@ -39,9 +40,9 @@ from kmsd.service.grant_tokens import NONCE_BYTES, grant_id_in, make_token
 from kmsd.service.granting import grant_of, pages, still_stands
 from kmsd.service.identifiers import Arns
 from kmsd.service.loading import loaded
-from kmsd.service.pagination import after, cut
+from kmsd.service.pagination import Page, after, cut
 from kmsd.service.records import KeyRecord, KeyRecords
-from kmsd.store.base import Delete, Insert, RowChangedError, Store
+from kmsd.store.base import Delete, Expect, Insert, RowChangedError, Store
 from kmsd.store.rows import GrantRow
 
 # AWS KMS quota: grants of one key.
@@ -73,33 +74,50 @@ class Grants:
         self._directory = directory
         self._clock = clock
         self._random = random
-        # Held from counting to committing, so that who asks for many at once gets no more, and while grants go, so
-        # that none is made under one that is gone.
-        self._changing = asyncio.Lock()
+        # By key: held from authorizing to committing, so that who asks for many at once gets no more. Looking through
+        # 50,000 grants takes seconds, so neither other keys wait for it nor whoever takes a grant away.
+        self._making: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     async def create(self, call: Call, request: api.CreateGrantRequest, key: KeyRecord) -> api.CreateGrantResponse:
         """Make a grant, or find the one that was made by this name and is the same in everything else."""
         if key.row.key_manager == KeyManager.AWS:
             raise UnsupportedOperationError(f"{key.arn} is managed by kmsd and for its owner only")
         row = await self._row(call, request, key)
-        async with self._changing:
-            # Others may have waited here first, and whoever was let may have lost that meanwhile.
-            key = await self._records.fetch(key.key_id, call.operation.key_access)
-            await loaded(partial(call.use, key))
-            row = await self._under(call, key, row)
-            made = await self._made_before(row)
-            if made is None and await self._store.count_grants(key.key_id) >= GRANTS_PER_KEY:
-                raise LimitExceededError(f"{key.arn} has {GRANTS_PER_KEY} grants, which is the limit")
-            call.end_dry_run(dry_run=request.dry_run)
-            if made is None:
-                try:
-                    await self._store.commit(call.request_id, [Insert(row)])
-                finally:
-                    # Also when it failed: a commit that could not be synced may have happened.
-                    self._records.forget(key.key_id)
-        grant_id = row.grant_id if made is None else made.grant_id
+        making = self._making.setdefault(key.key_id, asyncio.Lock())
+        async with making:
+            grant_id = None
+            while grant_id is None:
+                grant_id = await self._make(call, request, row)
         token = make_token(grant_id, self._random(NONCE_BYTES))
         return api.CreateGrantResponse(grant_token=token, grant_id=grant_id)
+
+    async def _make(self, call: Call, request: api.CreateGrantRequest, row: GrantRow) -> str | None:
+        """Return the id of the grant, made or found.
+
+        None if meanwhile somebody changed the key or the grant by which the caller may make others: nothing was done,
+        and whether he still may has to be decided again.
+        """
+        # Others may have waited for their turn first, and whoever was let may have lost that meanwhile.
+        key = await self._records.fetch(row.key_id, call.operation.key_access)
+        await loaded(partial(call.use, key))
+        parent = await self._parent(call, key, row)
+        row = msgspec.structs.replace(row, parent="" if parent is None else parent.grant_id)
+        if (made := await self._made_before(row)) is None and (
+            await self._store.count_grants(key.key_id) >= GRANTS_PER_KEY
+        ):
+            raise LimitExceededError(f"{key.arn} has {GRANTS_PER_KEY} grants, which is the limit")
+        call.end_dry_run(dry_run=request.dry_run)
+        if made is not None:
+            return made.grant_id
+        expected = [Expect(one) for one in (key.row, parent) if one is not None]
+        try:
+            await self._store.commit(call.request_id, [*expected, Insert(row)])
+        except RowChangedError:
+            return None
+        finally:
+            # Also when it failed: a commit that could not be synced may have happened.
+            self._records.forget(key.key_id)
+        return row.grant_id
 
     async def _row(self, call: Call, request: api.CreateGrantRequest, key: KeyRecord) -> GrantRow:
         grantee = await self._principal(request.grantee_principal)
@@ -129,14 +147,14 @@ class Grants:
         except ValueError as error:
             raise ValidationError(str(error)) from None
 
-    async def _under(self, call: Call, key: KeyRecord, row: GrantRow) -> GrantRow:
-        """Return the new grant with its parent, if the caller may make it by a grant only.
+    async def _parent(self, call: Call, key: KeyRecord, row: GrantRow) -> GrantRow | None:
+        """Return the grant by which the caller may make a new one, None if policies let him.
 
         Who may by a policy may grant every operation, also what he may not do himself; who may by a grant, nothing that
         this grant does not permit.
         """
         if call.permits_without_grants(key):
-            return row
+            return None
         wanted = grant_of(row)
         async for page in pages(self._store, key.key_id, call.caller.grantees):
             for parent in page:
@@ -145,7 +163,7 @@ class Grants:
                     and await still_stands(parent.grantee_text, parent.grantee, self._directory)
                     and grant_of(parent).covers(wanted)
                 ):
-                    return msgspec.structs.replace(row, parent=parent.grant_id)
+                    return parent
         call.decision = DEFAULT_DENY
         why = "because no grant that lets the caller create grants permits all that the new one would"
         raise refusal(call.caller, call.operation.action, key.arn, why, DEFAULT_DENY)
@@ -167,7 +185,7 @@ class Grants:
         rows = await self._store.grants(
             key.key_id, grantee=grantee, after=after(request.marker), limit=request.limit + 1
         )
-        return self._page(rows, request.limit)
+        return self._listed(*cut(rows, request.limit, lambda row: row.grant_id))
 
     async def list_retirable(self, call: Call, request: api.ListRetirableGrantsRequest) -> api.ListGrantsResponse:
         """List the grants that the caller may retire; administrators may ask for other principals', too."""
@@ -177,10 +195,13 @@ class Grants:
             why = "because only administrators may list what others can retire"
             raise refusal(call.caller, call.operation.action, "*", why, DEFAULT_DENY)
         rows = await self._store.retirable_grants(retiring, after=after(request.marker), limit=request.limit + 1)
-        return self._page(rows, request.limit)
+        shown, page = cut(rows, request.limit, lambda row: row.grant_id)
+        if not call.caller.administrator:
+            # Who has the id of an account that is gone learns nothing of what was its business.
+            shown = [row for row in shown if await still_stands(row.retiring_text, row.retiring, self._directory)]
+        return self._listed(shown, page)
 
-    def _page(self, rows: Sequence[GrantRow], limit: int) -> api.ListGrantsResponse:
-        shown, page = cut(rows, limit, lambda row: row.grant_id)
+    def _listed(self, shown: Sequence[GrantRow], page: Page) -> api.ListGrantsResponse:
         entries = [self._entry(row) for row in shown]
         return api.ListGrantsResponse(grants=entries, next_marker=page.next_marker, truncated=page.truncated)
 
@@ -243,14 +264,13 @@ class Grants:
         return row
 
     async def _delete(self, call: Call, row: GrantRow) -> None:
-        async with self._changing:
-            try:
-                await self._store.commit(call.request_id, [Delete(row)])
-            except RowChangedError:
-                raise _no_such_grant(row.key_id, row.grant_id) from None  # another request was faster
-            finally:
-                # Also when it failed: a commit that could not be synced may have happened.
-                self._records.forget(row.key_id)
+        try:
+            await self._store.commit(call.request_id, [Delete(row)])
+        except RowChangedError:
+            raise _no_such_grant(row.key_id, row.grant_id) from None  # another request was faster
+        finally:
+            # Also when it failed: a commit that could not be synced may have happened.
+            self._records.forget(row.key_id)
 
 
 class _Retirable:

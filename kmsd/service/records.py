@@ -20,6 +20,9 @@ from kmsd.service.uses import KeyUses
 from kmsd.store.base import Store
 from kmsd.store.rows import KeyRow
 
+# How long a key's policy is used with names that could not be looked up, and so allow nobody anything.
+NAMES_MISSED_SECONDS = 1.0
+
 # AWS KMS quota: aliases of one key.
 ALIASES_PER_KEY = 50
 
@@ -153,13 +156,15 @@ class KeyRecords:
         return alias.key_id
 
     async def _compile(self, row: KeyRow, aliases: tuple[str, ...], use: KeyUse) -> KeyRecord:
+        trusted_seconds = NAMES_TRUSTED_SECONDS
         try:
             names = await self._directory.known(row.policy_principals)
         except NameServiceError:
             # Then nobody is allowed anything by name, and everybody whom a name may mean is denied.
             names = Snapshot({}, {})
+            trusted_seconds = NAMES_MISSED_SECONDS
         policy = parse_policy(row.policy, account=self._arns.account, names=names, resolved=row.policy_principals)
-        expires = self._clock() + NAMES_TRUSTED_SECONDS if policy.principals else math.inf
+        expires = self._clock() + trusted_seconds if policy.principals else math.inf
         return KeyRecord(
             row,
             self._arns.key(row.key_id),

@@ -45,7 +45,13 @@ class Delete(msgspec.Struct, frozen=True):
     row: Row
 
 
-Change = Insert | Replace | Delete
+class Expect(msgspec.Struct, frozen=True):
+    """Leave a row as it is, whose stored version has to be this one's for the other changes to be made."""
+
+    row: Row
+
+
+Change = Insert | Replace | Delete | Expect
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from kmsd.store.base import Change, Delete, Insert, Replace
+from kmsd.store.base import Change, Delete, Expect, Insert, Replace
 from kmsd.store.database import Query, Step
 from kmsd.store.kinds import KeyValues, Kind, kind_of, written
 from kmsd.store.places import PLACES
@@ -40,9 +40,11 @@ class Draft:
             self._places[kind.table, kind.key_of(row)] = PLACES[kind.table].of(columns)
 
     def change(self, change: Change, *, number: int | None = None) -> None:
-        """Make, replace or delete a row; a new one of a numbered kind has a number."""
+        """Make, replace, delete or expect a row; a new one of a numbered kind has a number."""
         record = self._record(change.row, number)
         self.steps.append(_step(change, record))
+        if isinstance(change, Expect):
+            return
         table, key = record.kind.table, record.key
         before = self._places.pop((table, key), None)
         if before is not None:
@@ -81,3 +83,6 @@ def _step(change: Change, record: Record[Any]) -> Step:
         case Delete():
             this["this_version"] = record.version
             return Step(statements.delete, this, *named, must_match=True)
+        case Expect():
+            this["this_version"] = record.version
+            return Step(statements.expect, this, *named, must_match=True)

@@ -110,6 +110,8 @@ class Statements(Generic[RowT]):
         self.insert = table.insert().values({name: sa.bindparam(name) for name in (*number, *names)})
         self.replace = table.update().where(is_this, has_version).values({name: sa.bindparam(name) for name in names})
         self.delete = table.delete().where(is_this, has_version)
+        # Changes nothing, and tells like the others whether the row was found.
+        self.expect = table.update().where(is_this, has_version).values(version=table.c.version)
         self.forget = table.delete().where(is_this)
 
     def this(self, *key: str | int) -> dict[str, Any]:

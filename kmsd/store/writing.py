@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from kmsd.api.errors import IntegrityError, SealedError
-from kmsd.store.base import Change, Insert, Replace, StateReport, StoreUnavailableError
+from kmsd.store.base import Change, Delete, Insert, Replace, StateReport, StoreUnavailableError
 from kmsd.store.database import Database, Query, Step
 from kmsd.store.draft import Draft
 from kmsd.store.inspection import Inspection, Run
@@ -69,7 +69,7 @@ class Writer:
 
     async def commit(self, mutation_id: str | None, changes: Sequence[Change]) -> None:
         """Make changes and remember the mutation, if it is one."""
-        taken = [change.row for change in changes if not isinstance(change, Insert)]
+        taken = [change.row for change in changes if isinstance(change, Replace | Delete)]
         async with self._lock:
             state, draft, [[(last,)], old, *found] = await self._begin(
                 (LAST_MUTATION, {}), (OLD_MUTATIONS, {}), *map(Draft.query, taken)

@@ -244,6 +244,16 @@ async def test_who_waits_is_told_when_the_daemon_stops(children: Children) -> No
     assert not children.another.is_set()
 
 
+async def test_what_the_socket_has_no_room_for_waits(lookups: Lookups) -> None:
+    """Somebody who has many names looked up at once does not make those of others unknown."""
+    many = (lookups.ask("uid_of", f"nobody-{number}") for number in range(900))
+
+    *others, root = await asyncio.gather(*many, lookups.ask("user_name", 0))
+
+    assert others == [None] * 900
+    assert root == "root"
+
+
 async def test_questions_under_way_are_bounded(children: Children) -> None:
     """Beyond that they are refused, not queued."""
     children.entry = _silent

@@ -329,6 +329,21 @@ async def test_one_s_own_retirable_grants_are_listed(service: Embedded) -> None:
         await service.ask(ALICE, LIST_RETIRABLE_GRANTS, request)
 
 
+async def test_retirable_grants_of_an_account_that_was_made_anew_are_not_shown(service: Embedded) -> None:
+    """Neither to who has the old id nor to who has the name; administrators see them still."""
+    arn = await service.make_key()
+    made = await grant(service, arn, "uid:4000", retiring_principal="user:bob")
+    service.names.users = {"root": 0, "alice": 1000, "eve": 1001, "bob": 1077}
+    eve, another = person(1001, user="eve", gid=1001), person(1077, user="bob", gid=1077)
+    request = ListRetirableGrantsRequest(retiring_principal="uid:1001")
+
+    assert (await service.ask(eve, LIST_RETIRABLE_GRANTS, request)).grants == []
+    by_name = ListRetirableGrantsRequest(retiring_principal="user:bob")
+    assert (await service.ask(another, LIST_RETIRABLE_GRANTS, by_name)).grants == []
+    [entry] = (await service.ask(ROOT, LIST_RETIRABLE_GRANTS, request)).grants
+    assert entry.grant_id == made.grant_id
+
+
 async def test_a_revoked_grant_permits_nothing(service: Embedded) -> None:
     """From the next request on. Whoever revokes needs the permission; the grantee has none."""
     arn = await service.make_key()
@@ -455,8 +470,58 @@ async def test_no_grant_is_made_by_who_lost_the_permission_meanwhile(service: Em
     gate.opened.set()
 
     await asyncio.wait({first, second})
+    assert isinstance(first.exception(), AccessDeniedError)
     assert isinstance(second.exception(), AccessDeniedError)
-    assert len(await listed(service, arn)) == 1
+    assert await listed(service, arn) == []
+
+
+async def test_no_grant_is_made_under_one_that_went_at_the_last_moment(service: Embedded) -> None:
+    """After the request was let, and before the grant was committed."""
+    arn = await service.make_key(policy=ALICE_ONLY)
+    parent = await grant(service, arn, operations=[GrantOperation.CREATE_GRANT, *ENCRYPTING])
+    gate = service.store.gates["commit"] = Gate()
+    child = asyncio.ensure_future(grant(service, arn, "user:root", session=BOB))
+    await gate.arrived.wait()
+
+    service.store.gates.clear()
+    await revoke(service, arn, parent.grant_id)
+    gate.opened.set()
+
+    with pytest.raises(AccessDeniedError):
+        await child
+    assert await listed(service, arn) == []
+
+
+async def test_a_grant_is_made_though_its_key_is_changed_meanwhile(service: Embedded) -> None:
+    """By somebody who does not take the permission away."""
+    arn = await service.make_key()
+    gate = service.store.gates["commit"] = Gate()
+    making = asyncio.ensure_future(grant(service, arn))
+    await gate.arrived.wait()
+
+    service.store.gates.clear()
+    await service.ask(ALICE, PUT_KEY_POLICY, PutKeyPolicyRequest(key_id=arn, policy=ALICE_ONLY))
+    gate.opened.set()
+
+    made = await making
+    assert [one.grant_id for one in await listed(service, arn)] == [made.grant_id]
+
+
+async def test_nobody_waits_for_who_makes_grants(service: Embedded) -> None:
+    """Neither who takes grants of the same key away nor who makes grants of another."""
+    arn, other = await service.make_key(), await service.make_key()
+    made = await grant(service, arn)
+    gate = service.store.gates["count_grants"] = Gate()
+    slow = asyncio.ensure_future(grant(service, arn, "uid:4000"))
+    await gate.arrived.wait()
+    service.store.gates.clear()
+
+    await revoke(service, arn, made.grant_id)
+    await grant(service, other)
+
+    assert not slow.done()
+    gate.opened.set()
+    await slow
 
 
 async def test_a_dry_run_changes_nothing(service: Embedded) -> None:

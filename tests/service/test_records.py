@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Awaitable, Callable
 from typing import Any
+from unittest import mock
 
 import pytest
 from msgspec import structs
@@ -13,8 +14,9 @@ from kmsd.api.errors import AccessDeniedError, InvalidArnError, NotFoundError
 from kmsd.api.keys import CREATE_ALIAS, CreateAliasRequest
 from kmsd.api.operation import KeyAccess
 from kmsd.api.symmetric import ENCRYPT, EncryptRequest
+from kmsd.identity.principals import NameServiceError
 from kmsd.service.granting import NAMES_TRUSTED_SECONDS
-from kmsd.service.records import KeyNotLoadedError
+from kmsd.service.records import NAMES_MISSED_SECONDS, KeyNotLoadedError
 from kmsd.store.base import Replace
 from kmsd.store.rows import AliasRow
 from tests.support.embedded import ALICE, BOB, Embedded
@@ -93,6 +95,22 @@ async def test_names_are_looked_up_again_after_a_while(service: Embedded) -> Non
 
     with pytest.raises(AccessDeniedError):
         await service.ask(BOB, ENCRYPT, request)
+
+
+async def test_names_that_could_not_be_looked_up_are_asked_for_again_soon(
+    service: Embedded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A name service that was away for a moment does not refuse anybody for a minute."""
+    arn = await service.make_key(policy=policy_for("user:bob"), bypass_policy_lockout_safety_check=True)
+    request = EncryptRequest(key_id=arn, plaintext=memoryview(b"x"))
+    with monkeypatch.context() as patch:
+        patch.setattr(service.names, "uid_of", mock.Mock(side_effect=NameServiceError("it is away")))
+        with pytest.raises(AccessDeniedError):
+            await service.ask(BOB, ENCRYPT, request)
+
+    service.now += NAMES_MISSED_SECONDS + 1
+
+    await service.ask(BOB, ENCRYPT, request)
 
 
 async def test_a_policy_without_names_is_trusted_for_ever(service: Embedded) -> None:

@@ -14,7 +14,16 @@ from hypothesis import given
 from sqlalchemy.dialects import sqlite
 
 from kmsd.api.errors import IntegrityError, SealedError
-from kmsd.store.base import Delete, Insert, Replace, RowChangedError, RowExistsError, Store, StoreUnavailableError
+from kmsd.store.base import (
+    Delete,
+    Expect,
+    Insert,
+    Replace,
+    RowChangedError,
+    RowExistsError,
+    Store,
+    StoreUnavailableError,
+)
 from kmsd.store.kinds import kind_of
 from kmsd.store.rows import (
     AliasRow,
@@ -345,9 +354,24 @@ async def test_a_replaced_row_has_the_next_version(store: SqlStore) -> None:
     assert await store.alias("alias/a") is None
 
 
+async def test_a_row_that_is_expected_stays_as_it_is(store: SqlStore) -> None:
+    """And keeps the others from being changed if it is not as expected."""
+    await store.commit("1", [Insert(alias_row(key_id=KEY_IDS[0]))])
+
+    await store.commit("2", [Expect(alias_row(key_id=KEY_IDS[0])), Insert(key_row())])
+    for stale in (Expect(alias_row(version=2)), Expect(alias_row("alias/b"))):
+        with pytest.raises(RowChangedError):
+            await store.commit("3", [Insert(key_row(KEY_IDS[1])), stale])
+
+    assert await store.alias("alias/a") == alias_row(key_id=KEY_IDS[0])
+    assert await store.key(KEY_IDS[0]) == key_row()
+    assert await store.key(KEY_IDS[1]) is None
+    assert (await store.check_state()).findings == ()
+
+
 async def test_what_is_gone_can_be_neither_replaced_nor_deleted(store: SqlStore) -> None:
     """A row that does not exist counts as changed."""
-    for change in (Replace(material_row(version=2)), Delete(material_row())):
+    for change in (Replace(material_row(version=2)), Delete(material_row()), Expect(material_row())):
         with pytest.raises(RowChangedError) as refused:
             await store.commit("m", [change])
         assert (refused.value.table, refused.value.primary_key) == ("material", f"{KEY_IDS[0]}/1")

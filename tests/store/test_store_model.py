@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from kmsd.api.errors import SealedError
-from kmsd.store.base import Change, Delete, Insert, Replace, RowChangedError, RowExistsError
+from kmsd.store.base import Change, Delete, Expect, Insert, Replace, RowChangedError, RowExistsError
 from kmsd.store.kinds import kind_of, written
 from kmsd.store.rows import AliasRow, KeyRow, MaterialRow, Row, TombstoneRow
 from kmsd.store.sql import SqlStore
@@ -36,7 +36,7 @@ places = st.one_of(
     st.builds(tombstone_row, st.sampled_from(KEY_IDS)),
 )
 changes = st.lists(
-    st.tuples(st.sampled_from([Insert, Replace, Delete]), places, st.sampled_from([0, 0, 0, 1])), max_size=4
+    st.tuples(st.sampled_from([Insert, Replace, Delete, Expect]), places, st.sampled_from([0, 0, 0, 1])), max_size=4
 )
 
 Place = tuple[str, str]
@@ -76,7 +76,7 @@ class StoreMachine(RuleBasedStateMachine):
     def made(self, action: type[Change], row: Row, ahead: int, rows: dict[Place, Row]) -> Change:
         """A change to the model's present row of this place, or to one that is `ahead` of it."""
         present = rows.get(place_of(row))
-        version = (present.version if present else 0) + ahead + (0 if action is Delete else 1)
+        version = (present.version if present else 0) + ahead + (0 if action in {Delete, Expect} else 1)
         return action(msgspec.structs.replace(row, version=1 if action is Insert else max(version, 1)))
 
     def expected(self, change: Change, rows: dict[Place, Row]) -> type[Exception] | None:
@@ -96,6 +96,9 @@ class StoreMachine(RuleBasedStateMachine):
                 if present is None or present.version != row.version:
                     return RowChangedError
                 del rows[place]
+            case Expect():
+                if present is None or present.version != row.version:
+                    return RowChangedError
         return None
 
     @precondition(lambda self: not self.sealed)
