@@ -92,7 +92,7 @@ class Host:
         self.times = times
         self.planned: Kill | None = None
         self._is_doomed = False
-        self.asked = 0  # how much since the last start
+        self.starts = 0
         self._forge = forge
         for folder in FOLDERS:
             (self.directory / folder).mkdir()
@@ -101,7 +101,8 @@ class Host:
 
     def start(self) -> None:
         """Start the service and unseal it; raises KilledError, as all do but `kill`."""
-        self.asked, self._is_doomed = 0, False
+        self._is_doomed = False
+        self.starts += 1
         self._connection, self._pid = self._forge.fork(self.directory)
         self._do("start", self.times)
 
@@ -144,7 +145,6 @@ class Host:
 
     def _do(self, name: str, *parts: Any) -> Any:
         assert self._connection is not None
-        self.asked += 1
         kill, self.planned = self.planned, None
         self._is_doomed = self._is_doomed if kill is None else kill.at > 0
         try:

@@ -125,7 +125,6 @@ class Pair:
 
     def _turn_clocks(self, times: Times) -> None:
         self._let_happen(lambda: self.host.pass_time(times), lambda model: model.happenings(times))
-        self.look()
 
     def finish(self) -> None:
         """Compare everything in the end, all ciphertexts that were ever made, and the audit trail."""

@@ -83,6 +83,7 @@ places = st.integers(0, 255)
 keys = st.one_of(places, places, st.sampled_from(ALIASES))
 # A use makes some 2 disk calls, a change some 15, and a start some 40.
 kills = st.builds(Kill, st.one_of(st.integers(1, 50), st.integers(1, 1000)), st.sampled_from(KILLS))
+kills_of_housekeeping = st.builds(Kill, st.integers(1, 60), st.sampled_from(KILLS))
 # 7 to 30 days are the bounds of deletion, 90 of rotation. Two hours at least: housekeeping is exact to one.
 durations = st.sampled_from([2 * HOUR, DAY, 7 * DAY, 30 * DAY, 90 * DAY, 365 * DAY])
 # By how much the wall clock is wrong.
@@ -117,11 +118,15 @@ class KeyLives(RuleBasedStateMachine):
         return self.pair.model
 
     def ask(self, change: Change, asked: Asked) -> Answer | None:
+        self.keep_unsealed()
         self.used += 1
         self.sealed += self.model.sealed
-        if self.sealed > _MOST_SEALED:
-            self.unseal()
         return self.pair.ask(change, *asked)
+
+    def keep_unsealed(self) -> None:
+        """Unseal it when it was sealed for long: a kill meanwhile may let the clock be set."""
+        if self.sealed >= _MOST_SEALED:
+            self.unseal()
 
     def key_at(self, place: int | str) -> str:
         """Return the id or alias of a key."""
@@ -283,19 +288,24 @@ class KeyLives(RuleBasedStateMachine):
         else:
             self.pair.restart(well=how == "stop")
 
-    @rule(duration=durations)
-    def pass_time(self, duration: int) -> None:
-        """Let time pass."""
+    @rule(duration=durations, kill=st.none() | st.none() | st.none() | kills_of_housekeeping)
+    def pass_time(self, duration: int, kill: Kill | None) -> None:
+        """Let time pass, and the service be killed amid what falls due."""
+        if kill is not None:
+            self.pair.host.planned = kill
         self.pair.pass_time(duration)
+        self.pair.look()
 
     @rule(wrong=errors)
     def set_clock(self, wrong: int) -> None:
         """Set the wall clock."""
         self.pair.set_clock(wrong)
+        self.pair.look()
 
     @rule()
     def confirm_clock(self) -> None:
         """Say that the wall clock is right."""
+        self.keep_unsealed()
         request = ConfirmClockRequest(clock=dt.datetime.fromtimestamp(self.pair.host.times.wall / 1000, dt.UTC))
         self.ask(Model.confirm_clock, Asked(CONFIRM_CLOCK, request))
 
