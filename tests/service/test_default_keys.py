@@ -17,6 +17,7 @@ from kmsd.access.policy import MANAGEMENT_ACTIONS
 from kmsd.api.errors import (
     AccessDeniedError,
     AuditUnavailableError,
+    DryRunOperationError,
     InvalidAliasNameError,
     LimitExceededError,
     NotFoundError,
@@ -289,6 +290,18 @@ async def test_nobody_can_change_it(service: Embedded, session: Session) -> None
     for action in set(MANAGEMENT_ACTIONS) - {f"kms:{one}" for one in looking}:
         with pytest.raises(NotAuthorizedError):
             authorizer.authorize(session.caller, action, resource=record.arn, key_policy=record.policy, facts=NO_FACTS)
+
+
+async def test_a_dry_run_makes_none(service: Embedded) -> None:
+    """Nobody could take it back. Who has one is told what is to be told."""
+    dry = EncryptRequest(key_id=DEFAULT, plaintext=memoryview(b"x"), dry_run=True)
+    with pytest.raises(NotFoundError, match="user:alice has no such key yet, the first use makes it"):
+        await service.ask(ALICE, ENCRYPT, dry)
+    assert await service.store.keys(after=None, limit=9) == []
+
+    await encrypt(service)
+    with pytest.raises(DryRunOperationError):
+        await service.ask(ALICE, ENCRYPT, dry)
 
 
 async def test_the_host_policy_can_withhold_it(service: Embedded, tmp_path: Path) -> None:
