@@ -172,3 +172,11 @@ def test_no_name_of_a_group_ends_its_line(separator: str) -> None:
     assert unified_path(f"0::{path}\n") == path
     assert units_of(path).unit is None
     assert unified_path(f"1:name=systemd:{path}\n0::/\n") == path
+
+
+@given(st.text(st.characters(exclude_characters="\n", exclude_categories=["Cs"])))
+def test_what_a_user_makes_is_read_as_it_is(below: str) -> None:
+    """Whatever he calls it, it stays below his manager."""
+    path = f"{OF_1000}/{below}"
+
+    assert unified_path(f"0::{path}\n") == path
