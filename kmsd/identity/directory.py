@@ -121,9 +121,14 @@ class Directory:
             return known.found
         if (asking := self._asking.get(key)) is None:
             asking = self._asking[key] = asyncio.get_running_loop().create_task(self._asked(kind, subject))
-            asking.add_done_callback(lambda _: self._asking.pop(key, None))
+            asking.add_done_callback(lambda done: self._answered(key, done))
         # Who gives up does not take the answer from the others.
         return await asyncio.shield(asking)
+
+    def _answered(self, key: tuple[Kind, int | str], asking: asyncio.Task[Found]) -> None:
+        self._asking.pop(key, None)
+        if not asking.cancelled():
+            asking.exception()  # told to those who wait, if any does still
 
     async def _asked(self, kind: Kind, subject: int | str) -> Found:
         try:

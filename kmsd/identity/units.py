@@ -72,7 +72,8 @@ def unified_path(text: str) -> str | None:
     On a host whose hierarchy is not the unified one, or not only, it is that of name=systemd.
     """
     paths = {}
-    for line in text.splitlines():
+    # A name may hold whatever else ends a line of text (kernel/cgroup/cgroup.c, cgroup_mkdir): users name theirs.
+    for line in text.removesuffix("\n").split("\n"):
         _, controllers, path = (*line.split(":", 2), "", "")[:3]
         paths[controllers] = path
     return paths.get("name=systemd", paths.get("")) or None

@@ -239,7 +239,7 @@ class Call:
         error: KmsError | None = None,
         details: dict[str, Any] | None = None,
     ) -> Record:
-        """Return the audit record of this call as it stands."""
+        """Return the audit record of this call as it stands; of a refusal it tells what refused it."""
         return Record(
             kind=kind,
             event_name=self.operation.name,
@@ -251,6 +251,7 @@ class Call:
             response_elements=dict(response) if response else None,
             error_code=error.code if error else None,
             error_message=error.message if error else None,
-            decision=self.decision,
+            # What was allowed before, on another key, is not what decided.
+            decision=error.rule if isinstance(error, NotAuthorizedError) else self.decision,
             details=details,
         )

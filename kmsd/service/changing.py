@@ -60,10 +60,15 @@ class Changing:
         """Make the change that the handler makes of its `arguments`, and return what becomes of it."""
         change = asyncio.ensure_future(self._make(call, entry, arguments))
         self._under_way.add(change)
-        change.add_done_callback(self._under_way.discard)
+        change.add_done_callback(self._ended)
         if not entry.operation.works_sealed:
             self._gate.pass_through(change)
         return change
+
+    def _ended(self, change: asyncio.Task[msgspec.Struct]) -> None:
+        self._under_way.discard(change)
+        if not change.cancelled():
+            change.exception()  # the trail has it, and the peer if it still waits
 
     async def drain(self) -> None:
         """Wait until every change under way has its outcome in the trail."""

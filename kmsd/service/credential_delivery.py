@@ -21,7 +21,7 @@ from typing import Any
 
 import msgspec
 
-from kmsd.access.decision import Authorizer, NotAuthorizedError
+from kmsd.access.decision import Authorizer
 from kmsd.api.credentials import GET_CREDENTIAL, GetCredentialRequest
 from kmsd.api.errors import (
     AccessDeniedError,
@@ -175,8 +175,6 @@ class CredentialDelivery:
             raise SealedError("kmsd is sealed: an administrator has to unseal it")
 
     def _record_refusal(self, call: Call, error: KmsError, parameters: dict[str, Any] | None) -> None:
-        if isinstance(error, NotAuthorizedError):
-            call.decision = error.rule
         if call.refusal is not None:
             self._refusals.add(call.refusal, call.session.place)
         if isinstance(error, UsedWhilePendingDeletionError):

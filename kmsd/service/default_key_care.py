@@ -52,21 +52,23 @@ class DefaultKeyCare:
             after = rows[-1].owner
 
     async def _look_at(self, row: DefaultKeyRow) -> None:
-        key = await self._store.key(row.key_id)
-        if key is None:
-            self._logger.warning("default_key_missing", owner=row.owner, key_id=row.key_id)
-            return
         try:
-            if row.template < TEMPLATE:
-                key = await self._renew_policy(row, key)
-            if await self._is_due(key):
-                await self._rotation.rotate(key)
+            if (key := await self._store.key(row.key_id)) is not None:
+                await self._look_after(row, key)
+            else:
+                self._logger.warning("default_key_missing", owner=row.owner, key_id=row.key_id)
         except SealedError:
             raise
         except ConflictError:
             return  # it was changed meanwhile, and has another turn tomorrow
         except KmsError as error:
             self._logger.warning("default_key_not_changed", owner=row.owner, code=error.code, reason=error.message)
+
+    async def _look_after(self, row: DefaultKeyRow, key: KeyRow) -> None:
+        if row.template < TEMPLATE:
+            key = await self._renew_policy(row, key)
+        if await self._is_due(key):
+            await self._rotation.rotate(key)
 
     async def _is_due(self, key: KeyRow) -> bool:
         material = await self._store.material(key.key_id, key.current_material)

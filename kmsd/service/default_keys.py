@@ -97,10 +97,7 @@ class DefaultKeys:
         owner = owner_of(caller, alias)
         key_id = await self._find(owner)
         if key_id is None:
-            raise NotFoundError(
-                f"Alias {self._arns.alias(alias)} is not found: {owner.principal} has no such key yet, the first use "
-                "makes it"
-            )
+            raise self._not_made(owner, alias)
         return key_id
 
     async def key_of_unit(self, unit: str, call: Call) -> KeyRecord:
@@ -137,12 +134,20 @@ class DefaultKeys:
         row = await self._store.default_key(owner.text)
         return None if row is None else row.key_id
 
+    def _not_made(self, owner: Owner, alias: str) -> NotFoundError:
+        return NotFoundError(
+            f"Alias {self._arns.alias(alias)} is not found: {owner.principal} has no such key yet, the first use makes "
+            "it"
+        )
+
     async def _make(self, owner: Owner, call: Call, alias: str) -> str:
         check_nameable(owner)
         # What the caller was allowed before is what the record of his request has to tell.
         allowed = call.decision
         call.permit(CREATE_DEFAULT_KEY, resource=self._arns.alias(alias))
         decision, call.decision = call.decision, allowed
+        if getattr(call.request, "dry_run", False):
+            raise self._not_made(owner, alias)
         uid = call.caller.uid
         if await self._store.count_keys(uid) >= self._keys_per_uid:
             raise LimitExceededError(f"uid {uid} has made {self._keys_per_uid} keys, which is its limit")

@@ -164,7 +164,6 @@ class Grants:
                     and grant_of(parent).covers(wanted)
                 ):
                     return parent
-        call.decision = DEFAULT_DENY
         why = "because no grant that lets the caller create grants permits all that the new one would"
         raise refusal(call.caller, call.operation.action, key.arn, why, DEFAULT_DENY)
 
@@ -191,7 +190,6 @@ class Grants:
         """List the grants that the caller may retire; administrators may ask for other principals', too."""
         retiring = (await self._principal(request.retiring_principal)).key
         if retiring not in call.caller.grantees and not call.caller.administrator:
-            call.decision = DEFAULT_DENY
             why = "because only administrators may list what others can retire"
             raise refusal(call.caller, call.operation.action, "*", why, DEFAULT_DENY)
         rows = await self._store.retirable_grants(retiring, after=after(request.marker), limit=request.limit + 1)

@@ -17,8 +17,15 @@ UNIT_ALIAS = "alias/kmsd/unit"
 
 # The uids that systemd gives to DynamicUser= services and takes away when they stop (UIDS-GIDS.md of systemd).
 _DYNAMIC_UIDS = range(61184, 65520)
-# What systemd-run calls a unit that was given no name: another service has that name after the next boot.
-_UNNAMED = re.compile(r"run-(?:u?[0-9]+|r[0-9a-f]{32}|p[0-9]+-i[0-9]+)\.service")
+# What nobody has named, and what has another name next time, or whose name is another's after the next boot: units that
+# systemd-run and dbus-broker start, and those of a socket with Accept=, which have the number of the connection, lately
+# its cookie, and who is at its ends (instance_from_socket() in systemd's src/core/socket.c).
+_NUMBER = "(?:0|[1-9][0-9]*)"
+_ENDS = rf"(?:unknown|{_NUMBER}(?:_{_NUMBER})?-{_NUMBER}|[^-]+:{_NUMBER}-[^-]+:{_NUMBER})"
+_UNNAMED = re.compile(
+    rf"(?:run-(?:u?[0-9]+|r[0-9a-f]{{32}}|p[0-9]+-i[0-9]+)|dbus-:[0-9.]+-.+@[0-9]+|[^@]+@{_NUMBER}-(?:{_NUMBER}-)?{_ENDS})"
+    r"\.service"
+)
 
 
 class Owner(NamedTuple):
@@ -56,16 +63,20 @@ def unit_owner(unit: str) -> Owner:
     """
     if not unit.endswith(".service") or _UNNAMED.fullmatch(unit):
         raise NotFoundError(f"{unit} has no key of its own: only services that were given a name have one")
+    return _unit(unit)
+
+
+def _unit(unit: str) -> Owner:
     principal = f"unit:{unit}"
     return Owner(principal, principal, None)
 
 
 def read_owner(text: str) -> Owner:
-    """Return the owner whose `text` this is."""
+    """Return the owner whose `text` this is, also of one that would be given no key any more."""
     uid, separator, name = text.partition("/user:")
     if separator and uid.startswith("uid:"):
         return user_owner(int(uid.removeprefix("uid:")), name)
-    return unit_owner(text.removeprefix("unit:"))
+    return _unit(text.removeprefix("unit:"))
 
 
 def owner_of(caller: Caller, alias: str) -> Owner:
@@ -73,7 +84,8 @@ def owner_of(caller: Caller, alias: str) -> Owner:
 
     Raises NotFoundError for who has none, and AccessDeniedError where that could not be found out.
     """
-    if alias == UNIT_ALIAS or (caller.uid in _DYNAMIC_UIDS and caller.unit is not None):
+    in_unit = caller.unit is not None or "unit" in caller.undetermined
+    if alias == UNIT_ALIAS or (caller.uid in _DYNAMIC_UIDS and in_unit):
         return _unit_of(caller)
     if "user" in caller.undetermined:
         raise AccessDeniedError(

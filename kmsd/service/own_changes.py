@@ -69,9 +69,14 @@ class OwnChanges:
         """
         task = asyncio.ensure_future(self._commit(change))
         self._under_way.add(task)
-        task.add_done_callback(self._under_way.discard)
+        task.add_done_callback(self._ended)
         self._gate.pass_through(task)
         await asyncio.shield(task)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._under_way.discard(task)
+        if not task.cancelled():
+            task.exception()  # the trail has it, and who waits if anybody does still
 
     async def drain(self) -> None:
         """Wait until every change under way has its outcome in the trail."""

@@ -357,10 +357,8 @@ class Pipeline:
         error.request_id = call.request_id
         self._encoder.append_error(batch.out, identifier, error)
         batch.identifiers.append(identifier)
-        if isinstance(error, NotAuthorizedError):
-            call.decision = error.rule
-            if call.refusal is not None:
-                self._refusals.add(call.refusal, call.session.place)
+        if isinstance(error, NotAuthorizedError) and call.refusal is not None:
+            self._refusals.add(call.refusal, call.session.place)
         elif isinstance(error, UsedWhilePendingDeletionError):
             self._pending_uses.note(error.arn, call)
         if call.began:

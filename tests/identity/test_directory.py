@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import grp
 import os
 import pwd
+from typing import Any
 
 import pytest
 
@@ -115,6 +117,29 @@ async def test_a_question_that_hung_is_not_asked_again_soon(bench: Bench) -> Non
     bench.now = 30.0
 
     assert await bench.directory.user_name(1000) is None
+
+
+async def test_a_question_that_nobody_waits_for_any_more_may_fail(bench: Bench) -> None:
+    """It is no fault that the log has to tell of."""
+    faults: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, fault: faults.append(fault))
+    bench.source.may_answer.clear()
+    bench.source.failure = NoAnswerError("hangs")
+    waiting = asyncio.ensure_future(bench.directory.user_name(1000))
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    waiting.cancel()
+    await asyncio.wait({waiting})
+
+    bench.source.may_answer.set()
+    with pytest.raises(NameServiceError):
+        await bench.directory.uid_of("alice")
+    bench.source.failure = None
+    del waiting
+    gc.collect()
+
+    assert bench.source.questions == [("user_name", 1000), ("uid_of", "alice")]
+    assert faults == []
 
 
 async def test_that_nobody_can_be_asked_is_not_remembered(bench: Bench) -> None:

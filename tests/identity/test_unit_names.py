@@ -162,3 +162,21 @@ def test_nothing_below_a_unit_changes_it(names: list[str]) -> None:
 def test_systemds_own_hierarchy_is_the_one_that_counts(text: str, path: str | None) -> None:
     """The unified one, and on older hosts the one it names."""
     assert unified_path(text) == path
+
+
+@pytest.mark.parametrize("separator", ["\r", "\v", "\f", "\x1c", "\x1d", "\x1e", "\x85", "\u2028", "\u2029"])
+def test_no_name_of_a_group_ends_its_line(separator: str) -> None:
+    """The kernel takes every name without a newline: a user's own group is no second line about the system's."""
+    path = f"{OF_1000}/a{separator}0::/system.slice/nginx.service"
+
+    assert unified_path(f"0::{path}\n") == path
+    assert units_of(path).unit is None
+    assert unified_path(f"1:name=systemd:{path}\n0::/\n") == path
+
+
+@given(st.text(st.characters(exclude_characters="\n", exclude_categories=["Cs"])))
+def test_what_a_user_makes_is_read_as_it_is(below: str) -> None:
+    """Whatever he calls it, it stays below his manager."""
+    path = f"{OF_1000}/{below}"
+
+    assert unified_path(f"0::{path}\n") == path

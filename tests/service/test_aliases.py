@@ -10,6 +10,7 @@ from functools import partial
 import msgspec
 import pytest
 
+from kmsd.access.decision import DEFAULT_DENY
 from kmsd.api.deletion import SCHEDULE_KEY_DELETION, ScheduleKeyDeletionRequest
 from kmsd.api.errors import (
     AccessDeniedError,
@@ -303,6 +304,20 @@ async def test_both_keys_have_to_let_the_caller_move_an_alias(service: Embedded,
         await move(service, "alias/a", second)
 
     assert await named_by(service, "alias/a") == first
+
+
+@pytest.mark.parametrize("operation", ["move", "remove"])
+async def test_the_record_of_a_refusal_tells_what_refused_it(service: Embedded, operation: str) -> None:
+    """Not what had let the caller act on the other key before."""
+    first, second = await service.make_key(), await service.make_key()
+    await name(service, "alias/a", first)
+    await put_policy(service, first, ["kms:Encrypt"])
+
+    with pytest.raises(AccessDeniedError):
+        await (move(service, "alias/a", second) if operation == "move" else remove(service, "alias/a"))
+
+    assert service.newest()["errorCode"] == "AccessDeniedException"
+    assert service.newest()["additionalEventData"]["decision"] == DEFAULT_DENY
 
 
 async def test_its_key_has_to_let_the_caller_take_an_alias_away(service: Embedded) -> None:

@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 from kmsd.access.default_keys import TEMPLATE, default_key_template
-from kmsd.api.errors import AccessDeniedError
+from kmsd.api.errors import AccessDeniedError, IntegrityError
 from kmsd.api.symmetric import DECRYPT, ENCRYPT, DecryptRequest, DecryptResponse, EncryptRequest
 from kmsd.audit.record import Kind
 from kmsd.service.call import Session
@@ -228,3 +228,25 @@ async def test_what_fails_is_logged_and_holds_nothing_up(service: Embedded) -> N
 
     keys = await service.store.keys(after=None, limit=9)
     assert [key.current_material for key in keys] == [2, 2]
+
+
+async def test_a_record_that_was_changed_holds_nothing_up(service: Embedded, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its key is logged, all others have their turn, and the day is done: it does not begin anew each minute."""
+    await encrypt(service)
+    await encrypt(service, BOB)
+    damaged = (await default_key(service)).key_id
+    whole = service.store.key
+
+    async def read(key_id: str) -> KeyRow | None:
+        if key_id == damaged:
+            raise IntegrityError("a record was changed")
+        return await whole(key_id)
+
+    monkeypatch.setattr(service.store, "key", read)
+    service.wall_time += 365 * DAY_SECONDS
+    await service.care.look()
+    monkeypatch.undo()
+
+    assert service.log.getvalue().count("default_key_not_changed") == 1
+    keys = await service.store.keys(after=None, limit=9)
+    assert {key.creator_uid: key.current_material for key in keys} == {1000: 1, 1001: 2}

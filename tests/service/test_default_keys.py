@@ -17,6 +17,7 @@ from kmsd.access.policy import MANAGEMENT_ACTIONS
 from kmsd.api.errors import (
     AccessDeniedError,
     AuditUnavailableError,
+    DryRunOperationError,
     InvalidAliasNameError,
     LimitExceededError,
     NotFoundError,
@@ -197,6 +198,17 @@ async def test_a_service_with_a_uid_for_its_life_has_its_units(service: Embedded
         (person(user="john doe"), DEFAULT, "'user:john doe' is not the name of a user"),
         (person(unit="getty@.service"), UNIT, "is a template"),
         (person(unit="run-p31-i44.service"), UNIT, "run-p31-i44.service has no key of its own"),
+        (person(61200, user=None, unit="echo@3-4711-1000.service"), DEFAULT, "3-4711-1000.service has no key"),
+        (person(unit="echo@3-4711-1000.service"), UNIT, "has no key of its own"),
+        (person(unit="echo@0-12-4711_815-0.service"), UNIT, "has no key of its own"),
+        (person(unit="echo@0-12-4711-0.service"), UNIT, "has no key of its own"),
+        (person(unit="echo@7-unknown.service"), UNIT, "has no key of its own"),
+        (person(unit="echo@7-12-unknown.service"), UNIT, "has no key of its own"),
+        (person(unit="ssh@1-192.0.2.1:22-192.0.2.9:50122.service"), UNIT, "has no key of its own"),
+        (person(unit="ssh@1-9-192.0.2.1:22-192.0.2.9:50122.service"), UNIT, "has no key of its own"),
+        (person(unit="ssh@1-2001:db8::1:22-2001:db8::2:50122.service"), UNIT, "has no key of its own"),
+        (person(unit="ssh@1-9-2:22-3:50122.service"), UNIT, "has no key of its own"),
+        (person(unit="dbus-:1.2-org.example.Thing@0.service"), UNIT, "has no key of its own"),
     ],
 )
 async def test_who_has_none_is_told_why(service: Embedded, session: Session, alias: str, words: str) -> None:
@@ -208,12 +220,27 @@ async def test_who_has_none_is_told_why(service: Embedded, session: Session, ali
     assert service.newest()["errorCode"] == "NotFoundException"
 
 
+@pytest.mark.parametrize("unit", ["app@1.service", "backup@1-daily.service", "sync@a-1-2.service", "x@host:22.service"])
+async def test_an_instance_that_somebody_named_has_one(service: Embedded, unit: str) -> None:
+    """It has the same name tomorrow."""
+    blob = await encrypt(service, person(unit=unit), UNIT)
+
+    assert await decrypt(service, person(unit=unit), blob, key_id=UNIT) == b"secret"
+
+
 @pytest.mark.parametrize(("attribute", "alias"), [("user", DEFAULT), ("unit", UNIT)])
 async def test_who_cannot_be_told_has_none(service: Embedded, attribute: str, alias: str) -> None:
     """It is not known whose key it would be."""
     session = person(user=None, undetermined=frozenset({attribute}))
     with pytest.raises(AccessDeniedError, match="could not be found out"):
         await encrypt(service, session, alias)
+
+
+async def test_a_service_with_a_uid_for_its_life_is_told_that_its_unit_is_not_known(service: Embedded) -> None:
+    """It has a key: not to find it now is no word that it has none."""
+    session = person(61200, user=None, undetermined=frozenset({"unit"}))
+    with pytest.raises(AccessDeniedError, match="could not be found out"):
+        await encrypt(service, session)
 
 
 async def test_a_uid_that_goes_to_another_inherits_nothing(service: Embedded) -> None:
@@ -263,6 +290,18 @@ async def test_nobody_can_change_it(service: Embedded, session: Session) -> None
     for action in set(MANAGEMENT_ACTIONS) - {f"kms:{one}" for one in looking}:
         with pytest.raises(NotAuthorizedError):
             authorizer.authorize(session.caller, action, resource=record.arn, key_policy=record.policy, facts=NO_FACTS)
+
+
+async def test_a_dry_run_makes_none(service: Embedded) -> None:
+    """Nobody could take it back. Who has one is told what is to be told."""
+    dry = EncryptRequest(key_id=DEFAULT, plaintext=memoryview(b"x"), dry_run=True)
+    with pytest.raises(NotFoundError, match="user:alice has no such key yet, the first use makes it"):
+        await service.ask(ALICE, ENCRYPT, dry)
+    assert await service.store.keys(after=None, limit=9) == []
+
+    await encrypt(service)
+    with pytest.raises(DryRunOperationError):
+        await service.ask(ALICE, ENCRYPT, dry)
 
 
 async def test_the_host_policy_can_withhold_it(service: Embedded, tmp_path: Path) -> None:
@@ -416,3 +455,8 @@ async def test_few_places_in_memory_are_enough(open_service: OpenService) -> Non
 def test_an_owner_is_read_as_it_was_written(owner: Any) -> None:
     """The store knows it by its text alone."""
     assert read_owner(owner.text) == owner
+
+
+def test_a_key_of_a_unit_that_would_be_given_none_is_still_looked_after() -> None:
+    """An earlier kmsd made it."""
+    assert read_owner("unit:ssh@1-2-0.service").principal == "unit:ssh@1-2-0.service"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 
 from kmsd.api.errors import AuditUnavailableError, KMSInternalError, LimitExceededError, StorageError
-from kmsd.api.keys import CREATE_KEY, CreateKeyRequest, CreateKeyResponse
+from kmsd.api.keys import CREATE_KEY, DESCRIBE_KEY, CreateKeyRequest, CreateKeyResponse, DescribeKeyRequest
 from kmsd.audit.record import Kind
 from kmsd.audit.writer import SyncMode, Trail
 from kmsd.service.batch import Batch
@@ -196,6 +197,34 @@ async def test_a_failure_after_the_peer_hung_up_is_recorded(service: Embedded) -
     await service.pipeline.drain()
 
     assert outcome_of(service)["errorCode"] == "StorageException"
+
+
+@pytest.mark.parametrize("change", ["asked for", "kmsd's own"])
+async def test_a_failure_that_nobody_waits_for_is_no_fault_of_kmsds(service: Embedded, change: str) -> None:
+    """Whoever hangs up on a change that fails does not make the log tell of faults."""
+    faults: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, fault: faults.append(fault))
+    gate = service.store.gates["commit"] = Gate()
+    service.store.faults["commit"] = StoreUnavailableError("store: disk I/O error")
+    if change == "asked for":
+        asked = asyncio.ensure_future(service.reply_to(ALICE, CREATE_KEY, CreateKeyRequest()))
+    else:
+        request = DescribeKeyRequest(key_id="alias/kmsd/default")
+        asked = asyncio.ensure_future(service.reply_to(ALICE, DESCRIBE_KEY, request))
+    await gate.arrived.wait()
+
+    asked.cancel()
+    await asyncio.wait({asked})
+    gate.opened.set()
+    await service.pipeline.drain()
+    await service.own_changes.drain()
+
+    assert outcome_of(service)["errorCode"] == "StorageException"
+    # What was raised knows the frames it came through, and they the change.
+    service.store.faults.clear()
+    del asked
+    gc.collect()
+    assert faults == []
 
 
 async def test_a_change_that_was_never_begun_leaves_no_trace(service: Embedded) -> None:
