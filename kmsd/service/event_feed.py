@@ -4,7 +4,7 @@
 2. What stands behind the position, or else behind the last event, is read and projected, page by page.
 3. From then on the trail tells what it writes. An event goes into the log only when its record is on the disk, so that
    a power cut takes no event that somebody was told of.
-4. Whatever fails in between leads back to 2.
+4. Whatever fails in between leads back to 2; a log that somebody has written into, or cut, to 1.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 
-from kmsd.api.errors import IntegrityError, KmsError
+from kmsd.api.errors import IntegrityError, KmsError, LimitExceededError
 from kmsd.api.events import Event
 from kmsd.audit.chain import MAX_READ_LINE_BYTES, digest_of, seq_of
 from kmsd.audit.record import Record
 from kmsd.audit.writer import Trail
-from kmsd.events.log import EventLog, Position
+from kmsd.events.log import EventLog, LogSpoiledError, Position
 from kmsd.events.projection import PROJECTED, Projection, id_of
 from kmsd.logs import Logger
 
@@ -65,6 +65,7 @@ class EventFeed:
         self._lines: deque[str] = deque()
         self._wake = asyncio.Event()
         self._live = False
+        self._spoiled = False
         self._told_of: str | None = None
         # How many events were written since the start.
         self.written = 0
@@ -85,17 +86,18 @@ class EventFeed:
 
     async def opened(self) -> EventLog:
         """Return the log, which may lack events yet that are on record."""
-        await self._opened.wait()
-        return self._opened_log
+        while self._log is None:
+            await self._opened.wait()
+        return self._log
 
     async def caught_up(self) -> EventLog:
         """Return the log once it has all that is on record now."""
-        log = await self.opened()
+        await self.opened()
         head, _ = self._trail.head
         self._wake.set()
-        while self._position < head:
+        while self._log is None or self._position < head:
             await self.changed.wait()
-        return log
+        return self._log
 
     @property
     def _opened_log(self) -> EventLog:
@@ -121,6 +123,12 @@ class EventFeed:
         self.urgent = urgent
         self._tell_readers()
 
+    def distrust(self, log: EventLog) -> None:
+        """Have the log made anew, which somebody found spoiled, unless that was done since."""
+        if log is self._log:
+            self._spoiled = True
+            self._wake.set()
+
     def _note(self, record: Record, line: bytes) -> None:
         """Take a record of the trail; called by the trail, which must not be held up."""
         if not self._live or record.event_name not in PROJECTED:
@@ -140,7 +148,18 @@ class EventFeed:
             except (OSError, KmsError) as error:
                 self._live = False
                 self._complain(error)
+                if isinstance(error, LogSpoiledError):
+                    self._give_up()
                 await self._sleep(_AGAIN_SECONDS)
+
+    def _give_up(self) -> None:
+        """Part with the log; who reads it asks again, for the one that takes its place."""
+        if self._log is not None:
+            self._log.give_up()
+        self._log = None
+        self._opened.clear()
+        self._spoiled = False
+        self._tell_readers()
 
     def _open(self) -> None:
         """Open the log, drop of it what the trail does not hold, and find out behind which record to go on."""
@@ -150,6 +169,7 @@ class EventFeed:
         self._position = position.sequence if position is not None and self._is_at(position) else log.last
         self._log = log
         self._opened.set()
+        self._tell_readers()
 
     def _drop(self, log: EventLog) -> None:
         events = log.events()
@@ -181,7 +201,7 @@ class EventFeed:
         while self._position < (head := self._trail.head[0]):
             try:
                 lines = self._trail.read(after_seq=self._position, limit=_PAGE_RECORDS, max_bytes=MAX_READ_LINE_BYTES)
-            except IntegrityError as error:
+            except (IntegrityError, LimitExceededError) as error:
                 # Without this, nothing would ever be told again.
                 self._logger.warning("events_incomplete", behind=self._position, until=head, reason=error.message)
                 lines = []
@@ -196,6 +216,8 @@ class EventFeed:
         while self._live:
             await self._wake.wait()
             self._wake.clear()
+            if self._spoiled:
+                raise LogSpoiledError
             head, lines = self._trail.head[0], list(self._lines)
             await self._project(lines)
             for _ in lines:
