@@ -142,14 +142,25 @@ class _Part:
 
 
 class Reader:
-    """Reads the log behind some event, as far as it goes, in the order of the events."""
+    """Reads the log behind some event, as far as it goes, in the order of the events.
 
-    def __init__(self, part: _Part, offset: int) -> None:
+    `after_sequence` may be the number of an event that the log has yet to get again.
+    """
+
+    def __init__(self, part: _Part, offset: int, after_sequence: int) -> None:
         self._part = part
         self._offset = offset
+        # None once it was passed.
+        self._after: int | None = after_sequence
 
     def read(self) -> bytes:
         """Return the next lines, all of them whole, b"" when there are none yet; raises OSError."""
+        while lines := self._next_lines():
+            if self._after is None or (lines := self._wanted(lines, self._after)):
+                return lines
+        return b""
+
+    def _next_lines(self) -> bytes:
         while self._offset >= self._part.size:
             if self._part.is_given_up:
                 raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
@@ -165,6 +176,19 @@ class Reader:
         lines = data[: data.rindex(b"\n") + 1]
         self._offset += len(lines)
         return lines
+
+    def _wanted(self, lines: bytes, after_sequence: int) -> bytes:
+        """Return the lines of events behind a number."""
+        passed = 0
+        for line in lines.splitlines(keepends=True):
+            event = _event_in(line)
+            if event is None:
+                raise LogSpoiledError
+            if event.sequence > after_sequence:
+                self._after = None
+                break
+            passed += len(line)
+        return lines[passed:]
 
 
 class EventLog:
@@ -231,7 +255,7 @@ class EventLog:
     def reader(self, after_sequence: int) -> Reader:
         """Return what reads the events behind a number that are kept, and those that are still to come."""
         part = self._oldest if after_sequence < self._newer.continues else self._newer
-        return Reader(part, part.offset_behind(after_sequence))
+        return Reader(part, part.offset_behind(after_sequence), after_sequence)
 
     def last_before(self, time: str) -> int:
         """Return the number of the last event before the first that has this time, or a later one."""

@@ -102,11 +102,12 @@ class Events:
 
     def _beginning(self, request: api.SubscribeEventsRequest, log: EventLog) -> int:
         """Return the number of a record: what comes from records behind it is sent."""
+        head, _ = self._trail.head
         if request.after_sequence is not None:
-            return request.after_sequence
+            return min(request.after_sequence, head)
         if request.since is not None:
             return log.last_before(event_time(format_time(request.since.timestamp())))
-        return self._trail.head[0]
+        return head
 
     async def _send(self, channel: socket.socket, log: EventLog, reader: Reader, *, follow: bool) -> None:
         loop = asyncio.get_running_loop()

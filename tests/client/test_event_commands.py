@@ -23,6 +23,7 @@ from kmsd_client.cli.events import Delivery
 from kmsd_client.cli.main import main
 from kmsd_client.cli.terminal import CommandError
 from kmsd_client.events import Subscription
+from tests.client.scripted import Answer, ScriptedDaemon
 
 
 def event(sequence: int, message: str = "something happened", detail_type: str = "Sealed") -> Event:
@@ -135,6 +136,39 @@ def test_what_was_delivered_is_kept_and_nothing_else() -> None:
 
     assert delivered == [4, 0, 5]
     assert kept == [3, 4, 5]
+
+
+def test_a_position_of_another_trail_is_given_up() -> None:
+    """What was delivered last is no longer known by its number."""
+    kept: list[int] = []
+    with Delivery([], kept.append) as delivery:
+        delivery.last = 5000
+        with Stream([event(4)], until=4) as stream:
+            delivery.take(stream)
+        delivery.last = 5000
+        with Stream([], until=3) as stream:
+            delivery.take(stream)
+
+    assert (kept, delivery.last) == ([3, 4, 3], 3)
+
+
+def test_a_number_that_the_trail_has_not_got_is_said(
+    daemon: ScriptedDaemon, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A date without dashes is one, too."""
+
+    def answer(_name: str, _request: object) -> Answer:
+        ours, theirs = socket.socketpair()
+        ours.close()
+        return SubscribeEventsResponse(after_sequence=7, until_sequence=7), [theirs.detach()]
+
+    daemon.answer = answer
+
+    assert main(["--socket", str(daemon.path), "events", "--since", "20261126"]) == 0
+    assert capsys.readouterr().err == (
+        "kms: the audit trail ends at record 7, before record 20261126: what comes behind its end is told; kms events "
+        "--since 0 tells all\n"
+    )
 
 
 def test_a_signal_waits_for_what_is_being_delivered() -> None:

@@ -150,6 +150,20 @@ def test_an_event_is_written_whole_or_not(tmp_path: Path, monkeypatch: pytest.Mo
     assert kept(opened(tmp_path)) == [1, 3]
 
 
+def test_what_comes_again_is_not_told_again(tmp_path: Path) -> None:
+    """A log that is being made anew reaches later what its readers have had."""
+    log = filled(tmp_path, 1, 2)
+    readers = [log.reader(20) for _ in range(2)]
+    assert numbers(readers[0]) == []
+    for sequence in range(3, 19):
+        log.append(event(sequence))
+    assert numbers(readers[0]) == []
+    for sequence in range(19, 24):
+        log.append(event(sequence))
+
+    assert [numbers(reader) for reader in readers] == [[21, 22, 23]] * 2
+
+
 @pytest.mark.parametrize("left", [0, 500])
 def test_a_file_that_was_cut_under_it_is_noticed(tmp_path: Path, left: int) -> None:
     """By who reads what is gone, and by who would write behind a hole."""

@@ -96,12 +96,24 @@ async def test_a_stream_ends_behind_the_last_event(service: Embedded) -> None:
     """From any number on, and the answer tells where it ends."""
     numbers = await happened(service, 3)
 
-    for after, left in ((0, numbers), (numbers[0], numbers[1:]), (numbers[0] + 1, numbers[2:]), (99, [])):
+    for after, left in ((0, numbers), (numbers[0], numbers[1:]), (numbers[0] + 1, numbers[2:]), (numbers[2], [])):
         async with subscribed(service, after_sequence=after) as subscription:
             assert [event.sequence for event in await subscription.all()] == left
             assert subscription.response.after_sequence == after
             assert subscription.response.until_sequence == max(after, numbers[-1])
             assert subscription.response.dropped_until == 0
+
+
+async def test_a_number_that_the_trail_has_not_got_yet_is_no_beginning(service: Embedded) -> None:
+    """It is of another trail, or a mistake; the answer says where the stream begins instead."""
+    await happened(service)
+    head = service.trail.head[0]
+
+    async with subscribed(service, after_sequence=99, follow=True) as subscription:
+        assert (subscription.response.after_sequence, subscription.response.until_sequence) == (head, head)
+        numbers = await happened(service, 2)
+
+        assert [(await told(subscription)).sequence for _ in numbers] == numbers
 
 
 async def test_without_a_beginning_only_what_happens_from_now_on_comes(service: Embedded) -> None:

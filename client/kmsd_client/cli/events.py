@@ -64,7 +64,7 @@ def run(options: argparse.Namespace) -> None:
     with Delivery(deliver, keep) as delivery:
         if not options.follow:
             with Client(options.socket) as client, subscribe(client, request) as subscription:
-                _tell_dropped(request, subscription)
+                _tell_missing(request, subscription)
                 delivery.take(subscription)
         else:
             _follow(options.socket, request, delivery)
@@ -91,8 +91,9 @@ class Delivery:
 
     def take(self, subscription: Subscription) -> None:
         """Deliver what comes, until the end of the stream."""
-        if self.last is None:
-            self._keep_last(subscription.response.after_sequence)
+        begins_behind = subscription.response.after_sequence
+        if self.last is None or self.last > begins_behind:
+            self._keep_last(begins_behind)
         for line, event in subscription.events():
             self._delivering = True
             for deliver in self._deliver:
@@ -131,7 +132,7 @@ def _follow(socket: str | None, request: SubscribeEventsRequest, delivery: Deliv
                 if is_away:
                     note("the daemon is back")
                     is_away = False
-                _tell_dropped(request, subscription)
+                _tell_missing(request, subscription)
                 wait_seconds = _FIRST_WAIT_SECONDS
                 delivery.take(subscription)
         except KmsError as error:
@@ -173,10 +174,18 @@ def _keep_nothing(_sequence: int) -> None:
     """Leave it at that: nobody goes on from there."""
 
 
-def _tell_dropped(request: SubscribeEventsRequest, subscription: Subscription) -> None:
-    dropped = subscription.response.dropped_until
-    if request.after_sequence and request.after_sequence < dropped:
-        note(f"events of records up to number {dropped} are kept no longer: kms audit search has what happened")
+def _tell_missing(request: SubscribeEventsRequest, subscription: Subscription) -> None:
+    asked, response = request.after_sequence, subscription.response
+    if asked and asked < response.dropped_until:
+        note(
+            f"events of records up to number {response.dropped_until} are kept no longer: kms audit search has what "
+            "happened"
+        )
+    if asked and asked > response.after_sequence:
+        note(
+            f"the audit trail ends at record {response.after_sequence}, before record {asked}: what comes behind its "
+            "end is told; kms events --since 0 tells all"
+        )
 
 
 def _print(_line: bytes, event: Event) -> None:
