@@ -5,16 +5,18 @@ from __future__ import annotations
 import datetime as dt
 import json
 import shlex
+from typing import Any
 
 import pytest
 
 from kmsd.api.deletion import CancelKeyDeletionRequest, MaterialUsage, ScheduleKeyDeletionRequest
+from kmsd.api.errors import KMSInternalError
 from kmsd.api.keys import EnableKeyRequest, UpdateKeyDescriptionRequest
 from kmsd.api.operation import KeyState
 from kmsd.api.rotation import DisableKeyRotationRequest, EnableKeyRotationRequest, RotateKeyOnDemandRequest
 from tests.client.keyboard import pipes, types
 from tests.client.keyed_daemon import DUE, KeyedDaemon, granted, key_id, used
-from tests.client.scripted import ScriptedDaemon
+from tests.client.scripted import Answer, ScriptedDaemon
 
 KEY = key_id(1)
 ALIAS = "alias/one"
@@ -82,6 +84,26 @@ def test_who_may_rotate_and_not_look_is_told_what_holds_anyway(keys: KeyedDaemon
     assert keys.kms("key", "rotate", KEY, "--now") == 0
 
     assert capsys.readouterr() == ("no file needs re-encryption\n", "")
+
+
+def test_a_rotation_that_was_done_is_not_reported_as_failed(keys: KeyedDaemon, capsys: Captured) -> None:
+    """Or somebody does it again, and a key is rotated by hand 25 times at most."""
+    answer = keys.daemon.answer
+
+    def failing(name: str, request: Any) -> Answer:
+        if name == "ListKeyRotations":
+            raise KMSInternalError("the store cannot be read")
+        return answer(name, request)
+
+    keys.daemon.answer = failing
+
+    assert keys.kms("key", "rotate", KEY, "--now") == 0
+
+    assert keys.done == [RotateKeyOnDemandRequest(key_id=KEY)]
+    assert capsys.readouterr() == (
+        "no file needs re-encryption; no next rotation is planned\n",
+        "kms: it was done, but not all of what comes of it can be told: the store cannot be read\n",
+    )
 
 
 def test_material_is_numbered_over_all_pages(keys: KeyedDaemon, capsys: Captured) -> None:
