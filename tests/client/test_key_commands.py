@@ -156,6 +156,19 @@ def test_whoever_deletes_a_key_sees_what_depends_on_it(
     ]
 
 
+@pytest.mark.parametrize("days", ["6", "31", "-1"])
+def test_nobody_is_asked_about_a_window_that_is_refused(
+    keys: KeyedDaemon, monkeypatch: pytest.MonkeyPatch, capsys: Captured, days: str
+) -> None:
+    """He would say yes to nothing."""
+    types(monkeypatch, "yes\n")
+
+    assert keys.kms("key", "delete", KEY, "--days", days) == 2
+
+    assert capsys.readouterr().err == f"kms: error: --days is {days}: it may be 7 to 30\n"
+    assert keys.daemon.asked == []
+
+
 @pytest.mark.parametrize(
     "words", [("key", "delete", KEY), ("key", "disable", ALIAS), ("alias", "delete", ALIAS)], ids=" ".join
 )
