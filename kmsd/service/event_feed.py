@@ -13,8 +13,9 @@ import asyncio
 import bisect
 import contextlib
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from pathlib import Path
+from typing import Any
 
 from kmsd.api.errors import IntegrityError, KmsError, LimitExceededError
 from kmsd.api.events import Event
@@ -31,6 +32,8 @@ _PAUSE_SECONDS = 0.005
 # How much of the trail is read once more after a kill. More often would be a write for nobody's good.
 _POSITION_SECONDS = 60.0
 _AGAIN_SECONDS = 1.0
+# A fault comes with a traceback in the log, and may come each time.
+_AFTER_FAULT_SECONDS = 60.0
 # So many wait to be projected, while a disk is slow; beyond, they are read from the trail again.
 _MOST_LINES = 1024
 
@@ -79,10 +82,26 @@ class EventFeed:
     def start(self) -> None:
         """Begin to project; what is appended to the trail from now on is not missed."""
         self._trail.on_record = self._note
-        for loop in (self._run(), self._keep_positions()):
-            task = asyncio.ensure_future(loop)
-            self._tasks.add(task)
-            task.add_done_callback(self._tell_fault)
+        self._begin(self._run)
+        self._begin(self._keep_positions)
+
+    def _begin(self, loop: Callable[[], Coroutine[Any, Any, None]], after_seconds: float = 0.0) -> None:
+        """Run a loop that does not end, and again some time after a fault that nobody foresaw."""
+
+        async def run() -> None:
+            if after_seconds:
+                await self._sleep(after_seconds)
+            await loop()
+
+        def ended(task: asyncio.Task[None]) -> None:
+            self._tasks.discard(task)
+            if not task.cancelled() and (fault := task.exception()) is not None:
+                self._logger.fault("events_failed", fault)
+                self._begin(loop, _AFTER_FAULT_SECONDS)
+
+        task = asyncio.ensure_future(run())
+        self._tasks.add(task)
+        task.add_done_callback(ended)
 
     async def opened(self) -> EventLog:
         """Return the log, which may lack events yet that are on record."""
@@ -139,6 +158,7 @@ class EventFeed:
         self._wake.set()
 
     async def _run(self) -> None:
+        self._live = False
         while True:
             try:
                 if self._log is None:
@@ -261,11 +281,6 @@ class EventFeed:
         if reason != self._told_of:  # it is tried again every second, and told once
             self._logger.warning("events_not_written", reason=reason)
         self._told_of = reason
-
-    def _tell_fault(self, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
-        if not task.cancelled() and (fault := task.exception()) is not None:
-            self._logger.fault("events_failed", fault)
 
 
 def _sequence_of(line: str) -> int:

@@ -267,6 +267,33 @@ async def test_a_line_that_is_too_long_holds_up_nothing(tmp_path: Path, monkeypa
     await running.stop()
 
 
+@pytest.mark.parametrize("when", ["at the start", "later"])
+async def test_a_fault_does_not_end_the_feed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, when: str) -> None:
+    """It is in the log, as a fault; what was not told is told when it has passed."""
+    running = Running(tmp_path)
+    log = await running.caught_up()
+    if when == "at the start":
+        await running.feed.close(10)
+    faults = iter([MemoryError, MemoryError])
+    real = Projection.event_of
+
+    def faulty(self: Projection, line: str) -> Event | None:
+        if (fault := next(faults, None)) is not None:
+            raise fault
+        return real(self, line)
+
+    monkeypatch.setattr(Projection, "event_of", faulty)
+    running.trail.append([EVENT])
+    if when == "at the start":
+        running.start_feed()
+        log = await running.feed.opened()
+    await until(lambda: bool(log.events()))
+
+    assert log.events() == running.expected()
+    assert running.log.getvalue().count("events_failed") == 2
+    await running.stop()
+
+
 async def test_an_event_waits_until_its_record_is_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Else a power cut could take what somebody was told of."""
     running = Running(tmp_path)
