@@ -234,6 +234,15 @@ def test_what_is_no_address_is_refused(address: str, capsys: pytest.CaptureFixtu
     assert "is no address" in capsys.readouterr().err
 
 
+def test_thousands_of_mails_have_to_be_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
+    """Without a beginning, all events that are kept would be mailed."""
+    assert main(["events", "--mail", "root"]) == 2
+    assert capsys.readouterr().err == (
+        "kms: error: all events that are kept would be mailed\n"
+        "kms: hint: say --follow for those to come, --since for later ones, --since 0 for all\n"
+    )
+
+
 def test_a_mail_that_is_not_taken_is_said(tmp_path: Path, sendmail: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """So that the event is not taken for told."""
     one = event(7)

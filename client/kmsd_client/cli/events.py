@@ -15,7 +15,7 @@ from typing import Any, Self
 from kmsd.api.errors import ConnectionLostError, KmsError
 from kmsd.api.events import Event, Severity, SubscribeEventsRequest
 from kmsd_client import Client
-from kmsd_client.cli.terminal import note, printable
+from kmsd_client.cli.terminal import EXIT_USAGE, CommandError, note, printable
 from kmsd_client.events import Subscription, subscribe
 
 # What is done with an event and its line; returns when that is certain.
@@ -61,6 +61,9 @@ def run(options: argparse.Namespace) -> None:
 
         deliver.append(Mailer(options.mail).deliver)
     request, keep = _beginning(options)
+    if options.mail is not None and not options.follow and options.since is None and request.after_sequence == 0:
+        hint = "say --follow for those to come, --since for later ones, --since 0 for all"
+        raise CommandError("all events that are kept would be mailed", hint, code=EXIT_USAGE)
     with Delivery(deliver, keep) as delivery:
         if not options.follow:
             with Client(options.socket) as client, subscribe(client, request) as subscription:
