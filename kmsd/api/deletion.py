@@ -10,8 +10,11 @@ from msgspec import Meta
 from kmsd.api.operation import Cost, KeyAccess, KeyState, Operation
 from kmsd.api.shapes import KeyIdentifier, Request, Response, Structure
 
-# AWS KMS's model has 1 to 365, its service 7 to 30; what lies between the two is told by the handler.
+# The days that may lie between asking for a key's deletion and its destruction. AWS KMS's model has 1 to 365, its
+# service 7 to 30; what lies between the two is told by the handler.
 PendingWindow = Annotated[int, Meta(ge=1, le=365)]
+SHORTEST_WINDOW_DAYS = 7
+LONGEST_WINDOW_DAYS = 30
 DEFAULT_WINDOW_DAYS = 30
 
 

@@ -82,9 +82,11 @@ class SubscribeEventsRequest(Request, frozen=True, kw_only=True):
 class SubscribeEventsResponse(Response, frozen=True, kw_only=True):
     """What SubscribeEvents answers; the events come over the descriptor, a line of JSON each.
 
-    All events of the stream come from records behind number `after_sequence`: from there on a stream that breaks off is
-    taken up again as long as it brought none. The last that there is now comes from record `until_sequence`, which is
-    `after_sequence` if there is none. Of events up to `dropped_until` some may be kept no longer.
+    All events of the stream come from records behind number `after_sequence`: from there on a stream that breaks off
+    is taken up again as long as it brought none. It is below the number that was asked for where the trail does not go
+    that far: it is another one, or has lost its end. The last event that there is now comes from record
+    `until_sequence`, which is `after_sequence` if there is none. Of events up to `dropped_until` some may be kept no
+    longer.
     """
 
     after_sequence: int

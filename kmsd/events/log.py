@@ -10,6 +10,7 @@ is whole, and the position counts only if the log ends where it did when that wa
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 from collections.abc import Iterator
@@ -25,6 +26,13 @@ NAME = "events.jsonl"
 PART_BYTES = 2 * 1024 * 1024
 # What a reader is given at once; an event has some 500 bytes.
 _READ_BYTES = 64 * 1024
+
+
+class LogSpoiledError(OSError):
+    """A file is no longer as it was written: somebody has cut it, or written into it."""
+
+    def __init__(self) -> None:
+        super().__init__(errno.EIO, "the event log is not as it was written")
 
 
 class Position(msgspec.Struct, frozen=True):
@@ -50,6 +58,8 @@ class _Part:
         self.size = start
         self.last = continues
         self.next: _Part | None = None
+        # Whether nothing comes behind it any more, in this file or another.
+        self.is_given_up = False
         self._fd = fd
 
     def __del__(self) -> None:
@@ -94,19 +104,28 @@ class _Part:
 
     def write(self, data: bytes) -> None:
         """Put data behind what is there, all of it or nothing that counts; raises OSError."""
+        if os.fstat(self._fd).st_size < self.size:
+            raise LogSpoiledError
         if os.pwrite(self._fd, data, self.size) < len(data):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         self.size += len(data)
 
     def read(self, offset: int, most_bytes: int) -> bytes:
         """Return what there is from an offset; raises OSError."""
-        return os.pread(self._fd, min(most_bytes, self.size - offset), offset)
+        length = min(most_bytes, self.size - offset)
+        data = os.pread(self._fd, length, offset)
+        if len(data) < length:
+            raise LogSpoiledError
+        return data
 
     def events(self) -> Iterator[tuple[int, Event]]:
-        """Yield each event with the offset of its line."""
+        """Yield each event with the offset of its line; raises OSError."""
         offset = self.start
         for line in self.read(offset, self.size).splitlines(keepends=True):
-            yield offset, decode_event(line)
+            event = _event_in(line)
+            if event is None:
+                raise LogSpoiledError
+            yield offset, event
             offset += len(line)
 
     def offset_behind(self, sequence: int) -> int:
@@ -123,29 +142,60 @@ class _Part:
 
 
 class Reader:
-    """Reads the log behind some event, as far as it goes, in the order of the events."""
+    """Reads the log behind some event, as far as it goes, in the order of the events.
 
-    def __init__(self, part: _Part, offset: int) -> None:
+    `after_sequence` may be the number of an event that the log has yet to get again.
+    """
+
+    def __init__(self, part: _Part, offset: int, after_sequence: int) -> None:
         self._part = part
         self._offset = offset
+        # None once it was passed.
+        self._after: int | None = after_sequence
 
     def read(self) -> bytes:
         """Return the next lines, all of them whole, b"" when there are none yet; raises OSError."""
+        while lines := self._next_lines():
+            if self._after is None or (lines := self._wanted(lines, self._after)):
+                return lines
+        return b""
+
+    def _next_lines(self) -> bytes:
         while self._offset >= self._part.size:
+            if self._part.is_given_up:
+                raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
             if self._part.next is None:
                 return b""
             self._part = self._part.next
             self._offset = self._part.start
         most = _READ_BYTES
         while b"\n" not in (data := self._part.read(self._offset, most)):
+            if len(data) < most:
+                raise LogSpoiledError
             most *= 2
         lines = data[: data.rindex(b"\n") + 1]
         self._offset += len(lines)
         return lines
 
+    def _wanted(self, lines: bytes, after_sequence: int) -> bytes:
+        """Return the lines of events behind a number."""
+        passed = 0
+        for line in lines.splitlines(keepends=True):
+            event = _event_in(line)
+            if event is None:
+                raise LogSpoiledError
+            if event.sequence > after_sequence:
+                self._after = None
+                break
+            passed += len(line)
+        return lines[passed:]
+
 
 class EventLog:
-    """The log at `path`; made by `open`. All methods raise OSError when files fail, and have done nothing then."""
+    """The log at `path`; made by `open`. All methods raise OSError when files fail, and have done nothing then.
+
+    After LogSpoiledError it is to be given up, and opened anew.
+    """
 
     def __init__(self, path: Path, older: _Part | None, newer: _Part, part_bytes: int) -> None:
         self._path = path
@@ -205,7 +255,7 @@ class EventLog:
     def reader(self, after_sequence: int) -> Reader:
         """Return what reads the events behind a number that are kept, and those that are still to come."""
         part = self._oldest if after_sequence < self._newer.continues else self._newer
-        return Reader(part, part.offset_behind(after_sequence))
+        return Reader(part, part.offset_behind(after_sequence), after_sequence)
 
     def last_before(self, time: str) -> int:
         """Return the number of the last event before the first that has this time, or a later one."""
@@ -215,6 +265,10 @@ class EventLog:
                 break
             last = event.sequence
         return last
+
+    def give_up(self) -> None:
+        """Let who reads it come to an end: another takes its place."""
+        self._newer.is_given_up = True
 
     def position(self) -> Position | None:
         """Return the position that was kept, if it still counts."""
@@ -234,7 +288,8 @@ class EventLog:
     def _rotate(self) -> None:
         made_at = self._path.with_name(f"{self._path.name}.new")
         made = _Part.make(made_at, self.last)
-        self._path.rename(_older(self._path))
+        with contextlib.suppress(FileNotFoundError):  # somebody removed it, or this was as far as it came last time
+            self._path.rename(_older(self._path))
         made_at.rename(self._path)
         self._older, self._newer = self._newer, made
         self._older.next = made

@@ -4,7 +4,7 @@
 2. What stands behind the position, or else behind the last event, is read and projected, page by page.
 3. From then on the trail tells what it writes. An event goes into the log only when its record is on the disk, so that
    a power cut takes no event that somebody was told of.
-4. Whatever fails in between leads back to 2.
+4. Whatever fails in between leads back to 2; a log that somebody has written into, or cut, to 1.
 """
 
 from __future__ import annotations
@@ -13,15 +13,16 @@ import asyncio
 import bisect
 import contextlib
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from pathlib import Path
+from typing import Any
 
-from kmsd.api.errors import IntegrityError, KmsError
+from kmsd.api.errors import IntegrityError, KmsError, LimitExceededError
 from kmsd.api.events import Event
 from kmsd.audit.chain import MAX_READ_LINE_BYTES, digest_of, seq_of
 from kmsd.audit.record import Record
 from kmsd.audit.writer import Trail
-from kmsd.events.log import EventLog, Position
+from kmsd.events.log import EventLog, LogSpoiledError, Position
 from kmsd.events.projection import PROJECTED, Projection, id_of
 from kmsd.logs import Logger
 
@@ -31,6 +32,8 @@ _PAUSE_SECONDS = 0.005
 # How much of the trail is read once more after a kill. More often would be a write for nobody's good.
 _POSITION_SECONDS = 60.0
 _AGAIN_SECONDS = 1.0
+# A fault comes with a traceback in the log, and may come each time.
+_AFTER_FAULT_SECONDS = 60.0
 # So many wait to be projected, while a disk is slow; beyond, they are read from the trail again.
 _MOST_LINES = 1024
 
@@ -65,6 +68,7 @@ class EventFeed:
         self._lines: deque[str] = deque()
         self._wake = asyncio.Event()
         self._live = False
+        self._spoiled = False
         self._told_of: str | None = None
         # How many events were written since the start.
         self.written = 0
@@ -78,24 +82,41 @@ class EventFeed:
     def start(self) -> None:
         """Begin to project; what is appended to the trail from now on is not missed."""
         self._trail.on_record = self._note
-        for loop in (self._run(), self._keep_positions()):
-            task = asyncio.ensure_future(loop)
-            self._tasks.add(task)
-            task.add_done_callback(self._tell_fault)
+        self._begin(self._run)
+        self._begin(self._keep_positions)
+
+    def _begin(self, loop: Callable[[], Coroutine[Any, Any, None]], after_seconds: float = 0.0) -> None:
+        """Run a loop that does not end, and again some time after a fault that nobody foresaw."""
+
+        async def run() -> None:
+            if after_seconds:
+                await self._sleep(after_seconds)
+            await loop()
+
+        def ended(task: asyncio.Task[None]) -> None:
+            self._tasks.discard(task)
+            if not task.cancelled() and (fault := task.exception()) is not None:
+                self._logger.fault("events_failed", fault)
+                self._begin(loop, _AFTER_FAULT_SECONDS)
+
+        task = asyncio.ensure_future(run())
+        self._tasks.add(task)
+        task.add_done_callback(ended)
 
     async def opened(self) -> EventLog:
         """Return the log, which may lack events yet that are on record."""
-        await self._opened.wait()
-        return self._opened_log
+        while self._log is None:
+            await self._opened.wait()
+        return self._log
 
     async def caught_up(self) -> EventLog:
         """Return the log once it has all that is on record now."""
-        log = await self.opened()
+        await self.opened()
         head, _ = self._trail.head
         self._wake.set()
-        while self._position < head:
+        while self._log is None or self._position < head:
             await self.changed.wait()
-        return log
+        return self._log
 
     @property
     def _opened_log(self) -> EventLog:
@@ -121,6 +142,12 @@ class EventFeed:
         self.urgent = urgent
         self._tell_readers()
 
+    def distrust(self, log: EventLog) -> None:
+        """Have the log made anew, which somebody found spoiled, unless that was done since."""
+        if log is self._log:
+            self._spoiled = True
+            self._wake.set()
+
     def _note(self, record: Record, line: bytes) -> None:
         """Take a record of the trail; called by the trail, which must not be held up."""
         if not self._live or record.event_name not in PROJECTED:
@@ -131,6 +158,7 @@ class EventFeed:
         self._wake.set()
 
     async def _run(self) -> None:
+        self._live = False
         while True:
             try:
                 if self._log is None:
@@ -140,7 +168,18 @@ class EventFeed:
             except (OSError, KmsError) as error:
                 self._live = False
                 self._complain(error)
+                if isinstance(error, LogSpoiledError):
+                    self._give_up()
                 await self._sleep(_AGAIN_SECONDS)
+
+    def _give_up(self) -> None:
+        """Part with the log; who reads it asks again, for the one that takes its place."""
+        if self._log is not None:
+            self._log.give_up()
+        self._log = None
+        self._opened.clear()
+        self._spoiled = False
+        self._tell_readers()
 
     def _open(self) -> None:
         """Open the log, drop of it what the trail does not hold, and find out behind which record to go on."""
@@ -150,6 +189,7 @@ class EventFeed:
         self._position = position.sequence if position is not None and self._is_at(position) else log.last
         self._log = log
         self._opened.set()
+        self._tell_readers()
 
     def _drop(self, log: EventLog) -> None:
         events = log.events()
@@ -181,7 +221,7 @@ class EventFeed:
         while self._position < (head := self._trail.head[0]):
             try:
                 lines = self._trail.read(after_seq=self._position, limit=_PAGE_RECORDS, max_bytes=MAX_READ_LINE_BYTES)
-            except IntegrityError as error:
+            except (IntegrityError, LimitExceededError) as error:
                 # Without this, nothing would ever be told again.
                 self._logger.warning("events_incomplete", behind=self._position, until=head, reason=error.message)
                 lines = []
@@ -196,6 +236,8 @@ class EventFeed:
         while self._live:
             await self._wake.wait()
             self._wake.clear()
+            if self._spoiled:
+                raise LogSpoiledError
             head, lines = self._trail.head[0], list(self._lines)
             await self._project(lines)
             for _ in lines:
@@ -239,11 +281,6 @@ class EventFeed:
         if reason != self._told_of:  # it is tried again every second, and told once
             self._logger.warning("events_not_written", reason=reason)
         self._told_of = reason
-
-    def _tell_fault(self, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
-        if not task.cancelled() and (fault := task.exception()) is not None:
-            self._logger.fault("events_failed", fault)
 
 
 def _sequence_of(line: str) -> int:

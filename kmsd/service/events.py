@@ -18,7 +18,7 @@ from kmsd.api.events import Event, encode_event
 from kmsd.api.operation import Operation
 from kmsd.audit.chain import format_time
 from kmsd.audit.writer import Trail
-from kmsd.events.log import EventLog, Reader
+from kmsd.events.log import EventLog, LogSpoiledError, Reader
 from kmsd.events.projection import event_time
 from kmsd.logs import Logger
 from kmsd.service.call import Call
@@ -65,11 +65,15 @@ class Events:
                 "the events are still being read from the audit trail: ask again in a while, or follow them"
             ) from None
         self._check_limits(call.session.place)
-        after = self._beginning(request, log)
-        reader = log.reader(after)
+        try:
+            after = self._beginning(request, log)
+            reader = log.reader(after)
+        except LogSpoiledError as error:
+            self._feed.distrust(log)
+            raise ThrottlingError(f"{error.strerror}, and is made anew: ask again in a while") from None
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         ours.setblocking(False)
-        task = asyncio.ensure_future(self._send(ours, reader, follow=request.follow))
+        task = asyncio.ensure_future(self._send(ours, log, reader, follow=request.follow))
         self._subscribers[task] = _Subscriber(call.session.place, ours)
         task.add_done_callback(self._ended)
         # A subscriber says nothing: what can be read is that he hung up.
@@ -98,20 +102,21 @@ class Events:
 
     def _beginning(self, request: api.SubscribeEventsRequest, log: EventLog) -> int:
         """Return the number of a record: what comes from records behind it is sent."""
+        head, _ = self._trail.head
         if request.after_sequence is not None:
-            return request.after_sequence
+            return min(request.after_sequence, head)
         if request.since is not None:
             return log.last_before(event_time(format_time(request.since.timestamp())))
-        return self._trail.head[0]
+        return head
 
-    async def _send(self, channel: socket.socket, reader: Reader, *, follow: bool) -> None:
+    async def _send(self, channel: socket.socket, log: EventLog, reader: Reader, *, follow: bool) -> None:
         loop = asyncio.get_running_loop()
         told: Event | None = None
         with contextlib.suppress(OSError):  # he hung up while he was being sent something, or a file cannot be read
             while True:
                 changed = self._feed.changed
                 urgent = self._feed.urgent
-                if data := reader.read():
+                if data := self._next(log, reader):
                     await loop.sock_sendall(channel, data)
                 elif urgent is not None and urgent is not told:
                     told = urgent
@@ -120,6 +125,13 @@ class Events:
                     return
                 else:
                     await changed.wait()
+
+    def _next(self, log: EventLog, reader: Reader) -> bytes:
+        try:
+            return reader.read()
+        except LogSpoiledError:
+            self._feed.distrust(log)
+            raise
 
     def _hung_up(self, channel: socket.socket, task: asyncio.Task[None]) -> None:
         asyncio.get_running_loop().remove_reader(channel)

@@ -16,10 +16,6 @@ from kmsd.service.key_dates import DAY_MS
 from kmsd.service.records import KeyRecord
 from kmsd.service.timekeeping import Timekeeping
 
-# AWS KMS: the days that may lie between asking for a key's deletion and its destruction.
-_SHORTEST_WINDOW_DAYS = 7
-_LONGEST_WINDOW_DAYS = 30
-
 
 class KeyDeletion:
     """Handlers of deletion."""
@@ -34,9 +30,9 @@ class KeyDeletion:
     ) -> api.ScheduleKeyDeletionResponse:
         """Let nobody use the key any more, at once, and have it destroyed when the window is over."""
         days = request.pending_window_in_days
-        if not _SHORTEST_WINDOW_DAYS <= days <= _LONGEST_WINDOW_DAYS:
+        if not api.SHORTEST_WINDOW_DAYS <= days <= api.LONGEST_WINDOW_DAYS:
             raise ValidationError(
-                f"PendingWindowInDays is {days}: it may be {_SHORTEST_WINDOW_DAYS} to {_LONGEST_WINDOW_DAYS}"
+                f"PendingWindowInDays is {days}: it may be {api.SHORTEST_WINDOW_DAYS} to {api.LONGEST_WINDOW_DAYS}"
             )
         async with self._timekeeping.promise() as (now_ms, also):
             deletion_ms = now_ms + days * DAY_MS

@@ -8,6 +8,8 @@ shares unsealed stays so: they stand for a token that is gone.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+from collections import deque
 from collections.abc import Awaitable, Callable
 
 from kmsd.api.errors import AuditUnavailableError, TokenError
@@ -16,6 +18,9 @@ from kmsd.hsm.root import Root, RootError, TokenMissingError
 from kmsd.logs import Logger
 from kmsd.service.changing import Trail
 from kmsd.service.unsealing import Unsealing, system_record
+
+# Of a token that comes and goes while the trail cannot be written, the newest are enough.
+_MOST_UNRECORDED = 16
 
 
 class TokenWatch:
@@ -41,6 +46,8 @@ class TokenWatch:
         self._sleep = sleep
         self._missing = False
         self._watching: asyncio.Task[None] | None = None
+        # What could not be recorded yet.
+        self._unrecorded: deque[Record] = deque(maxlen=_MOST_UNRECORDED)
 
     def start(self) -> None:
         """Begin to watch, if that is configured."""
@@ -60,6 +67,9 @@ class TokenWatch:
             await self._look()
 
     async def _look(self) -> None:
+        if self._unrecorded:
+            with contextlib.suppress(AuditUnavailableError):  # the log has it, and it is tried again
+                self._write()
         if self._unsealing.sealed and not self._unsealing.lost:
             return  # whoever unseals it learns how the token is
         try:
@@ -90,11 +100,17 @@ class TokenWatch:
 
     def _record(self, record: Record) -> None:
         """Record what happened anyway: a trail that cannot be written does not undo it, and the log has it."""
+        self._unrecorded.append(record)
         try:
-            self._trail.append([record])
+            self._write()
         except AuditUnavailableError as error:
             self._logger.warning("event_not_recorded", recorded=record.event_name, reason=error.message)
+
+    def _write(self) -> None:
+        self._trail.append([*self._unrecorded])
+        self._unrecorded.clear()
 
     def _tell_fault(self, task: asyncio.Task[None]) -> None:
         if not task.cancelled() and (fault := task.exception()) is not None:
             self._logger.fault("token_watch_failed", fault)
+            self.start()  # what nobody foresaw may pass

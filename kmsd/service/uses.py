@@ -22,7 +22,7 @@ from weakref import WeakValueDictionary
 
 from msgspec.structs import replace
 
-from kmsd.api.errors import ConflictError, IntegrityError, KmsError
+from kmsd.api.errors import ConflictError, IntegrityError, KmsError, LimitExceededError
 from kmsd.audit.chain import MAX_READ_LINE_BYTES
 from kmsd.logs import Logger
 from kmsd.service.key_use import KeyUse, Tracking
@@ -158,7 +158,7 @@ class KeyUses:
     def _read(self, after: int, limit: int) -> list[str]:
         try:
             return self._trail.read(after_seq=after, limit=limit, max_bytes=MAX_READ_LINE_BYTES)
-        except IntegrityError:
+        except (IntegrityError, LimitExceededError):
             return []
 
     async def _count_from(self, counted: int, until: int) -> None:

@@ -23,6 +23,7 @@ from kmsd_client.cli.events import Delivery
 from kmsd_client.cli.main import main
 from kmsd_client.cli.terminal import CommandError
 from kmsd_client.events import Subscription
+from tests.client.scripted import Answer, ScriptedDaemon
 
 
 def event(sequence: int, message: str = "something happened", detail_type: str = "Sealed") -> Event:
@@ -137,6 +138,39 @@ def test_what_was_delivered_is_kept_and_nothing_else() -> None:
     assert kept == [3, 4, 5]
 
 
+def test_a_position_of_another_trail_is_given_up() -> None:
+    """What was delivered last is no longer known by its number."""
+    kept: list[int] = []
+    with Delivery([], kept.append) as delivery:
+        delivery.last = 5000
+        with Stream([event(4)], until=4) as stream:
+            delivery.take(stream)
+        delivery.last = 5000
+        with Stream([], until=3) as stream:
+            delivery.take(stream)
+
+    assert (kept, delivery.last) == ([3, 4, 3], 3)
+
+
+def test_a_number_that_the_trail_has_not_got_is_said(
+    daemon: ScriptedDaemon, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A date without dashes is one, too."""
+
+    def answer(_name: str, _request: object) -> Answer:
+        ours, theirs = socket.socketpair()
+        ours.close()
+        return SubscribeEventsResponse(after_sequence=7, until_sequence=7), [theirs.detach()]
+
+    daemon.answer = answer
+
+    assert main(["--socket", str(daemon.path), "events", "--since", "20261126"]) == 0
+    assert capsys.readouterr().err == (
+        "kms: the audit trail ends at record 7, before record 20261126: what comes behind its end is told; kms events "
+        "--since 0 tells all\n"
+    )
+
+
 def test_a_signal_waits_for_what_is_being_delivered() -> None:
     """So that it is not told again after a stop."""
     before = signal.getsignal(signal.SIGTERM)
@@ -198,6 +232,15 @@ def test_what_is_no_address_is_refused(address: str, capsys: pytest.CaptureFixtu
     """Before anything is asked for."""
     assert main(["events", f"--mail={address}"]) == 2
     assert "is no address" in capsys.readouterr().err
+
+
+def test_thousands_of_mails_have_to_be_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
+    """Without a beginning, all events that are kept would be mailed."""
+    assert main(["events", "--mail", "root"]) == 2
+    assert capsys.readouterr().err == (
+        "kms: error: all events that are kept would be mailed\n"
+        "kms: hint: say --follow for those to come, --since for later ones, --since 0 for all\n"
+    )
 
 
 def test_a_mail_that_is_not_taken_is_said(tmp_path: Path, sendmail: Path, monkeypatch: pytest.MonkeyPatch) -> None:

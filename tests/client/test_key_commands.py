@@ -5,16 +5,18 @@ from __future__ import annotations
 import datetime as dt
 import json
 import shlex
+from typing import Any
 
 import pytest
 
 from kmsd.api.deletion import CancelKeyDeletionRequest, MaterialUsage, ScheduleKeyDeletionRequest
+from kmsd.api.errors import KMSInternalError
 from kmsd.api.keys import EnableKeyRequest, UpdateKeyDescriptionRequest
 from kmsd.api.operation import KeyState
 from kmsd.api.rotation import DisableKeyRotationRequest, EnableKeyRotationRequest, RotateKeyOnDemandRequest
 from tests.client.keyboard import pipes, types
 from tests.client.keyed_daemon import DUE, KeyedDaemon, granted, key_id, used
-from tests.client.scripted import ScriptedDaemon
+from tests.client.scripted import Answer, ScriptedDaemon
 
 KEY = key_id(1)
 ALIAS = "alias/one"
@@ -84,6 +86,26 @@ def test_who_may_rotate_and_not_look_is_told_what_holds_anyway(keys: KeyedDaemon
     assert capsys.readouterr() == ("no file needs re-encryption\n", "")
 
 
+def test_a_rotation_that_was_done_is_not_reported_as_failed(keys: KeyedDaemon, capsys: Captured) -> None:
+    """Or somebody does it again, and a key is rotated by hand 25 times at most."""
+    answer = keys.daemon.answer
+
+    def failing(name: str, request: Any) -> Answer:
+        if name == "ListKeyRotations":
+            raise KMSInternalError("the store cannot be read")
+        return answer(name, request)
+
+    keys.daemon.answer = failing
+
+    assert keys.kms("key", "rotate", KEY, "--now") == 0
+
+    assert keys.done == [RotateKeyOnDemandRequest(key_id=KEY)]
+    assert capsys.readouterr() == (
+        "no file needs re-encryption; no next rotation is planned\n",
+        "kms: it was done, but not all of what comes of it can be told: the store cannot be read\n",
+    )
+
+
 def test_material_is_numbered_over_all_pages(keys: KeyedDaemon, capsys: Captured) -> None:
     """Oldest first, with so much of its id as tells it apart."""
     keys.materials = 3
@@ -132,6 +154,19 @@ def test_whoever_deletes_a_key_sees_what_depends_on_it(
         f"{ALIAS} can no longer be used, and is destroyed on 2027-11-26 23:30:00 UTC",
         f"to keep it: kms key cancel-deletion {ALIAS}",
     ]
+
+
+@pytest.mark.parametrize("days", ["6", "31", "-1"])
+def test_nobody_is_asked_about_a_window_that_is_refused(
+    keys: KeyedDaemon, monkeypatch: pytest.MonkeyPatch, capsys: Captured, days: str
+) -> None:
+    """He would say yes to nothing."""
+    types(monkeypatch, "yes\n")
+
+    assert keys.kms("key", "delete", KEY, "--days", days) == 2
+
+    assert capsys.readouterr().err == f"kms: error: --days is {days}: it may be 7 to 30\n"
+    assert keys.daemon.asked == []
 
 
 @pytest.mark.parametrize(

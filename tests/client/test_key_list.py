@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import datetime as dt
 import json
+from typing import Any
 
 import pytest
 
+from kmsd.api.errors import IntegrityError
 from kmsd.api.operation import KeyState
 from kmsd.api.shapes import KeyManager
 from tests.client.keyed_daemon import DUE, KeyedDaemon, key_id, used
-from tests.client.scripted import ScriptedDaemon
+from tests.client.scripted import Answer, ScriptedDaemon
 
 Captured = pytest.CaptureFixture[str]
 
@@ -85,6 +87,30 @@ def test_a_key_that_is_destroyed_meanwhile_does_not_end_the_list(daemon: Scripte
 
     assert keys.kms("key", "list") == 0
     assert len(capsys.readouterr().out.splitlines()) == 3
+
+
+def test_a_key_that_is_damaged_does_not_end_the_list(daemon: ScriptedDaemon, capsys: Captured) -> None:
+    """What is known is shown; what is wrong is said of each, and the command fails."""
+    keys = KeyedDaemon(daemon, ["alias/a"], ["alias/b"], ["alias/c"])
+    answer = daemon.answer
+
+    def damaged(name: str, request: Any) -> Answer:
+        if (name, getattr(request, "key_id", None)) in {("DescribeKey", key_id(1)), ("GetKeyLastUsage", key_id(2))}:
+            raise IntegrityError("a row was changed")
+        return answer(name, request)
+
+    daemon.answer = damaged
+
+    assert keys.kms("key", "list") == 1
+
+    said = capsys.readouterr()
+    lines = [line.split() for line in said.out.splitlines()[1:]]
+    assert [line[0] for line in lines] == [key_id(2), key_id(3), key_id(1)]
+    assert lines[0][1] == "Enabled"
+    assert said.err.splitlines() == [
+        f"kms: error: key {key_id(1)}: IntegrityException: a row was changed",
+        f"kms: error: key {key_id(2)}: IntegrityException: a row was changed",
+    ]
 
 
 def test_a_program_gets_all_there_is(daemon: ScriptedDaemon, capsys: Captured) -> None:

@@ -12,6 +12,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from kmsd.api.errors import AccessDeniedError, AuditUnavailableError, KmsError
 from kmsd.api.metrics import GetMetricsResponse
+from kmsd_client.cli import metrics
 from kmsd_client.cli.main import main
 from tests.client.scripted import ScriptedDaemon
 
@@ -82,6 +83,16 @@ def test_a_daemon_that_does_not_tell_is_down(
     assert main(["metrics", "--textfile", str(place)]) == 1
     assert value_in(place) == 0
     assert error.message in capsys.readouterr().err
+
+
+def test_a_daemon_that_hangs_is_down(daemon: ScriptedDaemon, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The file says so before whoever runs the command loses patience."""
+    monkeypatch.setattr(metrics, "ANSWER_SECONDS", 0.05)
+    daemon.hold, daemon.held_back = "GetMetrics", 1
+    place.write_text(TEXT)
+
+    assert main(["metrics", "--textfile", str(place)]) == 3
+    assert value_in(place) == 0
 
 
 def test_no_daemon_is_down(short_path: Path, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
@@ -9,8 +10,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from kmsd.api.events import Event, decode_event
-from kmsd.events.log import EventLog, Reader
+from kmsd.api.events import Event, decode_event, encode_event
+from kmsd.events.log import EventLog, LogSpoiledError, Reader
 
 SMALL = 2000  # of a part: some eight events
 
@@ -147,6 +148,92 @@ def test_an_event_is_written_whole_or_not(tmp_path: Path, monkeypatch: pytest.Mo
     assert kept(opened(tmp_path)) == [1]
     log.append(event(3))
     assert kept(opened(tmp_path)) == [1, 3]
+
+
+def test_what_comes_again_is_not_told_again(tmp_path: Path) -> None:
+    """A log that is being made anew reaches later what its readers have had."""
+    log = filled(tmp_path, 1, 2)
+    readers = [log.reader(20) for _ in range(2)]
+    assert numbers(readers[0]) == []
+    for sequence in range(3, 19):
+        log.append(event(sequence))
+    assert numbers(readers[0]) == []
+    for sequence in range(19, 24):
+        log.append(event(sequence))
+
+    assert [numbers(reader) for reader in readers] == [[21, 22, 23]] * 2
+
+
+@pytest.mark.parametrize("left", [0, 500])
+def test_a_file_that_was_cut_under_it_is_noticed(tmp_path: Path, left: int) -> None:
+    """By who reads what is gone, and by who would write behind a hole."""
+    log = filled(tmp_path, *range(1, 6))
+    reader = log.reader(0)
+    os.truncate(tmp_path / "events.jsonl", left)
+
+    with pytest.raises(LogSpoiledError):
+        numbers(reader)
+    with pytest.raises(LogSpoiledError):
+        log.reader(1)
+    with pytest.raises(LogSpoiledError):
+        log.append(event(6))
+
+
+def test_a_file_that_was_overwritten_under_it_is_noticed(tmp_path: Path) -> None:
+    """Lines are looked for no further than the file goes."""
+    log = filled(tmp_path, *range(1, 6))
+    reader = log.reader(0)
+    path = tmp_path / "events.jsonl"
+    path.write_bytes(bytes(path.stat().st_size))
+
+    with pytest.raises(LogSpoiledError):
+        reader.read()
+    with pytest.raises(LogSpoiledError):
+        log.events()
+
+
+def test_who_reads_a_log_that_was_given_up_comes_to_its_end(tmp_path: Path) -> None:
+    """Nothing comes behind it any more."""
+    log = filled(tmp_path, 1, 2)
+    reader = log.reader(1)
+    log.give_up()
+
+    assert [decode_event(line).sequence for line in reader.read().splitlines()] == [2]
+    with pytest.raises(OSError, match="Stale"):
+        reader.read()
+
+
+def test_a_file_that_was_removed_under_it_is_missed_by_nobody(tmp_path: Path) -> None:
+    """The log goes on in the next file."""
+    log = filled(tmp_path, 1, 2)
+    (tmp_path / "events.jsonl").unlink()
+    for sequence in range(3, 30):
+        log.append(event(sequence))
+
+    assert kept(opened(tmp_path)) == kept(log)
+
+
+def test_a_change_of_files_that_failed_halfway_is_finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One name was given, the other could not be."""
+    log = opened(tmp_path)
+    path = tmp_path / "events.jsonl"
+    while path.stat().st_size + len(encode_event(event(99))) <= SMALL:
+        log.append(event(log.last + 1))
+    rename = Path.rename
+
+    def failing(self: Path, target: Path) -> Path:
+        if target.name == "events.jsonl":
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return rename(self, target)
+
+    with monkeypatch.context() as full:
+        full.setattr(Path, "rename", failing)
+        with pytest.raises(OSError, match="No space left"):
+            log.append(event(99))
+    log.append(event(99))
+
+    assert kept(log) == kept(opened(tmp_path))
+    assert kept(log) == [*range(1, len(kept(log))), 99]
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from kmsd.api.errors import AuditUnavailableError
+from kmsd.api.errors import AuditUnavailableError, LimitExceededError
 from kmsd.api.events import Event
 from kmsd.audit.record import Actor, Kind, Record
 from kmsd.audit.rotation import Rotation
@@ -203,6 +203,94 @@ async def test_what_cannot_be_written_is_written_later(tmp_path: Path, monkeypat
 
     assert log.events() == running.expected()
     assert running.log.getvalue().count("events_not_written") == 1
+    await running.stop()
+
+
+@pytest.mark.parametrize("left", [0, 700])
+async def test_a_log_that_was_cut_is_made_anew_of_the_trail(tmp_path: Path, left: int) -> None:
+    """A tool that shortens logs, say: at the next event everything is there again, and who reads the old one ends."""
+    running = Running(tmp_path)
+    log = await running.caught_up()
+    running.trail.append([EVENT] * 4)
+    await until(lambda: len(log.events()) == 4)
+    reader = log.reader(4)
+    os.truncate(tmp_path / "events.jsonl", left)
+    running.trail.append([EVENT])
+    log = await running.caught_up()
+
+    assert log.events() == logged(tmp_path) == running.expected()
+    with pytest.raises(OSError, match="Stale"):
+        reader.read()
+    assert running.log.getvalue().count("events_not_written") == 1
+    await running.stop()
+
+
+async def test_whoever_finds_the_log_spoiled_has_it_made_anew(tmp_path: Path) -> None:
+    """Once, however many do."""
+    running = Running(tmp_path)
+    log = await running.caught_up()
+    running.trail.append([EVENT])
+    await until(lambda: len(log.events()) == 1)
+    (tmp_path / "events.jsonl").write_bytes(bytes(2000))
+    for _ in range(3):
+        running.feed.distrust(log)
+    await until(lambda: "events_not_written" in running.log.getvalue())
+    made = await running.caught_up()
+    running.feed.distrust(log)
+
+    assert made.events() == running.expected()
+    assert await running.caught_up() is made
+    assert running.log.getvalue().count("events_not_written") == 1
+    await running.stop()
+
+
+async def test_a_line_that_is_too_long_holds_up_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kmsd writes none; it is a record that was spoiled."""
+    running = Running(tmp_path)
+    await running.caught_up()
+    await running.feed.close(10)
+    running.trail.append([EVENT] * 2)
+    real = Trail.read
+
+    def reading(self: Trail, *, after_seq: int, limit: int, max_bytes: int) -> list[str]:
+        if after_seq == 0:
+            raise LimitExceededError("record 1 is too long")
+        return real(self, after_seq=after_seq, limit=limit, max_bytes=max_bytes)
+
+    monkeypatch.setattr(Trail, "read", reading)
+    running.start_feed()
+    log = await running.caught_up()
+    running.trail.append([EVENT])
+    await until(lambda: bool(log.events()))
+
+    assert [event.sequence for event in log.events()] == [3]
+    await running.stop()
+
+
+@pytest.mark.parametrize("when", ["at the start", "later"])
+async def test_a_fault_does_not_end_the_feed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, when: str) -> None:
+    """It is in the log, as a fault; what was not told is told when it has passed."""
+    running = Running(tmp_path)
+    log = await running.caught_up()
+    if when == "at the start":
+        await running.feed.close(10)
+    faults = iter([MemoryError, MemoryError])
+    real = Projection.event_of
+
+    def faulty(self: Projection, line: str) -> Event | None:
+        if (fault := next(faults, None)) is not None:
+            raise fault
+        return real(self, line)
+
+    monkeypatch.setattr(Projection, "event_of", faulty)
+    running.trail.append([EVENT])
+    if when == "at the start":
+        running.start_feed()
+        log = await running.feed.opened()
+    await until(lambda: bool(log.events()))
+
+    assert log.events() == running.expected()
+    assert running.log.getvalue().count("events_failed") == 2
     await running.stop()
 
 

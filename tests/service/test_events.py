@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import datetime as dt
+import os
 import socket
 import time
 from collections.abc import AsyncIterator, Callable
@@ -95,12 +96,24 @@ async def test_a_stream_ends_behind_the_last_event(service: Embedded) -> None:
     """From any number on, and the answer tells where it ends."""
     numbers = await happened(service, 3)
 
-    for after, left in ((0, numbers), (numbers[0], numbers[1:]), (numbers[0] + 1, numbers[2:]), (99, [])):
+    for after, left in ((0, numbers), (numbers[0], numbers[1:]), (numbers[0] + 1, numbers[2:]), (numbers[2], [])):
         async with subscribed(service, after_sequence=after) as subscription:
             assert [event.sequence for event in await subscription.all()] == left
             assert subscription.response.after_sequence == after
             assert subscription.response.until_sequence == max(after, numbers[-1])
             assert subscription.response.dropped_until == 0
+
+
+async def test_a_number_that_the_trail_has_not_got_yet_is_no_beginning(service: Embedded) -> None:
+    """It is of another trail, or a mistake; the answer says where the stream begins instead."""
+    await happened(service)
+    head = service.trail.head[0]
+
+    async with subscribed(service, after_sequence=99, follow=True) as subscription:
+        assert (subscription.response.after_sequence, subscription.response.until_sequence) == (head, head)
+        numbers = await happened(service, 2)
+
+        assert [(await told(subscription)).sequence for _ in numbers] == numbers
 
 
 async def test_without_a_beginning_only_what_happens_from_now_on_comes(service: Embedded) -> None:
@@ -229,6 +242,32 @@ async def test_what_has_just_happened_is_there(service: Embedded) -> None:
             assert len(await subscription.all()) == count
 
 
+async def test_a_log_that_was_cut_holds_up_nobody(service: Embedded, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever asks then is asked to come again, and finds everything; who follows goes on likewise."""
+    monkeypatch.setattr(event_feed, "_AGAIN_SECONDS", 0.01)
+    numbers = await happened(service, 3)
+    async with subscribed(service, after_sequence=numbers[-1], follow=True) as follower:
+        os.truncate(service.feed._path, 300)
+        with pytest.raises(ThrottlingError, match="ask again"):
+            await service.ask(ROOT, SUBSCRIBE_EVENTS, SubscribeEventsRequest(after_sequence=numbers[0]))
+        assert await follower.all() == []
+    async with subscribed(service, after_sequence=0) as subscription:
+        assert [event.sequence for event in await subscription.all()] == numbers
+
+
+async def test_who_reads_a_log_while_it_is_cut_comes_to_an_end(
+    service: Embedded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """He asks again from where he was, and misses nothing."""
+    monkeypatch.setattr(event_feed, "_AGAIN_SECONDS", 0.01)
+    numbers = await happened(service, 2000)
+    async with subscribed(service, after_sequence=0, follow=True) as follower:
+        os.truncate(service.feed._path, 0)
+        last = max([event.sequence for event in await follower.all()], default=0)
+    async with subscribed(service, after_sequence=last) as subscription:
+        assert [event.sequence for event in await subscription.all()] == numbers[last:]
+
+
 async def test_the_last_event_is_that_of_the_stop(service: Embedded) -> None:
     """Then the stream ends."""
     async with subscribed(service, follow=True) as subscription:
@@ -322,7 +361,7 @@ async def test_a_flood_of_refused_uses_is_one_event_an_hour(service: Embedded) -
     await use(service, arn, 50)
     await use(service, other)
     assert uses(service) == [("alice", 1), ("alice", 1)]
-    service.now += EVERY_SECONDS
+    service.now += EVERY_SECONDS + 1  # the clock is a float
     await use(service, arn, 50)
 
     assert uses(service) == [("alice", 1), ("alice", 1), ("alice", 50)]
@@ -395,7 +434,7 @@ async def test_keys_that_are_remembered_are_bounded(service: Embedded, monkeypat
     for arn in arns:
         await use(service, arn)
     assert len(uses(service)) == 2
-    service.now += EVERY_SECONDS
+    service.now += EVERY_SECONDS + 1  # the clock is a float
     await use(service, arns[2])
 
     assert len(uses(service)) == 3

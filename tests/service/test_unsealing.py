@@ -436,6 +436,36 @@ async def test_losing_the_token_need_not_stop_the_service(
     assert events(service) == [("TokenLost", "TokenException"), ("TokenBack", None)]
 
 
+async def test_a_loss_that_cannot_be_recorded_is_recorded_later(
+    service: Embedded, watch_of: Callable[..., TokenWatch]
+) -> None:
+    """In the order in which it was, once: somebody waits for the event."""
+    watch_of(service, seals=False)
+    service.trail.refuses = lambda record: record.event_name.startswith("Token")
+    for fault in (hsm.TokenMissingError("it went away"), None, hsm.TokenMissingError("it went away again")):
+        service.root.fault = fault
+        await looked(service)
+    assert events(service) == []
+    assert service.log.getvalue().count("event_not_recorded") == 3
+    service.trail.refuses = None
+    await looked(service)
+    await looked(service)
+
+    assert [name for name, _ in events(service)] == ["TokenLost", "TokenBack", "TokenLost"]
+
+
+async def test_the_token_is_watched_on_after_a_fault(service: Embedded, watch_of: Callable[..., TokenWatch]) -> None:
+    """One that nobody foresaw, and that may pass."""
+    watch_of(service, seals=False)
+    service.root.fault = RuntimeError("nobody foresaw this")
+    await looked(service)
+    assert "token_watch_failed" in service.log.getvalue()
+    service.root.fault = hsm.TokenMissingError("it went away")
+    await looked(service)
+
+    assert events(service) == [("TokenLost", "TokenException")]
+
+
 async def test_a_wrong_pin_of_one_does_not_keep_another_from_unsealing(sealed: Embedded) -> None:
     """Each attempt is its own, with its own PIN."""
     sealed.root.fault = hsm.PinIncorrectError("refused")

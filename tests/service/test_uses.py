@@ -20,6 +20,7 @@ from kmsd.api.errors import (
     DryRunOperationError,
     InvalidCiphertextError,
     KMSInternalError,
+    LimitExceededError,
     StorageError,
     ThrottlingError,
 )
@@ -491,7 +492,11 @@ def nothing(_: list[str]) -> list[str]:
     return []
 
 
-@pytest.mark.parametrize("lost", [without_one, with_another, of_a_new_chain, nothing])
+def too_long_a_line(_: list[str]) -> list[str]:
+    raise LimitExceededError("the record has more bytes than were asked for")
+
+
+@pytest.mark.parametrize("lost", [without_one, with_another, of_a_new_chain, nothing, too_long_a_line])
 async def test_where_the_trail_cannot_tell_tracking_begins_anew(
     service: Embedded, lost: Callable[[list[str]], list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from kmsd_client.cli.metrics import ANSWER_SECONDS
+
 UNITS = Path(__file__).parent.parent.parent / "systemd"
 SERVICE = UNITS / "kmsd.service"
 EVENTS = UNITS / "kmsd-events.service"
@@ -115,6 +117,8 @@ def test_metrics_go_where_only_their_unit_writes() -> None:
 
     assert found["ExecStart"] == "/usr/bin/kms metrics --textfile /run/kmsd-metrics/kmsd.prom"
     assert (found["RuntimeDirectory"], found["RuntimeDirectoryPreserve"]) == ("kmsd-metrics", "yes")
+    # A daemon that hangs is told before systemd ends the command.
+    assert int(found["TimeoutStartSec"]) > 2 * ANSWER_SECONDS
     assert found["RuntimeDirectoryMode"] == "0755"
     assert re.search(rf"^u {found['User']} ", (UNITS / "kmsd.sysusers").read_text(), re.MULTILINE)
 

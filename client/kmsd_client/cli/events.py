@@ -15,7 +15,7 @@ from typing import Any, Self
 from kmsd.api.errors import ConnectionLostError, KmsError
 from kmsd.api.events import Event, Severity, SubscribeEventsRequest
 from kmsd_client import Client
-from kmsd_client.cli.terminal import note, printable
+from kmsd_client.cli.terminal import EXIT_USAGE, CommandError, note, printable
 from kmsd_client.events import Subscription, subscribe
 
 # What is done with an event and its line; returns when that is certain.
@@ -61,10 +61,13 @@ def run(options: argparse.Namespace) -> None:
 
         deliver.append(Mailer(options.mail).deliver)
     request, keep = _beginning(options)
+    if options.mail is not None and not options.follow and options.since is None and request.after_sequence == 0:
+        hint = "say --follow for those to come, --since for later ones, --since 0 for all"
+        raise CommandError("all events that are kept would be mailed", hint, code=EXIT_USAGE)
     with Delivery(deliver, keep) as delivery:
         if not options.follow:
             with Client(options.socket) as client, subscribe(client, request) as subscription:
-                _tell_dropped(request, subscription)
+                _tell_missing(request, subscription)
                 delivery.take(subscription)
         else:
             _follow(options.socket, request, delivery)
@@ -91,8 +94,9 @@ class Delivery:
 
     def take(self, subscription: Subscription) -> None:
         """Deliver what comes, until the end of the stream."""
-        if self.last is None:
-            self._keep_last(subscription.response.after_sequence)
+        begins_behind = subscription.response.after_sequence
+        if self.last is None or self.last > begins_behind:
+            self._keep_last(begins_behind)
         for line, event in subscription.events():
             self._delivering = True
             for deliver in self._deliver:
@@ -131,7 +135,7 @@ def _follow(socket: str | None, request: SubscribeEventsRequest, delivery: Deliv
                 if is_away:
                     note("the daemon is back")
                     is_away = False
-                _tell_dropped(request, subscription)
+                _tell_missing(request, subscription)
                 wait_seconds = _FIRST_WAIT_SECONDS
                 delivery.take(subscription)
         except KmsError as error:
@@ -173,10 +177,18 @@ def _keep_nothing(_sequence: int) -> None:
     """Leave it at that: nobody goes on from there."""
 
 
-def _tell_dropped(request: SubscribeEventsRequest, subscription: Subscription) -> None:
-    dropped = subscription.response.dropped_until
-    if request.after_sequence and request.after_sequence < dropped:
-        note(f"events of records up to number {dropped} are kept no longer: kms audit search has what happened")
+def _tell_missing(request: SubscribeEventsRequest, subscription: Subscription) -> None:
+    asked, response = request.after_sequence, subscription.response
+    if asked and asked < response.dropped_until:
+        note(
+            f"events of records up to number {response.dropped_until} are kept no longer: kms audit search has what "
+            "happened"
+        )
+    if asked and asked > response.after_sequence:
+        note(
+            f"the audit trail ends at record {response.after_sequence}, before record {asked}: what comes behind its "
+            "end is told; kms events --since 0 tells all"
+        )
 
 
 def _print(_line: bytes, event: Event) -> None:

@@ -8,7 +8,9 @@ import shlex
 from kmsd.api.deletion import (
     CANCEL_KEY_DELETION,
     GET_KEY_LAST_USAGE,
+    LONGEST_WINDOW_DAYS,
     SCHEDULE_KEY_DELETION,
+    SHORTEST_WINDOW_DAYS,
     CancelKeyDeletionRequest,
     GetKeyLastUsageRequest,
     ScheduleKeyDeletionRequest,
@@ -18,11 +20,14 @@ from kmsd_client import Client
 from kmsd_client.cli.dependents import agree, usage_facts
 from kmsd_client.cli.keys import key_id_of
 from kmsd_client.cli.moments import counted, now, second
-from kmsd_client.cli.terminal import print_facts, print_json, printable
+from kmsd_client.cli.terminal import EXIT_USAGE, CommandError, print_facts, print_json, printable
 
 
 def run_delete(options: argparse.Namespace) -> None:
     """Have a key destroyed after some days, if that is wanted."""
+    if not (options.yes or SHORTEST_WINDOW_DAYS <= options.days <= LONGEST_WINDOW_DAYS):
+        window = f"{SHORTEST_WINDOW_DAYS} to {LONGEST_WINDOW_DAYS}"
+        raise CommandError(f"--days is {options.days}: it may be {window}", code=EXIT_USAGE)
     with Client(options.socket) as client:
         key_id = key_id_of(client, options.key)
         if not options.yes:

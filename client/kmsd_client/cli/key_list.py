@@ -15,7 +15,7 @@ from kmsd.api.shapes import KeyManager, KeyMetadata, Structure
 from kmsd_client import Client
 from kmsd_client.cli.keys import all_aliases, all_keys
 from kmsd_client.cli.moments import ago, day, now, span
-from kmsd_client.cli.terminal import print_json, print_table
+from kmsd_client.cli.terminal import EXIT_ERROR, complain, print_json, print_table
 
 # Stands where the caller may not ask.
 _UNKNOWN = "-"
@@ -34,33 +34,38 @@ class ListedKey(Structure, frozen=True, kw_only=True):
     last_usage: GetKeyLastUsageResponse | None = None
 
 
-def run_list(options: argparse.Namespace) -> None:
+def run_list(options: argparse.Namespace) -> int:
     """List all keys."""
+    failures: dict[str, KmsError] = {}
     with Client(options.socket) as client:
-        keys = sorted(_all_known(client), key=_place)
+        keys = sorted(_all_known(client, failures), key=_place)
     if options.json:
         print_json(keys)
-        return
-    until = now()
-    print_table(
-        ("KEY ID", "STATE", "AGE", "NEXT ROTATION", "EXPIRES", "LAST USE", "ALIASES"),
-        [_row(key, until) for key in keys],
-    )
+    else:
+        until = now()
+        print_table(
+            ("KEY ID", "STATE", "AGE", "NEXT ROTATION", "EXPIRES", "LAST USE", "ALIASES"),
+            [_row(key, until) for key in keys],
+        )
+    for key_id, error in failures.items():
+        complain(f"key {key_id}: {error.code}: {error.message}".removesuffix("."))
+    return EXIT_ERROR if failures else 0
 
 
-def _all_known(client: Client) -> list[ListedKey]:
-    """Return what the caller may know of each key.
+def _all_known(client: Client, failures: dict[str, KmsError]) -> list[ListedKey]:
+    """Return what the caller may know of each key, and put into `failures` why the daemon cannot tell something.
 
     Each question that is refused becomes a record of the audit trail, so after the first nothing more is asked about
     that key.
     """
     keys = all_keys(client)
-    described = _answers(client, DESCRIBE_KEY, [key.key_id for key in keys])
+    described = _answers(client, DESCRIBE_KEY, [key.key_id for key in keys], failures)
     metadata = {key_id: answer.key_metadata for key_id, answer in described.items()}
     # Of keys that kmsd looks after it is known when they are rotated, and administrators may not ask.
     managed = {key_id for key_id, one in metadata.items() if one.key_manager is KeyManager.AWS}
-    rotations = _answers(client, GET_KEY_ROTATION_STATUS, [key_id for key_id in metadata if key_id not in managed])
-    usages = _answers(client, GET_KEY_LAST_USAGE, [*managed, *rotations])
+    unmanaged = [key_id for key_id in metadata if key_id not in managed]
+    rotations = _answers(client, GET_KEY_ROTATION_STATUS, unmanaged, failures)
+    usages = _answers(client, GET_KEY_LAST_USAGE, [*managed, *rotations], failures)
     names: dict[str, list[str]] = {}
     for alias in all_aliases(client, None):
         names.setdefault(alias.target_key_id, []).append(alias.alias_name)
@@ -77,7 +82,12 @@ def _all_known(client: Client) -> list[ListedKey]:
     ]
 
 
-def _answers(client: Client, operation: Operation[RequestT, ResponseT], key_ids: Sequence[str]) -> dict[str, ResponseT]:
+def _answers(
+    client: Client,
+    operation: Operation[RequestT, ResponseT],
+    key_ids: Sequence[str],
+    failures: dict[str, KmsError],
+) -> dict[str, ResponseT]:
     """Return what is answered about keys, but for those that the caller may not ask about or that are gone by now."""
     answers: dict[str, ResponseT] = {}
     outcomes = client.call_many(operation, [operation.request(key_id=key_id) for key_id in key_ids])
@@ -85,7 +95,7 @@ def _answers(client: Client, operation: Operation[RequestT, ResponseT], key_ids:
         if not isinstance(outcome, KmsError):
             answers[key_id] = outcome
         elif not isinstance(outcome, AccessDeniedError | NotFoundError):
-            raise outcome
+            failures[key_id] = outcome  # of one key only: what would meet all of them was raised
     return answers
 
 

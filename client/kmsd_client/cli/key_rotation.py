@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+from collections.abc import Iterator
 
-from kmsd.api.errors import AccessDeniedError
+from kmsd.api.errors import AccessDeniedError, KmsError
 from kmsd.api.rotation import (
     DISABLE_KEY_ROTATION,
     ENABLE_KEY_ROTATION,
@@ -24,7 +25,7 @@ from kmsd.api.rotation import (
 from kmsd_client import Client
 from kmsd_client.cli.keys import key_id_of
 from kmsd_client.cli.moments import counted, day, second
-from kmsd_client.cli.terminal import print_json, print_table
+from kmsd_client.cli.terminal import note, print_json, print_table
 
 _PAGE = 1000  # as many as one request may ask for
 # So much of an id of 64 digits tells the few versions of one key apart.
@@ -44,11 +45,22 @@ def run_rotate(options: argparse.Namespace) -> None:
                 ENABLE_KEY_ROTATION, EnableKeyRotationRequest(key_id=key_id, rotation_period_in_days=options.every)
             )
         told = ["no file needs re-encryption"]
-        with contextlib.suppress(AccessDeniedError):  # who may rotate may not be allowed to look
+        with _told_if_possible():
             told.insert(0, material_words(len(_materials(client, key_id))))
-        with contextlib.suppress(AccessDeniedError):
+        with _told_if_possible():
             told.append(_schedule(client.call(GET_KEY_ROTATION_STATUS, GetKeyRotationStatusRequest(key_id=key_id))))
     print("; ".join(told))
+
+
+@contextlib.contextmanager
+def _told_if_possible() -> Iterator[None]:
+    """Take it that something was done of which not all can be told: whoever saw it fail would do it again."""
+    try:
+        yield
+    except AccessDeniedError:
+        pass  # who may rotate may not be allowed to look
+    except KmsError as error:
+        note(f"it was done, but not all of what comes of it can be told: {error.message or error.code}")
 
 
 def run_rotations(options: argparse.Namespace) -> None:

@@ -39,7 +39,7 @@ from kmsd_client.cli.terminal import (
 
 if TYPE_CHECKING:
     _Verbs = argparse._SubParsersAction[argparse.ArgumentParser]  # noqa: SLF001 - argparse has no other name for it
-    _Run = Callable[[argparse.Namespace], None]
+    _Run = Callable[[argparse.Namespace], int | None]
 
 # How commands say what they take for a key.
 KEY_HELP = "key id, key ARN, alias or alias ARN"
@@ -131,9 +131,9 @@ def _verb(verbs: _Verbs, name: str, told: str, run: _Run) -> argparse.ArgumentPa
 def _in(module: str, function: str) -> _Run:
     """Return what runs a verb of a module that is imported only then: each verb loads what it needs."""
 
-    def run(options: argparse.Namespace) -> None:
+    def run(options: argparse.Namespace) -> int | None:
         found: _Run = getattr(importlib.import_module(f"kmsd_client.cli.{module}"), function)
-        found(options)
+        return found(options)
 
     return run
 

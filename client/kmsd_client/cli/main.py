@@ -7,6 +7,7 @@ import importlib
 import os
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import kmsd
@@ -86,10 +87,18 @@ def parser_of(verb: str, *, socket: str | None = None) -> argparse.ArgumentParse
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run `kms` and return its exit code."""
+    _open_what_is_closed()
     general = general_parser().parse_args(arguments)
     parser = parser_of(general.verb, socket=general.socket)
     options = parser.parse_args(general.words)
     return _run(options.run, options)
+
+
+def _open_what_is_closed() -> None:
+    """Have a standard stream that was closed lead nowhere; no other file may take its place, and Python has None."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, Path(os.devnull).open(mode, encoding="utf-8"))  # noqa: SIM115 - it stays open
 
 
 def _run(run: Callable[[argparse.Namespace], int | None], options: argparse.Namespace) -> int:

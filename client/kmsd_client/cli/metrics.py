@@ -13,6 +13,9 @@ from kmsd.api.errors import KmsError
 from kmsd.api.metrics import GET_METRICS, UP, GetMetricsRequest
 from kmsd_client import Client
 
+# kmsd answers within two, whatever its store does, and is being started for some. systemd ends the unit after 30 (and
+# monitoring would go on to read that all is well): connecting and waiting for the answer both fit in.
+ANSWER_SECONDS = 10.0
 # The collector runs as another user, and nothing of it is secret to the host's monitoring.
 _MODE = 0o644
 
@@ -44,7 +47,7 @@ def run(options: argparse.Namespace) -> None:
 
 
 def _ask(socket: str | None) -> str:
-    with Client(socket) as client:
+    with Client(socket, timeout=ANSWER_SECONDS) as client:
         return client.call(GET_METRICS, GetMetricsRequest()).text
 
 
