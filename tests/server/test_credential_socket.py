@@ -178,7 +178,7 @@ async def test_a_record_moved_to_another_unit_opens_for_nobody(service: Embedded
         b"\0abc/unit/nginx.service/..",
         b"\0abc/unit/nginx.service/\xff",
         b"\0abc/unit//tls-key",
-        b"\0" + os.urandom(100),
+        b"\0" + bytes(range(100, 200)),
     ],
     ids=repr,
 )
