@@ -27,7 +27,7 @@ demo: setup
 	@tests/support/demo.sh
 
 test: setup .venv/.host
-	$(PY) -m pytest $(ARGS)
+	$(PY) -m tests $(ARGS)
 
 # What `make test` does a little of: kills the service 10,000 times at random moments and at every disk call, also of
 # rotations and destructions, the whole daemon 100 times, and `kmsd init` between any two steps; lets every disk call fail
