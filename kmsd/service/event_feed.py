@@ -13,9 +13,8 @@ import asyncio
 import bisect
 import contextlib
 from collections import deque
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 from kmsd.api.errors import IntegrityError, KmsError, LimitExceededError
 from kmsd.api.events import Event
@@ -25,6 +24,7 @@ from kmsd.audit.writer import Trail
 from kmsd.events.log import EventLog, LogSpoiledError, Position
 from kmsd.events.projection import PROJECTED, Projection, id_of
 from kmsd.logs import Logger
+from kmsd.service.loops import Loop
 
 # A page of some 150 KiB takes about a millisecond, and requests are served between two.
 _PAGE_RECORDS = 256
@@ -63,7 +63,6 @@ class EventFeed:
         # What all who read the log now should know at once although it is no event of the trail.
         self.urgent: Event | None = None
         self._log: EventLog | None = None
-        self._opened = asyncio.Event()
         self._position = 0
         self._lines: deque[str] = deque()
         self._wake = asyncio.Event()
@@ -72,7 +71,10 @@ class EventFeed:
         self._told_of: str | None = None
         # How many events were written since the start.
         self.written = 0
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._feeding, self._keeping = (
+            Loop(run, event="events_failed", logger=logger, sleep=sleep, pause_seconds=_AFTER_FAULT_SECONDS)
+            for run in (self._run, self._keep_positions)
+        )
 
     @property
     def is_current(self) -> bool:
@@ -82,31 +84,13 @@ class EventFeed:
     def start(self) -> None:
         """Begin to project; what is appended to the trail from now on is not missed."""
         self._trail.on_record = self._note
-        self._begin(self._run)
-        self._begin(self._keep_positions)
-
-    def _begin(self, loop: Callable[[], Coroutine[Any, Any, None]], after_seconds: float = 0.0) -> None:
-        """Run a loop that does not end, and again some time after a fault that nobody foresaw."""
-
-        async def run() -> None:
-            if after_seconds:
-                await self._sleep(after_seconds)
-            await loop()
-
-        def ended(task: asyncio.Task[None]) -> None:
-            self._tasks.discard(task)
-            if not task.cancelled() and (fault := task.exception()) is not None:
-                self._logger.fault("events_failed", fault)
-                self._begin(loop, _AFTER_FAULT_SECONDS)
-
-        task = asyncio.ensure_future(run())
-        self._tasks.add(task)
-        task.add_done_callback(ended)
+        self._feeding.begin()
+        self._keeping.begin()
 
     async def opened(self) -> EventLog:
         """Return the log, which may lack events yet that are on record."""
         while self._log is None:
-            await self._opened.wait()
+            await self.changed.wait()
         return self._log
 
     async def caught_up(self) -> EventLog:
@@ -129,12 +113,10 @@ class EventFeed:
         self._wake.set()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(grace_seconds):
-                while self._tasks and self._position < self._trail.head[0]:
+                while self._feeding.begun and self._position < self._trail.head[0]:
                     await self.changed.wait()
-        for task in self._tasks:
-            task.cancel()
-        if self._tasks:
-            await asyncio.wait(self._tasks)
+        await self._feeding.close()
+        await self._keeping.close()
         self._keep_position()
 
     def tell(self, urgent: Event | None) -> None:
@@ -177,7 +159,6 @@ class EventFeed:
         if self._log is not None:
             self._log.give_up()
         self._log = None
-        self._opened.clear()
         self._spoiled = False
         self._tell_readers()
 
@@ -188,7 +169,6 @@ class EventFeed:
         position = log.position()
         self._position = position.sequence if position is not None and self._is_at(position) else log.last
         self._log = log
-        self._opened.set()
         self._tell_readers()
 
     def _drop(self, log: EventLog) -> None:

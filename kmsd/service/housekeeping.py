@@ -17,8 +17,8 @@ from __future__ import annotations
 
 import asyncio
 from bisect import insort
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Awaitable, Callable, Sequence
+from typing import NamedTuple
 
 from kmsd.api.errors import ConflictError, KmsError, SealedError
 from kmsd.api.operation import KeyState
@@ -27,6 +27,7 @@ from kmsd.service.calendar import Calendar
 from kmsd.service.destruction import Destruction
 from kmsd.service.gate import Gate
 from kmsd.service.key_dates import DAY_MS
+from kmsd.service.loops import Loop
 from kmsd.service.rotation import Rotation
 from kmsd.service.telling import told
 from kmsd.service.timekeeping import Timekeeping, keep
@@ -82,29 +83,16 @@ class Housekeeping:
         self._daily = tuple(daily)
         self._logger = logger
         self._sleep = sleep
-        self._task: asyncio.Task[None] | None = None
+        # Dates go on falling due behind a fault that nobody foresaw.
+        self._loop = Loop(self._go_on, event="housekeeping_failed", logger=logger, sleep=sleep, pause_seconds=_SECONDS)
         self._minute = 0
         self._waits: dict[str, _Wait] = {}
-        gate.on_open(self._begin)
-        gate.on_close(self._end)
+        gate.on_open(self._loop.begin)
+        gate.on_close(self._loop.end)
 
     async def close(self) -> None:
         """Do nothing more; a change under way goes on to its end."""
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.wait({self._task})
-
-    def _begin(self) -> None:
-        self._end()
-        self._start(self._go_on())
-
-    def _start(self, loop: Coroutine[Any, Any, None]) -> None:
-        self._task = asyncio.ensure_future(loop)
-        self._task.add_done_callback(self._ended)
-
-    def _end(self) -> None:
-        if self._task is not None:
-            self._task.cancel()
+        await self._loop.close()
 
     async def _go_on(self) -> None:
         while True:
@@ -113,10 +101,6 @@ class Housekeeping:
             except SealedError:
                 return  # the next unseal begins anew
             await self._sleep(_SECONDS)
-
-    async def _go_on_later(self) -> None:
-        await self._sleep(_SECONDS)
-        await self._go_on()
 
     async def look(self) -> None:
         """Do everything that is due now; raises SealedError."""
@@ -208,13 +192,6 @@ class Housekeeping:
             await self._destruction.warn(row)
         else:
             await self._destruction.destroy(row)
-
-    def _ended(self, task: asyncio.Task[None]) -> None:
-        if not task.cancelled() and (fault := task.exception()) is not None:
-            self._logger.fault("housekeeping_failed", fault)
-            if task is self._task:
-                # What nobody foresaw may pass, and dates go on falling due.
-                self._start(self._go_on_later())
 
 
 def _order(row: KeyRow) -> tuple[int, str]:

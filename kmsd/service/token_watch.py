@@ -17,6 +17,7 @@ from kmsd.audit.record import Record
 from kmsd.hsm.root import Root, RootError, TokenMissingError
 from kmsd.logs import Logger
 from kmsd.service.changing import Trail
+from kmsd.service.loops import Loop
 from kmsd.service.unsealing import Unsealing, system_record
 
 # Of a token that comes and goes while the trail cannot be written, the newest are enough.
@@ -45,21 +46,18 @@ class TokenWatch:
         self._seals = seals
         self._sleep = sleep
         self._missing = False
-        self._watching: asyncio.Task[None] | None = None
+        self._watching = Loop(self._watch, event="token_watch_failed", logger=logger, sleep=sleep, pause_seconds=0)
         # What could not be recorded yet.
         self._unrecorded: deque[Record] = deque(maxlen=_MOST_UNRECORDED)
 
     def start(self) -> None:
         """Begin to watch, if that is configured."""
         if self._check_seconds > 0:
-            self._watching = asyncio.ensure_future(self._watch())
-            self._watching.add_done_callback(self._tell_fault)
+            self._watching.begin()
 
     async def close(self) -> None:
         """Look no more."""
-        if self._watching is not None:
-            self._watching.cancel()
-            await asyncio.wait({self._watching})
+        await self._watching.close()
 
     async def _watch(self) -> None:
         while True:
@@ -109,8 +107,3 @@ class TokenWatch:
     def _write(self) -> None:
         self._trail.append([*self._unrecorded])
         self._unrecorded.clear()
-
-    def _tell_fault(self, task: asyncio.Task[None]) -> None:
-        if not task.cancelled() and (fault := task.exception()) is not None:
-            self._logger.fault("token_watch_failed", fault)
-            self.start()  # what nobody foresaw may pass

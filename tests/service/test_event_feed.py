@@ -67,8 +67,8 @@ class Running:
         return await asyncio.wait_for(self.feed.caught_up(), 10)
 
     async def kill(self) -> None:
-        for task in list(self.feed._tasks):
-            task.cancel()
+        self.feed._feeding.end()
+        self.feed._keeping.end()
         await asyncio.sleep(0)
         self.trail.close()
 
