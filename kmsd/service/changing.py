@@ -23,6 +23,7 @@ from kmsd.service.call import Call
 from kmsd.service.foreseen import Foreseen
 from kmsd.service.gate import Gate
 from kmsd.service.table import Entry
+from kmsd.service.under_way import UnderWay
 
 
 class Trail(Protocol):
@@ -54,26 +55,18 @@ class Changing:
         self._mutations = mutations
         self._gate = gate
         self._logger = logger
-        self._under_way: set[asyncio.Task[Any]] = set()
+        self._under_way = UnderWay()
 
     def begin(self, call: Call, entry: Entry, arguments: tuple[Any, ...]) -> asyncio.Task[msgspec.Struct]:
         """Make the change that the handler makes of its `arguments`, and return what becomes of it."""
-        change = asyncio.ensure_future(self._make(call, entry, arguments))
-        self._under_way.add(change)
-        change.add_done_callback(self._ended)
+        change = self._under_way.begin(self._make(call, entry, arguments))
         if not entry.operation.works_sealed:
             self._gate.pass_through(change)
         return change
 
-    def _ended(self, change: asyncio.Task[msgspec.Struct]) -> None:
-        self._under_way.discard(change)
-        if not change.cancelled():
-            change.exception()  # the trail has it, and the peer if it still waits
-
     async def drain(self) -> None:
         """Wait until every change under way has its outcome in the trail."""
-        while self._under_way:
-            await asyncio.wait(self._under_way)
+        await self._under_way.drain()
 
     async def _make(self, call: Call, entry: Entry, arguments: tuple[Any, ...]) -> msgspec.Struct:
         parameters = entry.parameters(arguments[1])

@@ -23,6 +23,7 @@ from kmsd.api.operation import action_of
 from kmsd.identity.directory import Directory
 from kmsd.identity.principals import Caller, NameServiceError
 from kmsd.material.versions import NotLoadedError
+from kmsd.service.under_way import look_at
 from kmsd.store.base import Store
 from kmsd.store.rows import GrantRow
 
@@ -145,14 +146,10 @@ class KeyGrants:
         if task is None:
             task = asyncio.ensure_future(self._load(grantees))
             self._loading[grantees] = task
-            task.add_done_callback(lambda done: self._loaded(grantees, done))
+            task.add_done_callback(lambda _: self._loading.pop(grantees, None))
+            task.add_done_callback(look_at)
         # It goes on for the others when one of them hangs up.
         await asyncio.shield(task)
-
-    def _loaded(self, grantees: frozenset[str], task: asyncio.Task[None]) -> None:
-        self._loading.pop(grantees, None)
-        if not task.cancelled():
-            task.exception()  # told to those who wait, if any does still
 
     async def _load(self, grantees: frozenset[str]) -> None:
         held = self._held.get(grantees)

@@ -22,6 +22,7 @@ from kmsd.service.gate import Gate
 from kmsd.service.identifiers import Arns
 from kmsd.service.records import KeyRecords
 from kmsd.service.telling import told
+from kmsd.service.under_way import UnderWay
 from kmsd.store.base import Change, RowChangedError, RowExistsError, Store
 
 
@@ -60,28 +61,20 @@ class OwnChanges:
         self._arns = arns
         self._gate = gate
         self._new_id = new_id
-        self._under_way: set[asyncio.Task[None]] = set()
+        self._under_way = UnderWay()
 
     async def commit(self, change: OwnChange) -> None:
         """Make a change; it goes on to its end when who waits for it is cancelled.
 
         Raises ConflictError when somebody else changed the same rows, and other KmsErrors.
         """
-        task = asyncio.ensure_future(self._commit(change))
-        self._under_way.add(task)
-        task.add_done_callback(self._ended)
+        task = self._under_way.begin(self._commit(change))
         self._gate.pass_through(task)
         await asyncio.shield(task)
 
-    def _ended(self, task: asyncio.Task[None]) -> None:
-        self._under_way.discard(task)
-        if not task.cancelled():
-            task.exception()  # the trail has it, and who waits if anybody does still
-
     async def drain(self) -> None:
         """Wait until every change under way has its outcome in the trail."""
-        while self._under_way:
-            await asyncio.wait(self._under_way)
+        await self._under_way.drain()
 
     async def _commit(self, change: OwnChange) -> None:
         mutation_id = self._new_id()

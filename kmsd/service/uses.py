@@ -27,6 +27,7 @@ from kmsd.audit.chain import MAX_READ_LINE_BYTES
 from kmsd.logs import Logger
 from kmsd.service.key_use import KeyUse, Tracking
 from kmsd.service.telling import told
+from kmsd.service.under_way import look_at
 from kmsd.service.use_records import Page, continues
 from kmsd.store.base import Change, Insert, Replace, RowChangedError, RowExistsError, Store
 from kmsd.store.rows import HousekeepingRow, KeyRow, UsageRow
@@ -188,7 +189,7 @@ class KeyUses:
         It goes on to its end when who waits for it is cancelled: half of it would be counted twice.
         """
         task = asyncio.ensure_future(self._flush_in_turn())
-        task.add_done_callback(_retrieve)
+        task.add_done_callback(look_at)
         await asyncio.shield(task)
 
     async def _flush_in_turn(self) -> None:
@@ -266,9 +267,3 @@ class KeyUses:
 
 def _storing(row: UsageRow) -> Change:
     return Insert(row) if row.version == 1 else Replace(row)
-
-
-def _retrieve(task: asyncio.Task[None]) -> None:
-    """Look at how a flush ended for which nobody waits any more."""
-    if not task.cancelled():
-        task.exception()
