@@ -120,13 +120,7 @@ class _Part:
 
     def events(self) -> Iterator[tuple[int, Event]]:
         """Yield each event with the offset of its line; raises OSError."""
-        offset = self.start
-        for line in self.read(offset, self.size).splitlines(keepends=True):
-            event = _event_in(line)
-            if event is None:
-                raise LogSpoiledError
-            yield offset, event
-            offset += len(line)
+        return _events_in(self.read(self.start, self.size), self.start)
 
     def offset_behind(self, sequence: int) -> int:
         """Return the offset behind the events up to a number."""
@@ -179,16 +173,11 @@ class Reader:
 
     def _wanted(self, lines: bytes, after_sequence: int) -> bytes:
         """Return the lines of events behind a number."""
-        passed = 0
-        for line in lines.splitlines(keepends=True):
-            event = _event_in(line)
-            if event is None:
-                raise LogSpoiledError
-            if event.sequence > after_sequence:
-                self._after = None
-                break
-            passed += len(line)
-        return lines[passed:]
+        wanted = next((offset for offset, event in _events_in(lines) if event.sequence > after_sequence), None)
+        if wanted is None:
+            return b""
+        self._after = None
+        return lines[wanted:]
 
 
 class EventLog:
@@ -301,6 +290,16 @@ def _open(path: Path, flags: int) -> int:
 
 def _older(path: Path) -> Path:
     return path.with_name(f"{path.name}.1")
+
+
+def _events_in(lines: bytes, offset: int = 0) -> Iterator[tuple[int, Event]]:
+    """Yield each event with the offset of its line, of which the first is at `offset`; raises LogSpoiledError."""
+    for line in lines.splitlines(keepends=True):
+        event = _event_in(line)
+        if event is None:
+            raise LogSpoiledError
+        yield offset, event
+        offset += len(line)
 
 
 def _event_in(line: bytes) -> Event | None:

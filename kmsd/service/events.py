@@ -7,7 +7,6 @@ who hangs up is noticed, whether he is being sent something or not. When kmsd st
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import socket
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -112,11 +111,11 @@ class Events:
     async def _send(self, channel: socket.socket, log: EventLog, reader: Reader, *, follow: bool) -> None:
         loop = asyncio.get_running_loop()
         told: Event | None = None
-        with contextlib.suppress(OSError):  # he hung up while he was being sent something, or a file cannot be read
+        try:
             while True:
                 changed = self._feed.changed
                 urgent = self._feed.urgent
-                if data := self._next(log, reader):
+                if data := reader.read():
                     await loop.sock_sendall(channel, data)
                 elif urgent is not None and urgent is not told:
                     told = urgent
@@ -125,13 +124,10 @@ class Events:
                     return
                 else:
                     await changed.wait()
-
-    def _next(self, log: EventLog, reader: Reader) -> bytes:
-        try:
-            return reader.read()
         except LogSpoiledError:
             self._feed.distrust(log)
-            raise
+        except OSError:
+            pass  # he hung up while he was being sent something, or a file cannot be read
 
     def _hung_up(self, channel: socket.socket, task: asyncio.Task[None]) -> None:
         asyncio.get_running_loop().remove_reader(channel)
