@@ -220,10 +220,15 @@ class Call:
         if key.state is KeyState.DISABLED:
             return DisabledError(f"{key.arn} is disabled.")
         message = f"{key.arn} {_STATE_WORDS.get(key.state, 'is not in a state for this operation.')}"
-        is_use = self.operation.usage is not None and not getattr(self.request, "dry_run", False)
+        is_use = self.operation.usage is not None and not self.is_dry_run
         if key.state is KeyState.PENDING_DELETION and is_use:
             return UsedWhilePendingDeletionError(key.arn, message)
         return KMSInvalidStateError(message)
+
+    @property
+    def is_dry_run(self) -> bool:
+        """Whether it is only asked whether the request would be served."""
+        return getattr(self.request, "dry_run", False)
 
     def end_dry_run(self, *, dry_run: bool) -> None:
         """Stop here if only a dry run was asked for; raises DryRunOperationError."""

@@ -146,7 +146,7 @@ class DefaultKeys:
         allowed = call.decision
         call.permit(CREATE_DEFAULT_KEY, resource=self._arns.alias(alias))
         decision, call.decision = call.decision, allowed
-        if getattr(call.request, "dry_run", False):
+        if call.is_dry_run:
             raise self._not_made(owner, alias)
         uid = call.caller.uid
         if await self._store.count_keys(uid) >= self._keys_per_uid:
