@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import msgspec
-
-from kmsd.api.operation import Operation
 from tests.life.clock import HOUR, Clock, Times
 from tests.life.daemon import Kill
+from tests.life.deeds import CREATE, Deed
 from tests.life.host import NO_KILL, Answer, Forge, Host, KilledError
 from tests.life.model import NEW, Ciphertext, Model, RefusedError
 from tests.life.sight import differences, foreseen, key_foreseen, see, see_key
@@ -20,8 +18,6 @@ _BEGIN = Times(wall=1_800_000_000_000, uptime=HOUR, boot="boot 0")
 # Where a boot begins; housekeeping is exact to an hour.
 _UPTIME = 2 * HOUR
 
-# What is done to the model, and raises what a request is refused with.
-Change = Callable[[Model], Any]
 # What happens to it, one after the other.
 Happenings = Callable[[Model], Iterator[None]]
 
@@ -56,20 +52,35 @@ class Pair:
     def _plan_next(self) -> None:
         self.host.planned, self._wrong_behind = self._falls.pop(0) if self._falls else (NO_KILL, None)
 
-    def ask(self, change: Change, operation: Operation[Any, Any], request: msgspec.Struct) -> Answer | None:
+    def ask(self, deed: Deed) -> Answer | None:
         """Ask for something that the model does as well; return the answer, None if it was refused or killed."""
         before, refusal = self.model.copy(), ""
         try:
-            change(self.model)
+            deed.change(self.model)
         except RefusedError as refused:
             refusal = str(refused)
         try:
-            answer = self.host.ask(operation, request)
+            answer = self.host.ask(deed.operation, deed.request)
         except KilledError:
             self._recover([before, self.model])
             return None
-        assert answer.error == refusal, f"{operation.name}: {answer.error or 'done'}, and not {refusal or 'done'}"
+        assert answer.error == refusal, f"{deed.operation.name}: {answer.error or 'done'}, and not {refusal or 'done'}"
         return None if answer.error else answer
+
+    def create_key(self) -> str | None:
+        """Make a key; return its id, None if that was refused or killed."""
+        answer = self.ask(CREATE)
+        if answer is None:
+            return None
+        key_id: str = answer.response.key_metadata.key_id
+        self.model.keys[key_id] = self.model.keys.pop(NEW)
+        return key_id
+
+    def keep(self, answer: Answer, plaintext: bytes, blob: bytes, *, is_file: bool = False) -> None:
+        """Note what a key's current material made."""
+        key_id = answer.response.key_id.rpartition("/")[2]
+        version = self.model.keys[key_id].version
+        self.model.ciphertexts.append(Ciphertext(key_id, version, plaintext, blob, is_file))
 
     def look_at_key(self, key_id: str) -> None:
         """Compare what can be seen of a key, if anything can."""

@@ -8,31 +8,16 @@ from __future__ import annotations
 import contextlib
 import os
 import random
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 
 import pytest
 
-from kmsd.api.deletion import (
-    CANCEL_KEY_DELETION,
-    SCHEDULE_KEY_DELETION,
-    CancelKeyDeletionRequest,
-    ScheduleKeyDeletionRequest,
-)
-from kmsd.api.keys import CREATE_ALIAS, CREATE_KEY, CreateAliasRequest, CreateKeyRequest
-from kmsd.api.rotation import (
-    ENABLE_KEY_ROTATION,
-    ROTATE_KEY_ON_DEMAND,
-    EnableKeyRotationRequest,
-    RotateKeyOnDemandRequest,
-)
-from kmsd.api.symmetric import ENCRYPT, EncryptRequest
 from tests.life.clock import DAY
 from tests.life.daemon import Kill
+from tests.life.deeds import cancel_deletion, create_alias, encrypt, rotate, rotate_every, schedule_deletion
 from tests.life.host import Forge
-from tests.life.model import NEW, Ciphertext, Model
 from tests.life.pair import Fall, Pair
-from tests.support.faulty_disk import KILLS, build
+from tests.support.faulty_disk import KILLS
 
 SEED = int(os.environ.get("KMSD_CAMPAIGN_SEED", str(random.SystemRandom().randrange(10**6))))
 IS_THOROUGH = int(os.environ.get("KMSD_CRASH_KILLS", "0")) >= 1000
@@ -42,6 +27,7 @@ STRIDE = 1 if IS_THOROUGH else 6
 # seen; and no longer when that was compared.
 SET_BACK = -365 * DAY
 ALIAS = "alias/doomed"
+PLAINTEXT = b"works"
 # One of AWS' bounds each.
 WINDOW_DAYS, PERIOD_DAYS = 7, 90
 WARNED_DAYS = 4
@@ -56,37 +42,28 @@ class Life:
         self.pair = Pair(forge)
         self._create()
         self.key = self._create()
-        request = CreateAliasRequest(alias_name=ALIAS, target_key_id=self.key)
-        self.pair.ask(lambda model: model.create_alias(ALIAS, self.key), CREATE_ALIAS, request)
+        self.pair.ask(create_alias(ALIAS, self.key))
 
     def _create(self) -> str:
         """Make a key, and encrypt something."""
-        answer = self.pair.ask(Model.create_key, CREATE_KEY, CreateKeyRequest())
+        key = self.pair.create_key()
+        assert key is not None
+        answer = self.pair.ask(encrypt(key, PLAINTEXT))
         assert answer is not None
-        key: str = answer.response.key_metadata.key_id
-        model = self.pair.model
-        model.keys[key] = model.keys.pop(NEW)
-        request = EncryptRequest(key_id=key, plaintext=memoryview(b"works"))
-        answer = self.pair.ask(lambda model: model.encrypt(key), ENCRYPT, request)
-        assert answer is not None
-        model.ciphertexts.append(Ciphertext(key, model.keys[key].version, b"works", answer.response.ciphertext_blob))
+        self.pair.keep(answer, PLAINTEXT, answer.response.ciphertext_blob)
         return key
 
     def rotate(self) -> None:
-        request = RotateKeyOnDemandRequest(key_id=self.key)
-        self.pair.ask(lambda model: model.rotate(self.key), ROTATE_KEY_ON_DEMAND, request)
+        self.pair.ask(rotate(self.key))
 
     def let_rotate(self) -> None:
-        request = EnableKeyRotationRequest(key_id=self.key, rotation_period_in_days=PERIOD_DAYS)
-        self.pair.ask(lambda model: model.enable_rotation(self.key, PERIOD_DAYS), ENABLE_KEY_ROTATION, request)
+        self.pair.ask(rotate_every(self.key, PERIOD_DAYS))
 
     def schedule_deletion(self) -> None:
-        request = ScheduleKeyDeletionRequest(key_id=self.key, pending_window_in_days=WINDOW_DAYS)
-        self.pair.ask(lambda model: model.schedule_deletion(self.key, WINDOW_DAYS), SCHEDULE_KEY_DELETION, request)
+        self.pair.ask(schedule_deletion(self.key, WINDOW_DAYS))
 
     def cancel_deletion(self) -> None:
-        request = CancelKeyDeletionRequest(key_id=self.key)
-        self.pair.ask(lambda model: model.cancel_deletion(self.key), CANCEL_KEY_DELETION, request)
+        self.pair.ask(cancel_deletion(self.key))
 
     def warn(self) -> None:
         """Let the time come at which its destruction is near."""
@@ -105,9 +82,9 @@ class Life:
         self.pair.pass_time(PERIOD_DAYS * DAY)
 
 
-Deed = Callable[[Life], None]
+Step = Callable[[Life], None]
 # What is done before, and then what the kill falls upon.
-DEEDS: dict[str, tuple[list[Deed], Deed]] = {
+DEEDS: dict[str, tuple[list[Step], Step]] = {
     "a rotation on demand": ([], Life.rotate),
     "a rotation by its date": ([Life.let_rotate], Life.let_be_rotated),
     "a scheduled deletion": ([], Life.schedule_deletion),
@@ -116,13 +93,6 @@ DEEDS: dict[str, tuple[list[Deed], Deed]] = {
     "a destruction": ([Life.schedule_deletion, Life.warn], Life.destroy),
     "a destruction without a warning": ([Life.schedule_deletion], Life.let_be_destroyed),
 }
-
-
-@pytest.fixture(scope="module")
-def forge(module_path: Path) -> Iterator[Forge]:
-    forge = Forge(build(module_path))
-    yield forge
-    forge.close()
 
 
 @pytest.mark.timeout(600)

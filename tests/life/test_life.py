@@ -9,8 +9,6 @@ import datetime as dt
 import os
 import random
 import sys
-from collections.abc import Iterator
-from pathlib import Path
 from typing import ClassVar
 
 import pytest
@@ -20,23 +18,13 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_sta
 
 from kmsd.api.administration import SEAL, SealRequest
 from kmsd.api.calendar import CONFIRM_CLOCK, ConfirmClockRequest
-from kmsd.api.deletion import (
-    CANCEL_KEY_DELETION,
-    SCHEDULE_KEY_DELETION,
-    CancelKeyDeletionRequest,
-    ScheduleKeyDeletionRequest,
-)
 from kmsd.api.files import ENCRYPT_FILE, EncryptFileRequest
 from kmsd.api.keys import (
-    CREATE_ALIAS,
-    CREATE_KEY,
     DELETE_ALIAS,
     DISABLE_KEY,
     ENABLE_KEY,
     UPDATE_ALIAS,
     UPDATE_KEY_DESCRIPTION,
-    CreateAliasRequest,
-    CreateKeyRequest,
     DeleteAliasRequest,
     EnableKeyRequest,
     UpdateAliasRequest,
@@ -44,27 +32,22 @@ from kmsd.api.keys import (
 )
 from kmsd.api.rotation import (
     DISABLE_KEY_ROTATION,
-    ENABLE_KEY_ROTATION,
-    ROTATE_KEY_ON_DEMAND,
     DisableKeyRotationRequest,
-    EnableKeyRotationRequest,
-    RotateKeyOnDemandRequest,
 )
 from kmsd.api.symmetric import (
-    ENCRYPT,
     GENERATE_DATA_KEY,
     REENCRYPT,
-    EncryptRequest,
     GenerateDataKeyRequest,
     ReEncryptRequest,
 )
 from tests.life.clock import DAY, HOUR
 from tests.life.daemon import Kill
-from tests.life.host import Answer, Asked, Forge
-from tests.life.model import NEW, Ciphertext, Model
-from tests.life.pair import Change, Fall, Pair
+from tests.life.deeds import Deed, cancel_deletion, create_alias, encrypt, rotate, rotate_every, schedule_deletion
+from tests.life.host import Answer, Forge
+from tests.life.model import Ciphertext, Model
+from tests.life.pair import Fall, Pair
 from tests.life.sight import decryption, plaintext_of
-from tests.support.faulty_disk import KILLS, build
+from tests.support.faulty_disk import KILLS
 
 STEPS = int(os.environ.get("KMSD_SOAK_STEPS", "5000"))
 SEED = int(os.environ.get("KMSD_SOAK_SEED", str(random.SystemRandom().randrange(10**6))))
@@ -117,11 +100,14 @@ class KeyLives(RuleBasedStateMachine):
     def model(self) -> Model:
         return self.pair.model
 
-    def ask(self, change: Change, asked: Asked) -> Answer | None:
+    def ask(self, deed: Deed) -> Answer | None:
+        self.count_asked()
+        return self.pair.ask(deed)
+
+    def count_asked(self) -> None:
         self.keep_unsealed()
         self.used += 1
         self.sealed += self.model.sealed
-        return self.pair.ask(change, *asked)
 
     def keep_unsealed(self) -> None:
         """Unseal it when it was sealed for long: a kill meanwhile may let the clock be set."""
@@ -146,16 +132,15 @@ class KeyLives(RuleBasedStateMachine):
     @rule()
     def create_key(self) -> None:
         """Make a key."""
-        answer = self.ask(Model.create_key, Asked(CREATE_KEY, CreateKeyRequest()))
-        if answer is not None:
-            self.model.keys[answer.response.key_metadata.key_id] = self.model.keys.pop(NEW)
+        self.count_asked()
+        self.pair.create_key()
 
     @rule(place=places, text=st.sampled_from(["", "mine", "yours"]))
     def describe(self, place: int, text: str) -> None:
         """Say what a key is for."""
         key = self.key_at(place)
         request = UpdateKeyDescriptionRequest(key_id=key, description=text)
-        self.ask(lambda model: model.describe(key, text), Asked(UPDATE_KEY_DESCRIPTION, request))
+        self.ask(Deed(lambda model: model.describe(key, text), UPDATE_KEY_DESCRIPTION, request))
         self.pair.look_at_key(key)
 
     @rule(place=places, on=st.sampled_from([True, True, False]))
@@ -164,9 +149,9 @@ class KeyLives(RuleBasedStateMachine):
         key = self.key_at(place)
         request = EnableKeyRequest(key_id=key)
         if on:
-            self.ask(lambda model: model.enable(key), Asked(ENABLE_KEY, request))
+            self.ask(Deed(lambda model: model.enable(key), ENABLE_KEY, request))
         else:
-            self.ask(lambda model: model.disable(key), Asked(DISABLE_KEY, request))
+            self.ask(Deed(lambda model: model.disable(key), DISABLE_KEY, request))
         self.pair.look_at_key(key)
 
     @rule(alias=st.sampled_from(ALIASES), place=places, how=st.sampled_from(["create", "create", "update", "delete"]))
@@ -174,27 +159,24 @@ class KeyLives(RuleBasedStateMachine):
         """Name a key, let a name mean another one, or remove a name."""
         key = self.key_at(place)
         if how == "create":
-            request = CreateAliasRequest(alias_name=alias, target_key_id=key)
-            self.ask(lambda model: model.create_alias(alias, key), Asked(CREATE_ALIAS, request))
+            self.ask(create_alias(alias, key))
         elif how == "update":
             update = UpdateAliasRequest(alias_name=alias, target_key_id=key)
-            self.ask(lambda model: model.update_alias(alias, key), Asked(UPDATE_ALIAS, update))
+            self.ask(Deed(lambda model: model.update_alias(alias, key), UPDATE_ALIAS, update))
         else:
-            self.ask(lambda model: model.delete_alias(alias), Asked(DELETE_ALIAS, DeleteAliasRequest(alias_name=alias)))
+            self.ask(Deed(lambda model: model.delete_alias(alias), DELETE_ALIAS, DeleteAliasRequest(alias_name=alias)))
 
     @rule(place=places, days=st.sampled_from([None, None, 0, 90, 90, 365, 2560]))
     def rotate(self, place: int, days: int | None) -> None:
         """Rotate a key now, never by itself, or every so many days."""
         key = self.key_at(place)
         if days is None:
-            request = RotateKeyOnDemandRequest(key_id=key)
-            self.ask(lambda model: model.rotate(key), Asked(ROTATE_KEY_ON_DEMAND, request))
+            self.ask(rotate(key))
         elif days == 0:
             never = DisableKeyRotationRequest(key_id=key)
-            self.ask(lambda model: model.disable_rotation(key), Asked(DISABLE_KEY_ROTATION, never))
+            self.ask(Deed(lambda model: model.disable_rotation(key), DISABLE_KEY_ROTATION, never))
         else:
-            every = EnableKeyRotationRequest(key_id=key, rotation_period_in_days=days)
-            self.ask(lambda model: model.enable_rotation(key, days), Asked(ENABLE_KEY_ROTATION, every))
+            self.ask(rotate_every(key, days))
         self.pair.look_at_key(key)
 
     @rule(place=places, days=st.sampled_from([None, 6, 7, 7, 14, 30, 30, 31]))
@@ -202,11 +184,9 @@ class KeyLives(RuleBasedStateMachine):
         """Have a key destroyed after so many days, or keep it after all."""
         key = self.key_at(place)
         if days is None:
-            cancellation = CancelKeyDeletionRequest(key_id=key)
-            self.ask(lambda model: model.cancel_deletion(key), Asked(CANCEL_KEY_DELETION, cancellation))
+            self.ask(cancel_deletion(key))
         else:
-            request = ScheduleKeyDeletionRequest(key_id=key, pending_window_in_days=days)
-            self.ask(lambda model: model.schedule_deletion(key, days), Asked(SCHEDULE_KEY_DELETION, request))
+            self.ask(schedule_deletion(key, days))
         self.pair.look_at_key(key)
 
     # Uses
@@ -216,29 +196,29 @@ class KeyLives(RuleBasedStateMachine):
         """Encrypt something that nobody else did."""
         self.made += 1
         plaintext, name = f"plaintext {self.made}".encode(), self.key_at(key)
-        answer = self.use(name, Asked(ENCRYPT, EncryptRequest(key_id=name, plaintext=memoryview(plaintext))))
+        answer = self.ask(encrypt(name, plaintext))
         if answer is not None:
-            self.keep(answer, plaintext, answer.response.ciphertext_blob)
+            self.pair.keep(answer, plaintext, answer.response.ciphertext_blob)
 
     @rule(key=keys, is_file=st.booleans())
     def make_data_key(self, key: int | str, is_file: bool) -> None:
         """Make a data key, for somebody's own use or for a file."""
         name = self.key_at(key)
         if is_file:
-            answer = self.use(name, Asked(ENCRYPT_FILE, EncryptFileRequest(key_id=name)))
+            answer = self.ask(Deed(lambda model: model.encrypt(name), ENCRYPT_FILE, EncryptFileRequest(key_id=name)))
             if answer is not None:
-                self.keep(answer, answer.message_key, answer.response.header, is_file=True)
+                self.pair.keep(answer, answer.message_key, answer.response.header, is_file=True)
         else:
             request = GenerateDataKeyRequest(key_id=name, number_of_bytes=16)
-            answer = self.use(name, Asked(GENERATE_DATA_KEY, request))
+            answer = self.ask(Deed(lambda model: model.encrypt(name), GENERATE_DATA_KEY, request))
             if answer is not None:
-                self.keep(answer, bytes(answer.response.plaintext), answer.response.ciphertext_blob)
+                self.pair.keep(answer, bytes(answer.response.plaintext), answer.response.ciphertext_blob)
 
     @rule(place=places)
     def decrypt(self, place: int) -> None:
         """Decrypt something that was made once."""
         if (ciphertext := self.ciphertext_at(place)) is not None:
-            answer = self.ask(lambda model: model.decrypt(ciphertext), decryption(ciphertext))
+            answer = self.ask(Deed(lambda model: model.decrypt(ciphertext), *decryption(ciphertext)))
             assert answer is None or plaintext_of(answer) == ciphertext.plaintext
 
     @rule(place=places, key=keys)
@@ -247,18 +227,9 @@ class KeyLives(RuleBasedStateMachine):
         if (ciphertext := self.ciphertext_at(place)) is not None and not ciphertext.is_file:
             name = self.key_at(key)
             request = ReEncryptRequest(ciphertext_blob=ciphertext.blob, destination_key_id=name)
-            answer = self.ask(lambda model: model.re_encrypt(ciphertext, name), Asked(REENCRYPT, request))
+            answer = self.ask(Deed(lambda model: model.re_encrypt(ciphertext, name), REENCRYPT, request))
             if answer is not None:
-                self.keep(answer, ciphertext.plaintext, answer.response.ciphertext_blob)
-
-    def use(self, name: str, asked: Asked) -> Answer | None:
-        return self.ask(lambda model: model.encrypt(name), asked)
-
-    def keep(self, answer: Answer, plaintext: bytes, blob: bytes, *, is_file: bool = False) -> None:
-        """Note what a key's current material made."""
-        key_id = answer.response.key_id.rpartition("/")[2]
-        version = self.model.keys[key_id].version
-        self.model.ciphertexts.append(Ciphertext(key_id, version, plaintext, blob, is_file))
+                self.pair.keep(answer, ciphertext.plaintext, answer.response.ciphertext_blob)
 
     def ciphertext_at(self, place: int) -> Ciphertext | None:
         ciphertexts = self.model.ciphertexts
@@ -269,7 +240,7 @@ class KeyLives(RuleBasedStateMachine):
     @rule()
     def seal(self) -> None:
         """Take the keys away, as an administrator may at any time."""
-        self.ask(Model.seal, Asked(SEAL, SealRequest()))
+        self.ask(Deed(Model.seal, SEAL, SealRequest()))
 
     @rule()
     def unseal(self) -> None:
@@ -307,14 +278,7 @@ class KeyLives(RuleBasedStateMachine):
         """Say that the wall clock is right."""
         self.keep_unsealed()
         request = ConfirmClockRequest(clock=dt.datetime.fromtimestamp(self.pair.host.times.wall / 1000, dt.UTC))
-        self.ask(Model.confirm_clock, Asked(CONFIRM_CLOCK, request))
-
-
-@pytest.fixture(scope="module")
-def forge(module_path: Path) -> Iterator[Forge]:
-    forge = Forge(build(module_path))
-    yield forge
-    forge.close()
+        self.ask(Deed(Model.confirm_clock, CONFIRM_CLOCK, request))
 
 
 # A step takes some 3 ms; shrinking what was found takes hypothesis at most 5 minutes.
