@@ -14,6 +14,7 @@ import struct
 import subprocess
 import sys
 import time
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -29,20 +30,31 @@ _EVENTS = frozenset(
     }
 )
 _HOST = ("/etc/", "/var/")
+# How often the started daemon forks in the meantime depends on how busy the machine is: 0 or 1 more were seen.
+_VARYING_FORKS = 3
 
 
 def main() -> int:
     file, where, *options = sys.argv[1:]
     with Path(file).open("r+b") as stream:
         shared = mmap.mmap(stream.fileno(), NUMBERS.size)
+    # Its processes do things at one time; without this, one of them takes back what another has counted.
+    counting = get_context("fork").Lock()
+
+    def count(what: str) -> bool:
+        # A process that was killed while it counted must not stop the others for ever.
+        ours = counting.acquire(timeout=1)
+        done, _ = NUMBERS.unpack(shared[:])
+        reached = done + 1 == int(where) if where.isdecimal() else where in what
+        shared[:] = NUMBERS.pack(done + 1, reached)
+        if ours:
+            counting.release()
+        return reached
 
     def look(event: str, arguments: tuple[Any, ...]) -> None:
         if event not in _EVENTS and not (event == "open" and _writes(*arguments)):
             return
-        done, _ = NUMBERS.unpack(shared[:])
-        reached = done + 1 == int(where) if where.isdecimal() else where in f"{event}{arguments}"
-        shared[:] = NUMBERS.pack(done + 1, reached)
-        if reached:
+        if count(f"{event}{arguments}"):
             # It is killed here, or its parent is, after which it must not stay behind.
             parent = os.getppid()
             while os.getppid() == parent:
@@ -54,7 +66,10 @@ def main() -> int:
 
 
 def kill(host: PrivateHost, where: int | str, *options: str) -> int:
-    """Run init on `host`, and kill all its processes before it does this; return how many things it did."""
+    """Run init on `host`, and kill all its processes before it does this; return how many things it did.
+
+    A number near the end may not be reached: the run then was whole.
+    """
     counted = host.top / "counted"
     counted.write_bytes(NUMBERS.pack(0, 0))
     command = host.command(
@@ -70,7 +85,8 @@ def kill(host: PrivateHost, where: int | str, *options: str) -> int:
                 break
             time.sleep(0.002)
     done, reached = NUMBERS.unpack(counted.read_bytes())
-    assert reached or where == 0, f"it does not come to {where}"
+    whole = process.returncode == 0 and isinstance(where, int) and done + _VARYING_FORKS >= where
+    assert reached or whole, f"it does not come to {where}"
     return int(done)
 
 
