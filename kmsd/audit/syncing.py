@@ -89,7 +89,8 @@ class Syncer:
         self._expect()
         self._wake.set()
         try:
-            await asyncio.wait_for(asyncio.wrap_future(waiter), DEADLINE_SECONDS)
+            async with asyncio.timeout(DEADLINE_SECONDS):
+                await asyncio.wrap_future(waiter)
         except TimeoutError:
             raise unavailable(self._path, f"a sync has not returned for {DEADLINE_SECONDS:.0f} s") from None
 

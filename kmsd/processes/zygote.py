@@ -151,12 +151,14 @@ class Zygote:
             self._attach()
             self._control.shutdown(socket.SHUT_WR)  # it still reports how its children end
             try:
-                await asyncio.wait_for(self._gone.wait(), _CLOSE_SECONDS)
+                async with asyncio.timeout(_CLOSE_SECONDS):
+                    await self._gone.wait()
             except TimeoutError:
                 # A daemon that is confined may not signal it (Landlock); it is left to who started the daemon.
                 with contextlib.suppress(PermissionError, TimeoutError):
                     os.kill(self.pid, signal.SIGKILL)
-                    await asyncio.wait_for(self._gone.wait(), _CLOSE_SECONDS)
+                    async with asyncio.timeout(_CLOSE_SECONDS):
+                        await self._gone.wait()
 
     def _attach(self) -> asyncio.AbstractEventLoop:
         """Return the running loop, which reads the zygote's messages from the first request on."""

@@ -346,16 +346,19 @@ class Service:
             await self._files.drain(grace)
         # A store may hang: its intents then stay open, and the next start settles them.
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._drain(), grace)
+            async with asyncio.timeout(grace):
+                await self._drain()
         await self._pool.close()
         await self._files.drain(grace)
         try:
             self._accounts.close()
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._custody.uses.keep_if_possible(), grace)
+                async with asyncio.timeout(grace):
+                    await self._custody.uses.keep_if_possible()
             self._trail.append([system_record("Stop", storeSequence=self._store.sequence)])
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._custody.checkpoints.sign_if_possible(), grace)
+                async with asyncio.timeout(grace):
+                    await self._custody.checkpoints.sign_if_possible()
         finally:
             # Whatever becomes of the record, no key outlives the service.
             self._custody.seal()

@@ -238,9 +238,11 @@ class Unsealing:
                 await self._gate.close(_SEAL_GRACE_SECONDS)
                 await self._token_anchor.close()
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._keep(), _SEAL_GRACE_SECONDS)
+                    async with asyncio.timeout(_SEAL_GRACE_SECONDS):
+                        await self._keep()
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._checkpoints.sign_if_possible(), _SEAL_GRACE_SECONDS)
+                    async with asyncio.timeout(_SEAL_GRACE_SECONDS):
+                        await self._checkpoints.sign_if_possible()
             finally:
                 self._seal.seal()
 

@@ -199,6 +199,33 @@ async def test_a_sync_that_hangs_closes_the_trail(
     wait_until_it_appends(trail, make_record)
 
 
+@pytest.mark.parametrize("turns", range(6))
+async def test_who_is_cancelled_while_the_sync_returns_is_cancelled(
+    open_trail: OpenTrail, system: FaultySystem, hang: threading.Event, turns: int
+) -> None:
+    """However many turns of the loop after it: who swallows that goes on for ever in a daemon that stops."""
+    trail = open_trail(system=system)
+    before = system.counts["fdatasync"]
+    system.hang = hang
+
+    async def wait_and_go_on() -> None:
+        await trail.sync()
+        await asyncio.sleep(60)
+
+    task = asyncio.create_task(wait_and_go_on())
+    while system.counts["fdatasync"] == before:  # noqa: ASYNC110 - a thread counts
+        await asyncio.sleep(0.001)
+    hang.set()
+    time.sleep(0.05)  # noqa: ASYNC251 - the thread is done meanwhile, and the loop has yet to hear of it
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    task.cancel()
+
+    _, waiting = await asyncio.wait({task}, timeout=10)
+    assert not waiting
+    assert task.cancelled()
+
+
 async def test_waiting_for_a_sync_that_hangs_ends(
     open_trail: OpenTrail, system: FaultySystem, hang: threading.Event, monkeypatch: pytest.MonkeyPatch
 ) -> None:
