@@ -48,6 +48,7 @@ from kmsd.service.audit_accounts import AuditAccounts
 from kmsd.service.call import Session
 from kmsd.service.credential_delivery import CredentialDelivery
 from kmsd.service.default_keys import DefaultKeys
+from kmsd.service.grace import within
 from kmsd.service.host_policies import read_host_policy
 from kmsd.service.identifiers import Arns
 from kmsd.service.key_cipher import KeyCipher
@@ -345,20 +346,17 @@ class Service:
             await self._listener.stop(grace)
             await self._files.drain(grace)
         # A store may hang: its intents then stay open, and the next start settles them.
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(grace):
-                await self._drain()
+        async with within(grace):
+            await self._drain()
         await self._pool.close()
         await self._files.drain(grace)
         try:
             self._accounts.close()
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(grace):
-                    await self._custody.uses.keep_if_possible()
+            async with within(grace):
+                await self._custody.uses.keep_if_possible()
             self._trail.append([system_record("Stop", storeSequence=self._store.sequence)])
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(grace):
-                    await self._custody.checkpoints.sign_if_possible()
+            async with within(grace):
+                await self._custody.checkpoints.sign_if_possible()
         finally:
             # Whatever becomes of the record, no key outlives the service.
             self._custody.seal()

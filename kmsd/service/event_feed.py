@@ -24,6 +24,7 @@ from kmsd.audit.writer import Trail
 from kmsd.events.log import EventLog, LogSpoiledError, Position
 from kmsd.events.projection import PROJECTED, Projection, id_of
 from kmsd.logs import Logger
+from kmsd.service.grace import within
 from kmsd.service.loops import Loop
 
 # A page of some 150 KiB takes about a millisecond, and requests are served between two.
@@ -111,10 +112,9 @@ class EventFeed:
     async def close(self, grace_seconds: float) -> None:
         """Project what is on record now, within the grace, and end."""
         self._wake.set()
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(grace_seconds):
-                while self._feeding.begun and self._position < self._trail.head[0]:
-                    await self.changed.wait()
+        async with within(grace_seconds):
+            while self._feeding.begun and self._position < self._trail.head[0]:
+                await self.changed.wait()
         await self._feeding.close()
         await self._keeping.close()
         self._keep_position()

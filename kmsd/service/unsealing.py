@@ -31,6 +31,7 @@ from kmsd.logs import Logger
 from kmsd.service.changing import Trail
 from kmsd.service.checkpoints import Checkpoints
 from kmsd.service.gate import Gate
+from kmsd.service.grace import within
 from kmsd.service.seal import CONFIGURED, Means, Seal
 from kmsd.service.telling import told
 from kmsd.service.token_anchor import TokenAnchor
@@ -237,12 +238,10 @@ class Unsealing:
             try:
                 await self._gate.close(_SEAL_GRACE_SECONDS)
                 await self._token_anchor.close()
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(_SEAL_GRACE_SECONDS):
-                        await self._keep()
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(_SEAL_GRACE_SECONDS):
-                        await self._checkpoints.sign_if_possible()
+                async with within(_SEAL_GRACE_SECONDS):
+                    await self._keep()
+                async with within(_SEAL_GRACE_SECONDS):
+                    await self._checkpoints.sign_if_possible()
             finally:
                 self._seal.seal()
 
