@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import threading
@@ -105,6 +106,11 @@ class FaultySystem:
     def link(self, source: Path, target: Path) -> None:
         self._count("link")
         target.hardlink_to(source)
+
+    async def sync_begins(self, before: int) -> None:
+        """Wait until fdatasync was called more often than it had been `before`; it may hang then."""
+        while self.counts["fdatasync"] == before:  # noqa: ASYNC110 - a thread counts
+            await asyncio.sleep(0.001)
 
     def wait_for_syncs(self, count: int) -> None:
         with self.synced:

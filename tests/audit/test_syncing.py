@@ -82,8 +82,7 @@ async def test_many_who_wait_share_a_sync(
     before = system.counts["fdatasync"]
     system.hang = hang
     first = asyncio.create_task(trail.sync())
-    while system.counts["fdatasync"] == before:  # noqa: ASYNC110 - a thread counts
-        await asyncio.sleep(0.001)
+    await system.sync_begins(before)
     others = [asyncio.create_task(trail.sync()) for _ in range(50)]
     others[0].cancel()
     await asyncio.sleep(0.01)
@@ -185,8 +184,7 @@ async def test_a_sync_that_hangs_closes_the_trail(
     before = system.counts["fdatasync"]
     system.hang = hang
     trail.append([make_record()])
-    while system.counts["fdatasync"] == before:  # noqa: ASYNC110 - a thread counts
-        await asyncio.sleep(0.001)
+    await system.sync_begins(before)
     trail.append([make_record()])
 
     writes = system.counts["write"]
@@ -213,8 +211,7 @@ async def test_who_is_cancelled_while_the_sync_returns_is_cancelled(
         await asyncio.sleep(60)
 
     task = asyncio.create_task(wait_and_go_on())
-    while system.counts["fdatasync"] == before:  # noqa: ASYNC110 - a thread counts
-        await asyncio.sleep(0.001)
+    await system.sync_begins(before)
     hang.set()
     time.sleep(0.05)  # noqa: ASYNC251 - the thread is done meanwhile, and the loop has yet to hear of it
     for _ in range(turns):
