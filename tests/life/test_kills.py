@@ -12,12 +12,13 @@ from collections.abc import Callable
 
 import pytest
 
+from kmsd.api.files import ENCRYPT_FILE, EncryptFileRequest
 from tests.life.clock import DAY
 from tests.life.daemon import Kill
-from tests.life.deeds import cancel_deletion, create_alias, encrypt, rotate, rotate_every, schedule_deletion
+from tests.life.deeds import Deed, cancel_deletion, create_alias, encrypt, rotate, rotate_every, schedule_deletion
 from tests.life.host import Forge
 from tests.life.pair import Fall, Pair
-from tests.support.faulty_disk import KILLS
+from tests.support.faulty_disk import KILLS, Act
 
 SEED = int(os.environ.get("KMSD_CAMPAIGN_SEED", str(random.SystemRandom().randrange(10**6))))
 IS_THOROUGH = int(os.environ.get("KMSD_CRASH_KILLS", "0")) >= 1000
@@ -33,6 +34,8 @@ WINDOW_DAYS, PERIOD_DAYS = 7, 90
 WARNED_DAYS = 4
 # Each of the deeds makes some 20 to 160.
 FEWEST_CALLS = 15
+# The line of its beginning, that of its end, and what syncs them.
+CALLS_OF_A_FILE = 3
 
 
 class Life:
@@ -124,3 +127,24 @@ def kill_amid(forge: Forge, name: str, kill: Kill) -> bool:
             pair.look(pair.model.ciphertexts)
         pair.finish()
     return was_killed
+
+
+@pytest.mark.parametrize("act", KILLS)
+def test_a_file_amid_which_it_is_killed_is_a_use_of_its_key(forge: Forge, act: Act) -> None:
+    """From when the trail tells that it began: then a worker may have had its key."""
+    at = 1
+    while kill_amid_file(forge, Kill(at, act)):
+        at += 1
+    assert at > CALLS_OF_A_FILE, "what was killed is not what it was meant to be"
+
+
+def kill_amid_file(forge: Forge, kill: Kill) -> bool:
+    """Kill the service at a disk call of a file, and compare what is there; return whether it made so many."""
+    life = Life(forge)
+    pair, request = life.pair, EncryptFileRequest(key_id=life.key)
+    with contextlib.closing(pair.host):
+        starts = pair.host.starts
+        pair.plan([Fall(kill, None)])
+        pair.ask(Deed(lambda model: model.encrypt(life.key), ENCRYPT_FILE, request))
+        pair.finish()
+        return pair.host.starts > starts
