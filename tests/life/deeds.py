@@ -13,6 +13,7 @@ from kmsd.api.deletion import (
     CancelKeyDeletionRequest,
     ScheduleKeyDeletionRequest,
 )
+from kmsd.api.files import ENCRYPT_FILE, EncryptFileRequest
 from kmsd.api.keys import CREATE_ALIAS, CREATE_KEY, CreateAliasRequest, CreateKeyRequest
 from kmsd.api.operation import Operation
 from kmsd.api.rotation import (
@@ -47,6 +48,10 @@ def create_alias(alias: str, key: str) -> Deed:
 def encrypt(key: str, plaintext: bytes) -> Deed:
     request = EncryptRequest(key_id=key, plaintext=memoryview(plaintext))
     return Deed(lambda model: model.encrypt(key), ENCRYPT, request)
+
+
+def encrypt_file(key: str) -> Deed:
+    return Deed(lambda model: model.encrypt(key), ENCRYPT_FILE, EncryptFileRequest(key_id=key))
 
 
 def rotate(key: str) -> Deed:

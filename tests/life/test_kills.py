@@ -12,10 +12,17 @@ from collections.abc import Callable
 
 import pytest
 
-from kmsd.api.files import ENCRYPT_FILE, EncryptFileRequest
 from tests.life.clock import DAY
 from tests.life.daemon import Kill
-from tests.life.deeds import Deed, cancel_deletion, create_alias, encrypt, rotate, rotate_every, schedule_deletion
+from tests.life.deeds import (
+    cancel_deletion,
+    create_alias,
+    encrypt,
+    encrypt_file,
+    rotate,
+    rotate_every,
+    schedule_deletion,
+)
 from tests.life.host import Forge
 from tests.life.pair import Fall, Pair
 from tests.support.faulty_disk import KILLS, Act
@@ -141,10 +148,10 @@ def test_a_file_amid_which_it_is_killed_is_a_use_of_its_key(forge: Forge, act: A
 def kill_amid_file(forge: Forge, kill: Kill) -> bool:
     """Kill the service at a disk call of a file, and compare what is there; return whether it made so many."""
     life = Life(forge)
-    pair, request = life.pair, EncryptFileRequest(key_id=life.key)
+    pair = life.pair
     with contextlib.closing(pair.host):
         starts = pair.host.starts
         pair.plan([Fall(kill, None)])
-        pair.ask(Deed(lambda model: model.encrypt(life.key), ENCRYPT_FILE, request))
+        pair.ask(encrypt_file(life.key))
         pair.finish()
         return pair.host.starts > starts

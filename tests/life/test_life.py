@@ -18,7 +18,6 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_sta
 
 from kmsd.api.administration import SEAL, SealRequest
 from kmsd.api.calendar import CONFIRM_CLOCK, ConfirmClockRequest
-from kmsd.api.files import ENCRYPT_FILE, EncryptFileRequest
 from kmsd.api.keys import (
     DELETE_ALIAS,
     DISABLE_KEY,
@@ -42,7 +41,16 @@ from kmsd.api.symmetric import (
 )
 from tests.life.clock import DAY, HOUR
 from tests.life.daemon import Kill
-from tests.life.deeds import Deed, cancel_deletion, create_alias, encrypt, rotate, rotate_every, schedule_deletion
+from tests.life.deeds import (
+    Deed,
+    cancel_deletion,
+    create_alias,
+    encrypt,
+    encrypt_file,
+    rotate,
+    rotate_every,
+    schedule_deletion,
+)
 from tests.life.host import Answer, Forge
 from tests.life.model import Ciphertext, Model
 from tests.life.pair import Fall, Pair
@@ -205,7 +213,7 @@ class KeyLives(RuleBasedStateMachine):
         """Make a data key, for somebody's own use or for a file."""
         name = self.key_at(key)
         if is_file:
-            answer = self.ask(Deed(lambda model: model.encrypt(name), ENCRYPT_FILE, EncryptFileRequest(key_id=name)))
+            answer = self.ask(encrypt_file(name))
             if answer is not None:
                 self.pair.keep(answer, answer.message_key, answer.response.header, is_file=True)
         else:

@@ -30,15 +30,14 @@ def check_trail(host: Host, model: Model) -> None:
     assert report.open_intents == (), f"open: {report.open_intents}"
     assert report.unsigned == 0, f"{report.unsigned} records are not signed"
     assert told_by(host) == model.told
-    used = _uses(_records(host))
+    used = _uses(_ended(host))
     for key, usage in usages.items():
         assert usage.uses == used[key], f"{key} was used {used[key]}, and {usage.uses} are counted"
 
 
 def told_by(host: Host) -> Counter[str]:
     """Return how often the trail tells of what changes keys and aliases visibly."""
-    done = (one for one in _records(host) if one["eventType"] not in _BEGINS and happened(one))
-    return Counter(one["eventName"] for one in done if one["eventName"] in TOLD)
+    return Counter(one["eventName"] for one in _ended(host) if one["eventName"] in TOLD and happened(one))
 
 
 def _files(host: Host) -> list[Path]:
@@ -46,14 +45,15 @@ def _files(host: Host) -> list[Path]:
     return [*sorted(folder.glob("audit.log.[0-9]*")), folder / "audit.log"]
 
 
-def _records(host: Host) -> list[dict[str, Any]]:
-    return [msgspec.json.decode(line) for path in _files(host) for line in path.read_bytes().splitlines()]
+def _ended(host: Host) -> list[dict[str, Any]]:
+    records = [msgspec.json.decode(line) for path in _files(host) for line in path.read_bytes().splitlines()]
+    return [one for one in records if one["eventType"] not in _BEGINS]
 
 
-def _uses(records: list[dict[str, Any]]) -> dict[str, Counter[str]]:
+def _uses(ended: list[dict[str, Any]]) -> dict[str, Counter[str]]:
     """Return how often each key was used, by operation: ReEncrypt uses two, or one twice."""
     used: dict[str, Counter[str]] = defaultdict(Counter)
-    for one in records:
+    for one in ended:
         if one["eventName"] in _USES and _is_use(one):
             keys = {resource["ARN"].rpartition("/")[2] for resource in one["resources"]}
             for key in keys:
@@ -63,6 +63,4 @@ def _uses(records: list[dict[str, Any]]) -> dict[str, Counter[str]]:
 
 def _is_use(record: dict[str, Any]) -> bool:
     """Whether it tells of a use: also of a file amid which kmsd was killed, as a worker may have had its key."""
-    if record["eventType"] in _BEGINS:
-        return False
     return happened(record) or "settledAtStart" in (record.get("additionalEventData") or {})
